@@ -1,0 +1,84 @@
+# shellcheck shell=bash
+# Installs what is missing, and nothing else. Each entry: the Debian package, then the program or
+# path pattern whose presence makes it unnecessary.
+
+BUILD_NEEDS=(
+  build-essential:cc
+  make:make
+  cmake:cmake
+)
+SERVER_NEEDS=(
+  redis-server:redis-server
+  redis-tools:redis-cli
+  "rabbitmq-server:/usr/lib/rabbitmq/bin/rabbitmq-server"
+  "postgresql:/usr/lib/postgresql/*/bin/postgres"
+  "postgresql-client:/usr/lib/postgresql/*/bin/psql"
+  curl:curl
+)
+# The peers that tests and benchmarks measure themselves against.
+PEER_NEEDS=(
+  nginx:nginx
+  "libnginx-mod-http-lua:/usr/lib/nginx/modules/ngx_http_lua_module.so"
+  "lua-nginx-redis:/usr/share/lua/5.1/nginx/redis.lua"
+  "lua-resty-core:/usr/share/lua/5.1/resty/core.lua"
+  "lua-resty-lrucache:/usr/share/lua/5.1/resty/lrucache.lua"
+  wrk:wrk
+)
+
+may_install() { [ "$(id -u)" = 0 ] || { command -v sudo >/dev/null && sudo -n true 2>/dev/null; }; }
+
+as_root() {
+  if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+# Prints the packages among ENTRIES… that are missing.
+missing_packages() {
+  local entry
+  for entry in "$@"; do
+    find_program "${entry#*:}" >/dev/null || printf '%s\n' "${entry%%:*}"
+  done
+}
+
+install_missing() {
+  local missing
+  mapfile -t missing < <(missing_packages "$@")
+  ((${#missing[@]})) || return 0
+  command -v apt-get >/dev/null || die "missing: ${missing[*]}; without apt, install them yourself"
+  if ! may_install && ! { [ -t 0 ] && command -v sudo >/dev/null; }; then
+    die "missing: ${missing[*]}; run as root or with sudo, or: apt-get install ${missing[*]}"
+  fi
+  step "installing ${missing[*]}"
+  (apt_install "${missing[@]}") || die "apt-get could not install: ${missing[*]}"
+  mapfile -t missing < <(missing_packages "$@")
+  ((${#missing[@]} == 0)) || die "still missing after the installation: ${missing[*]}"
+}
+
+# A subshell of its own: the traps put everything back, whatever happens.
+apt_install() {
+  local policy=/usr/sbin/policy-rc.d cluster=/etc/postgresql-common/createcluster.d/sluice-dev.conf
+  local log=$STATE/logs/apt.log apt
+  mkdir -p "$STATE/logs"
+  apt=(env DEBIAN_FRONTEND=noninteractive apt-get -y -q -o DPkg::Lock::Timeout=300)
+  trap apt_restore EXIT
+  trap 'exit 130' INT TERM
+  # Debian starts a server as soon as it is installed, and creates a database cluster: ours are
+  # private, so neither may happen.
+  if [ -e "$policy" ]; then as_root mv "$policy" "$policy.sluice-dev"; fi
+  printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+  as_root chmod 755 "$policy"
+  as_root mkdir -p "${cluster%/*}"
+  printf 'create_main_cluster = false\n' | as_root tee "$cluster" >/dev/null
+  if ! {
+    as_root "${apt[@]}" update
+    as_root "${apt[@]}" install --no-install-recommends "$@"
+  } </dev/null >>"$log" 2>&1; then
+    tail -n 20 "$log" >&2
+    return 1
+  fi
+}
+
+apt_restore() {
+  local policy=/usr/sbin/policy-rc.d dir=/etc/postgresql-common/createcluster.d
+  as_root rm -f "$policy" "$dir/sluice-dev.conf"
+  if [ -e "$policy.sluice-dev" ]; then as_root mv "$policy.sluice-dev" "$policy"; fi
+}

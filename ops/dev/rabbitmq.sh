@@ -1,0 +1,124 @@
+# shellcheck shell=bash
+# A private RabbitMQ with its own epmd, cookie and data. Reads STATE, AMQP_NODE, AMQP_PORT,
+# AMQP_MANAGEMENT_PORT, AMQP_DIST_PORT, EPMD_PORT and the AMQP_* secrets.
+
+RABBITMQ_SERVER='/usr/lib/rabbitmq/bin/rabbitmq-server'
+
+# A user's password as RabbitMQ stores it: base64(salt ‖ sha256(salt ‖ password)).
+amqp_password_hash() {
+  local salt=$1 digest
+  digest=$({ printf '%b' "$(hex_escaped "$salt")" && printf '%s' "$2"; } | sha256sum | cut -d' ' -f1)
+  printf '%b' "$(hex_escaped "$salt$digest")" | base64 -w 0
+}
+
+# amqp_user NAME SALT PASSWORD
+amqp_user() {
+  printf '{"name":"%s","password_hash":"%s",' "$1" "$(amqp_password_hash "$2" "$3")"
+  printf '"hashing_algorithm":"rabbit_password_hashing_sha256","tags":["administrator"]}'
+}
+
+# amqp_grant USER VHOST
+amqp_grant() {
+  printf '{"user":"%s","vhost":"%s","configure":".*","write":".*","read":".*"}' "$1" "$2"
+}
+
+# Users and vhosts at boot. A node that imports definitions never creates `guest`. Exchanges,
+# queues and policies are not here: `sluice-worker topology apply` declares them.
+amqp_definitions() {
+  cat <<JSON
+{
+  "users": [
+    $(amqp_user sluice "$AMQP_SALT" "$AMQP_PASSWORD"),
+    $(amqp_user operator "$AMQP_SALT" "$AMQP_OPERATOR_PASSWORD")
+  ],
+  "vhosts": [{"name": "/"}, {"name": "sluice"}],
+  "permissions": [
+    $(amqp_grant sluice /), $(amqp_grant sluice sluice),
+    $(amqp_grant operator /), $(amqp_grant operator sluice)
+  ]
+}
+JSON
+}
+
+amqp_config() {
+  cat <<CONF
+listeners.tcp.1 = 127.0.0.1:$AMQP_PORT
+management.tcp.ip = 127.0.0.1
+management.tcp.port = $AMQP_MANAGEMENT_PORT
+load_definitions = $STATE/rabbitmq/definitions.json
+loopback_users.guest = true
+vm_memory_high_watermark.relative = 0.4
+disk_free_limit.absolute = 50MB
+# Queue depths in the management UI and API are at most this old (ms).
+collect_statistics_interval = 1000
+log.console = true
+log.console.level = info
+log.file = false
+CONF
+}
+
+# amqp_api PATH: the management API; the password never is on a command line.
+amqp_api() {
+  printf 'user = "operator:%s"\n' "$AMQP_OPERATOR_PASSWORD" |
+    curl -sS -f --max-time 5 -K - "http://127.0.0.1:$AMQP_MANAGEMENT_PORT/api/$1"
+}
+
+amqp_ready() {
+  port_open "$AMQP_PORT" && amqp_api "health/checks/port-listener/$AMQP_PORT" &&
+    amqp_api health/checks/virtual-hosts
+}
+
+# Erlang would start a machine-wide epmd that outlives us: we start our own first.
+epmd_start() {
+  local program
+  is_running epmd && return 0
+  program=$(find_program epmd || need_program '/usr/lib/erlang/erts-*/bin/epmd')
+  spawn epmd "$EPMD_PORT" "$program" -address 127.0.0.1 -port "$EPMD_PORT"
+  # No server of its own: it is not among the pids that a drill may kill.
+  rm -f "$STATE/pids/epmd.pid"
+  wait_until_running 10 epmd port_open "$EPMD_PORT" ||
+    fail_with_log epmd "epmd does not listen on port $EPMD_PORT"
+}
+
+rabbitmq_start() {
+  local home=$STATE/rabbitmq print
+  mkdir -p "$home/home" "$home/mnesia"
+  amqp_definitions | write_private "$home/definitions.json"
+  amqp_config | write_private "$home/rabbitmq.conf"
+  printf '[rabbitmq_management].\n' | write_private "$home/enabled_plugins"
+  : | write_private "$home/rabbitmq-env.conf"
+  if [ ! -e "$home/home/.erlang.cookie" ]; then
+    (umask 077 && printf '%s' "$AMQP_COOKIE" >"$home/home/.erlang.cookie")
+    chmod 400 "$home/home/.erlang.cookie"
+  fi
+  print=$(digest_of "$home/definitions.json" "$home/rabbitmq.conf")-$EPMD_PORT-$AMQP_DIST_PORT
+  if is_running rabbitmq && [ "$(fingerprint_of rabbitmq)" != "$print" ]; then rabbitmq_stop; fi
+  epmd_start
+  is_running rabbitmq || rabbitmq_spawn "$print"
+  wait_until_running 90 rabbitmq amqp_ready ||
+    fail_with_log rabbitmq "RabbitMQ does not answer on port $AMQP_PORT"
+}
+
+rabbitmq_spawn() {
+  local home=$STATE/rabbitmq
+  # RUNNING_UNDER_SYSTEMD makes the start script exec the Erlang VM instead of standing above it:
+  # the recorded pid is the VM's. No busy waiting (+sbwt): the cores are shared.
+  spawn rabbitmq "$1" env HOME="$home/home" RUNNING_UNDER_SYSTEMD=true \
+    ERL_EPMD_ADDRESS=127.0.0.1 ERL_EPMD_PORT="$EPMD_PORT" \
+    RABBITMQ_NODENAME="$AMQP_NODE" RABBITMQ_DIST_PORT="$AMQP_DIST_PORT" \
+    RABBITMQ_CONF_ENV_FILE="$home/rabbitmq-env.conf" \
+    RABBITMQ_CONFIG_FILE="$home/rabbitmq.conf" \
+    RABBITMQ_ADVANCED_CONFIG_FILE="$home/advanced.config" \
+    RABBITMQ_ENABLED_PLUGINS_FILE="$home/enabled_plugins" \
+    RABBITMQ_MNESIA_BASE="$home/mnesia" RABBITMQ_LOG_BASE="$STATE/logs" RABBITMQ_LOGS=- \
+    RABBITMQ_PID_FILE="$home/vm.pid" \
+    RABBITMQ_GENERATED_CONFIG_DIR="$home/config" \
+    RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="-kernel inet_dist_use_interface {127,0,0,1} \
+      +sbwt none +sbwtdcpu none +sbwtdio none" \
+    "$(need_program "$RABBITMQ_SERVER")"
+}
+
+rabbitmq_stop() {
+  stop rabbitmq 30
+  stop epmd 5
+}

@@ -1,0 +1,43 @@
+# shellcheck shell=bash
+# Private RabbitMQ and PostgreSQL for tests, beside what `up` runs: other ports, other data, and
+# nothing that need survive a power cut. Redis is started by each test for itself.
+
+# Ports below the range that the kernel gives to outgoing connections.
+choose_test_ports() {
+  local base name
+  load_values "$STATE/ports"
+  [ -z "${EPMD_PORT:-}" ] || return 0
+  base=$((20000 + RANDOM % 90 * 100))
+  for name in AMQP_PORT AMQP_MANAGEMENT_PORT DATABASE_PORT AMQP_DIST_PORT EPMD_PORT; do
+    base=$((base + 1))
+    printf -v "$name" '%s' "$(port_free_from "$base")"
+    printf "%s='%s'\n" "$name" "${!name}"
+  done | write_private "$STATE/ports"
+  load_values "$STATE/ports"
+}
+
+services_start() {
+  local failed=0
+  load_secrets
+  choose_test_ports
+  AMQP_NODE=sluice-test@localhost DATABASE_DURABLE=off DATABASE_CONNECTIONS=400
+  rabbitmq_start &
+  postgres_start || failed=1
+  wait $! || failed=1
+  return "$failed"
+}
+
+services_stop() {
+  rabbitmq_stop
+  stop postgres 20 INT
+}
+
+services_exports() {
+  cat <<ENV
+export SLUICE_TEST_REDIS_SERVER='$(need_program redis-server)'
+export SLUICE_TEST_AMQP_URL='amqp://sluice:$AMQP_PASSWORD@127.0.0.1:$AMQP_PORT/%2f'
+export SLUICE_TEST_AMQP_MANAGEMENT_URL='http://sluice:$AMQP_PASSWORD@127.0.0.1:$AMQP_MANAGEMENT_PORT'
+export SLUICE_TEST_DATABASE_URL='postgres://postgres:$DATABASE_ADMIN_PASSWORD@127.0.0.1:$DATABASE_PORT/postgres'
+export SLUICE_TEST_BIN='$TARGET/release'
+ENV
+}

@@ -1,0 +1,93 @@
+//! The only place that asks for the time, and how times are written.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use time::macros::format_description;
+
+/// Milliseconds since the Unix epoch, UTC.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize,
+)]
+#[serde(transparent)]
+pub struct Millis(pub i64);
+
+impl Millis {
+    /// This machine's wall clock. Windows of a sale are judged by Redis' clock instead; see
+    /// [`ServerClock`].
+    pub fn now() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    }
+
+    /// The time as whole seconds since the Unix epoch.
+    pub fn seconds(self) -> i64 {
+        self.0.div_euclid(1000)
+    }
+
+    /// This time plus `span`.
+    pub fn after(self, span: Duration) -> Self {
+        Self(self.0.saturating_add(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
+    }
+
+    /// `2026-11-21T04:00:00.000Z`, the only form the outside sees (RFC 3339, UTC, milliseconds).
+    pub fn to_text(self) -> String {
+        let format =
+            format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
+        OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000_000)
+            .ok()
+            .and_then(|moment| moment.format(&format).ok())
+            .unwrap_or_else(|| "9999-12-31T23:59:59.999Z".to_owned())
+    }
+
+    /// Reads an RFC 3339 time with any offset; `None` when it is not one.
+    pub fn from_text(text: &str) -> Option<Self> {
+        let moment = OffsetDateTime::parse(text, &Rfc3339).ok()?;
+        i64::try_from(moment.unix_timestamp_nanos().div_euclid(1_000_000)).ok().map(Self)
+    }
+}
+
+/// Redis' clock as this process knows it: its own clock plus the offset last measured.
+///
+/// Written by whoever talks to Redis regularly, read by anybody; a plain atomic, because a reader
+/// between two writes may use either offset.
+#[derive(Debug, Default)]
+pub struct ServerClock {
+    offset_ms: std::sync::atomic::AtomicI64,
+}
+
+impl ServerClock {
+    /// Notes that Redis' clock showed `server` just now.
+    pub fn observe(&self, server: Millis) {
+        let offset = server.0 - Millis::now().0;
+        self.offset_ms.store(offset, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Redis' time now.
+    pub fn now(&self) -> Millis {
+        Millis(Millis::now().0 + self.offset_ms.load(std::sync::atomic::Ordering::Relaxed))
+    }
+
+    /// How far this machine's clock is behind Redis', in milliseconds.
+    pub fn offset_ms(&self) -> i64 {
+        self.offset_ms.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_with_milliseconds_and_z() {
+        assert_eq!(Millis(1_795_233_600_000).to_text(), "2026-11-21T04:00:00.000Z");
+    }
+
+    #[test]
+    fn any_offset_is_read() {
+        assert_eq!(Millis::from_text("2026-11-21T05:00:00+01:00"), Some(Millis(1_795_233_600_000)));
+        assert_eq!(Millis::from_text("2026-11-21T04:00:00.000Z"), Some(Millis(1_795_233_600_000)));
+        assert_eq!(Millis::from_text("2026-11-21 04:00"), None);
+    }
+}

@@ -1,0 +1,86 @@
+//! Every key and channel in Redis. All keys of one sale segment carry its hash tag, so that they
+//! share a slot of a cluster.
+
+use crate::ids::SaleId;
+
+/// Hash: sale → [`crate::sale::SaleView`] as JSON. Written by the warden.
+pub const SALES: &str = "sluice:sales";
+/// Counter: raised with each change of [`SALES`].
+pub const GENERATION: &str = "sluice:generation";
+/// Channel: the new generation after each change of [`SALES`].
+pub const SALES_CHANNEL: &str = "sluice:sales";
+/// Hash: instance → [`crate::sale::Heartbeat`] as JSON. Written by edges.
+pub const EDGES: &str = "sluice:edges";
+/// Hash: instances that stand in PostgreSQL's register. Written by the warden, for edges to see.
+pub const REGISTER: &str = "sluice:register";
+/// Hash: `sale:segment` → epoch that is being closed. Written by the warden, answered in heartbeats.
+pub const REOPENING: &str = "sluice:reopening";
+/// String with a lease: which warden leads.
+pub const WARDEN: &str = "sluice:warden";
+
+/// One slice of a sale: one hash slot.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Shelf {
+    /// The sale.
+    pub sale: SaleId,
+    /// Which of its segments.
+    pub segment: u16,
+}
+
+impl Shelf {
+    /// A segment of a sale.
+    pub fn new(sale: SaleId, segment: u16) -> Self {
+        Self { sale, segment }
+    }
+
+    /// Hash: state, window, epoch, lease, sequence, limits, admitted edges.
+    pub fn meta(&self) -> String {
+        self.key("meta")
+    }
+
+    /// Hash: SKU → units left.
+    pub fn stock(&self) -> String {
+        self.key("stock")
+    }
+
+    /// Hash: `<32 hex>` → record, `@user` → mark.
+    pub fn orders(&self) -> String {
+        self.key("orders")
+    }
+
+    /// Stream: accepted and not yet confirmed by the broker; ids `epoch-sequence`, field `o`.
+    pub fn journal(&self) -> String {
+        self.key("journal")
+    }
+
+    /// What the scripts of one epoch carry in their text.
+    pub fn fence(&self, epoch: u64) -> String {
+        format!("{}:{}:{epoch}", self.sale, self.segment)
+    }
+
+    /// `sale:segment`, the field of [`REOPENING`] and of heartbeats.
+    pub fn name(&self) -> String {
+        format!("{}:{}", self.sale, self.segment)
+    }
+
+    /// Reads [`Self::name`].
+    pub fn parse(name: &str) -> Option<Self> {
+        let (sale, segment) = name.split_once(':')?;
+        Some(Self { sale: SaleId::parse(sale).ok()?, segment: segment.parse().ok()? })
+    }
+
+    fn key(&self, what: &str) -> String {
+        format!("sluice:{{{}:{}}}:{what}", self.sale, self.segment)
+    }
+}
+
+/// Channel of one sale: `release <sku>` when units came back, `order <32 hex> <record>` when a
+/// record changed.
+pub fn sale_channel(sale: &SaleId) -> String {
+    format!("sluice:sale:{sale}")
+}
+
+/// The delay queue's keys: ready, processing, owner.
+pub fn delay(n: u16) -> [String; 3] {
+    ["ready", "processing", "owner"].map(|what| format!("sluice:delay:{{{n}}}:{what}"))
+}

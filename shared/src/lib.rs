@@ -1,0 +1,30 @@
+//! What edge and workers share: identifiers, the stock scripts and their keys, messages, topology,
+//! and the clients of Redis and RabbitMQ.
+//!
+//! The map, from the inside out: [`ids`], [`lines`] and [`record`] are the nouns; [`verdict`] is the
+//! gate's answer; [`token`], [`ticket`] and [`jwt`] prove things without I/O; [`keys`] and [`script`]
+//! are the contract with `lua/`; [`message`] and [`topology`] the one with RabbitMQ; [`sale`] is what
+//! edges and warden tell each other about a sale. Only [`redis`] and [`script`] name the redis
+//! client, only [`amqp`] names lapin.
+
+pub mod amqp;
+pub mod clock;
+pub mod config;
+pub mod ids;
+pub mod jwt;
+pub mod keys;
+pub mod lines;
+pub mod message;
+pub mod metrics;
+pub mod record;
+pub mod redis;
+pub mod sale;
+pub mod script;
+pub mod segment;
+pub mod telemetry;
+#[cfg(feature = "testing")]
+pub mod testing;
+pub mod ticket;
+pub mod token;
+pub mod topology;
+pub mod verdict;
