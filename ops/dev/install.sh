@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034,SC2154
 # Installs what is missing, and nothing else. Each entry: the Debian package, then the program or
 # path pattern whose presence makes it unnecessary.
 

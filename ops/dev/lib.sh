@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034,SC2154
 # Words, deadlines, ports, pids: what every part of ./dev stands on.
 
 say() { printf '%s\n' "$*"; }
@@ -66,11 +66,11 @@ port_free_from() {
 # configuration) tells whether it still runs what is on disk.
 
 start_time_of() {
-  local line
+  local line fields
   line=$(cat "/proc/$1/stat" 2>/dev/null) || return 1
   # The command name may hold spaces and parentheses: count fields after the last ')'.
-  set -- ${line##*) }
-  [ "$1" != Z ] && printf '%s\n' "${20}"
+  read -r -a fields <<<"${line##*) }"
+  [ "${fields[0]}" != Z ] && printf '%s\n' "${fields[19]}"
 }
 
 boot_id() { cat /proc/sys/kernel/random/boot_id 2>/dev/null || echo unknown; }
@@ -139,13 +139,19 @@ fail_with_log() {
   exit 1
 }
 
-# One ./dev at a time per state directory. The lock lies beside it, so that a wipe cannot split it.
+# One ./dev at a time per state directory. A wipe deletes the lock with the rest: whoever waited
+# for the deleted one takes the new one.
 lock_state() {
-  mkdir -p "${STATE%/*}"
-  exec 9>"$STATE.lock"
-  flock -n 9 && return 0
-  warn 'waiting for another ./dev to finish'
-  flock -w 1800 9 || die "another ./dev holds $STATE.lock"
+  local file=$STATE/lock
+  while :; do
+    mkdir -p "$STATE"
+    exec 9>"$file"
+    if ! flock -n 9; then
+      warn 'waiting for another ./dev to finish'
+      flock -w 1800 9 || die "another ./dev holds $file"
+    fi
+    [ "$(stat -Lc %i /proc/self/fd/9)" = "$(stat -c %i "$file" 2>/dev/null)" ] && return 0
+  done
 }
 
 # wait_until_running SECONDS NAME COMMAND…: gives up at once when the process has died.

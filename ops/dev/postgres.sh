@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034,SC2154
 # A private PostgreSQL. It refuses to run as root: then it runs in a user namespace that shows it
 # an ordinary user, or, where there are none, as the user `postgres` with its data outside the
 # checkout (which that user may not be able to reach). Reads STATE, DATABASE_PORT,

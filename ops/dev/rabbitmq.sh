@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034,SC2154
 # A private RabbitMQ with its own epmd, cookie and data. Reads STATE, AMQP_NODE, AMQP_PORT,
 # AMQP_MANAGEMENT_PORT, AMQP_DIST_PORT, EPMD_PORT and the AMQP_* secrets.
 

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034,SC2154
 # A private Redis. Three users: the edge may run scripts but not load them, the worker may load
 # them, the operator may only read. Reads STATE, REDIS_PORT and the REDIS_*_PASSWORD secrets.
 

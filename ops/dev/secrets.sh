@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034,SC2154
 # Secrets and ports: chosen once per state directory, then kept.
 
 SECRET_NAMES=(
@@ -60,7 +60,7 @@ choose_ports() {
     variable=SLUICE_$name
     if [ -n "${!variable:-}" ]; then
       port=${!variable} moves=fixed
-      [[ $port =~ ^[1-9][0-9]{0,4}$ ]] && ((port < 65536)) || die "$variable=$port is no port" 64
+      is_port "$port" || die "$variable=$port is no port" 64
     elif [ -n "${kept[$name]:-}" ]; then
       port=${kept[$name]} moves=fixed
     fi
@@ -84,5 +84,7 @@ load_kept_ports() {
     if [[ $line =~ ^([A-Z_]+)=\'([0-9]+)\'$ ]]; then kept[${BASH_REMATCH[1]}]=${BASH_REMATCH[2]}; fi
   done <"$1"
 }
+
+is_port() { [[ $1 =~ ^[1-9][0-9]{0,4}$ ]] && (($1 < 65536)); }
 
 port_is_ours() { [ "${kept[$1]:-}" = "$3" ] && is_running "$2"; }

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034,SC2154
 # Private RabbitMQ and PostgreSQL for tests, beside what `up` runs: other ports, other data, and
 # nothing that need survive a power cut. Redis is started by each test for itself.
 
@@ -10,20 +10,21 @@ choose_test_ports() {
   base=$((20000 + RANDOM % 90 * 100))
   for name in AMQP_PORT AMQP_MANAGEMENT_PORT DATABASE_PORT AMQP_DIST_PORT EPMD_PORT; do
     base=$((base + 1))
-    printf -v "$name" '%s' "$(port_free_from "$base")"
-    printf "%s='%s'\n" "$name" "${!name}"
+    printf "%s='%s'\n" "$name" "$(port_free_from "$base")"
   done | write_private "$STATE/ports"
   load_values "$STATE/ports"
 }
 
 services_start() {
-  local failed=0
+  local pids=() pid failed=0
   load_secrets
   choose_test_ports
   AMQP_NODE=sluice-test@localhost DATABASE_DURABLE=off DATABASE_CONNECTIONS=400
   rabbitmq_start &
-  postgres_start || failed=1
-  wait $! || failed=1
+  pids+=($!)
+  postgres_start &
+  pids+=($!)
+  for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
   return "$failed"
 }
 

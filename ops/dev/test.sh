@@ -1,0 +1,108 @@
+# shellcheck shell=bash disable=SC2034,SC2154
+# Every check and test, against private servers that live only as long as the run.
+
+PASSED=0 FAILED=0 FAILED_STEPS=()
+
+count_step() { if [ "$2" = 0 ]; then PASSED=$((PASSED + 1)); else count_failure "$1"; fi; }
+count_failure() {
+  FAILED=$((FAILED + 1))
+  FAILED_STEPS+=("$1")
+}
+
+check() {
+  local name=$1 status=0
+  shift
+  step "$name"
+  # The lock (descriptor 9) must not outlive us in some process that a check leaves behind.
+  "$@" 9>&- || status=$?
+  count_step "$name" "$status"
+}
+
+# A toolchain of rustup's minimal profile has neither.
+need_cargo_parts() {
+  if ! cargo fmt --version >/dev/null 2>&1 || ! cargo clippy --version >/dev/null 2>&1; then
+    command -v rustup >/dev/null || return 0
+    step 'installing rustfmt and clippy'
+    rustup component add rustfmt clippy || warn 'rustup could not install them'
+  fi
+}
+
+run_tests() {
+  local log=$STATE/logs/tests.log status=0
+  if cargo nextest --version >/dev/null 2>&1; then
+    step 'cargo nextest run'
+    cargo nextest run --release --workspace --no-fail-fast 2>&1 9>&- | tee "$log" || status=$?
+    count_nextest "$log" "$status"
+  else
+    step 'cargo test'
+    cargo test --release --workspace --lib --bins --tests --no-fail-fast 2>&1 9>&- |
+      tee "$log" || status=$?
+    count_cargo_test "$log" "$status"
+  fi
+}
+
+plain_text() { sed 's/\x1b\[[0-9;]*[A-Za-z]//g' "$1"; }
+
+# add_tests PASSED FAILED STATUS: a run that failed without naming a test still is a failure.
+add_tests() {
+  PASSED=$((PASSED + $1)) FAILED=$((FAILED + $2))
+  if (($2 > 0)); then
+    FAILED_STEPS+=("$2 test(s)")
+  elif (($3 != 0)); then
+    count_failure 'the test run'
+  fi
+}
+
+# "Summary [ 1.2s] 9/9 tests run: 7 passed (1 slow), 1 failed, 1 timed out, 0 skipped"
+count_nextest() {
+  local summary run passed
+  summary=$(plain_text "$1" | grep -E '^ *Summary \[' | tail -n 1) || true
+  run=$(sed -nE 's/.* ([0-9]+)(\/[0-9]+)? tests? run:.*/\1/p' <<<"$summary")
+  passed=$(sed -nE 's/.* tests? run: ([0-9]+) passed.*/\1/p' <<<"$summary")
+  add_tests "${passed:-0}" "$((${run:-0} - ${passed:-0}))" "$2"
+}
+
+# "test result: ok. 7 passed; 1 failed; 0 ignored; …", once for each binary.
+count_cargo_test() {
+  local passed failed
+  read -r passed failed < <(plain_text "$1" |
+    sed -nE 's/^test result: .* ([0-9]+) passed; ([0-9]+) failed;.*/\1 \2/p' |
+    awk '{ p += $1; f += $2 } END { print p + 0, f + 0 }')
+  add_tests "$passed" "$failed" "$2"
+}
+
+finish_tests() {
+  local status=$?
+  trap - EXIT INT TERM
+  services_stop >&2 || true
+  if [ "$status" != 0 ]; then count_failure 'the run was cut short'; fi
+  ((FAILED == 0)) || printf 'failed: %s\n' "${FAILED_STEPS[@]}"
+  printf '%s passed, %s failed\n' "$PASSED" "$FAILED"
+  ((FAILED == 0)) && exit 0
+  exit 1
+}
+
+command_test() {
+  [ $# = 0 ] || die 'usage: ./dev test' 64
+  STATE=$TARGET/test-services
+  lock_state
+  trap finish_tests EXIT
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
+  install_missing "${BUILD_NEEDS[@]}" "${SERVER_NEEDS[@]}" "${PEER_NEEDS[@]}"
+  find_cargo
+  need_cargo_parts
+  # What an earlier run left behind, killed in the middle.
+  services_stop
+  rm -rf "$STATE/rabbitmq" "$STATE/ports" "$STATE/logs"
+  postgres_wipe
+  rm -rf "$STATE/postgres"
+  check 'private RabbitMQ and PostgreSQL' services_start
+  load_values "$STATE/ports"
+  eval "$(services_exports)"
+  check 'cargo fmt --check' cargo fmt --all --check
+  check 'cargo clippy' \
+    cargo clippy --release --workspace --all-targets -- -D warnings
+  check 'cargo build' cargo build --release --workspace --bins
+  run_tests
+}
