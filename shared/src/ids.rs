@@ -197,7 +197,8 @@ mod tests {
     fn an_order_has_exactly_one_spelling() {
         let id = OrderId::mint(40, 0).to_string();
         assert!(id.ends_with("-14-0"));
-        for bad in [id.to_uppercase(), id.replace("-14-", "-014-"), id.replace("-0", "-+0"), format!("{id} ")] {
+        for bad in [id.to_uppercase(), id.replace("-14-", "-014-"), id.replace("-0", "-+0"), format!("{id} ")]
+        {
             assert_eq!(OrderId::parse(&bad), None, "{bad}");
         }
     }

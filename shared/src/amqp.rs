@@ -1,0 +1,277 @@
+//! RabbitMQ: connect, publish with confirm, consume, declare. Nothing else names lapin.
+//!
+//! A message counts as handed over only when the broker confirmed it *and* did not return it as
+//! unroutable; a connection that breaks leaves every unconfirmed message unknown, and the caller
+//! still holds it.
+
+use std::future::Future;
+
+use futures_util::StreamExt;
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, BasicRejectOptions,
+    ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Event, ExchangeKind};
+use tokio::sync::watch;
+
+use crate::topology::{ATTEMPT, REASON, Topology};
+
+/// Why the broker has not taken a message, or cannot be talked to.
+#[derive(Debug, thiserror::Error)]
+pub enum AmqpError {
+    /// The broker or the connection failed: the outcome of what was under way is unknown.
+    #[error("rabbitmq: {0}")]
+    Broken(#[from] lapin::Error),
+    /// No queue takes this message; the broker gave it back.
+    #[error("rabbitmq returned a message as unroutable: {0}")]
+    Returned(String),
+    /// The broker refused the message: its queue is full.
+    #[error("rabbitmq refused a message (its queue is full)")]
+    Refused,
+    /// A topology that cannot be declared as written.
+    #[error("topology: {0}")]
+    Topology(String),
+}
+
+/// A connection to the broker. It does not mend itself: the owner sees it break and makes a new one,
+/// so that nothing is ever published twice by a library.
+#[derive(Debug)]
+pub struct Link {
+    connection: Connection,
+    blocked: watch::Receiver<bool>,
+}
+
+impl Link {
+    /// Connects under a name that operators read in the management UI, such as
+    /// `sluice-edge@host#42 relay`.
+    pub async fn connect(url: &str, name: &str) -> Result<Self, AmqpError> {
+        let properties = ConnectionProperties::default()
+            .with_connection_name(name.into())
+            .with_client_property("product".into(), "Sluice".into())
+            .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
+        let connection = Connection::connect(url, properties).await?;
+        let (tell, blocked) = watch::channel(false);
+        let mut events = Box::pin(connection.events_listener());
+        tokio::spawn(async move {
+            while let Some(event) = events.next().await {
+                match event {
+                    Event::ConnectionBlocked(why) => {
+                        tracing::warn!(why, "rabbitmq blocks publishers");
+                        tell.send_replace(true);
+                    }
+                    Event::ConnectionUnblocked => {
+                        tracing::info!("rabbitmq takes messages again");
+                        tell.send_replace(false);
+                    }
+                    Event::Error(_) => break,
+                    _ => {}
+                }
+            }
+        });
+        Ok(Self { connection, blocked })
+    }
+
+    /// Whether the broker blocks publishers (memory or disk alarm). Consumers go on.
+    pub fn blocked(&self) -> watch::Receiver<bool> {
+        self.blocked.clone()
+    }
+
+    /// Whether the connection still stands.
+    pub fn is_up(&self) -> bool {
+        self.connection.status().connected()
+    }
+
+    /// A channel to publish on.
+    pub async fn publisher(&self) -> Result<Publisher, AmqpError> {
+        let channel = self.connection.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        Ok(Publisher { channel })
+    }
+
+    /// Reads a queue; at most `prefetch` messages are under way at a time.
+    pub async fn consumer(&self, queue: &str, tag: &str, prefetch: u16) -> Result<Consumer, AmqpError> {
+        let channel = self.connection.create_channel().await?;
+        channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
+        let options = BasicConsumeOptions::default();
+        let consumer =
+            channel.basic_consume(queue.into(), tag.into(), options, FieldTable::default()).await?;
+        Ok(Consumer { channel, consumer })
+    }
+
+    /// Declares everything; what exists as described is left alone.
+    pub async fn declare(&self, topology: &Topology) -> Result<(), AmqpError> {
+        let channel = self.connection.create_channel().await?;
+        for exchange in &topology.exchanges {
+            let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+            let kind = match exchange.kind {
+                "topic" => ExchangeKind::Topic,
+                _ => ExchangeKind::Direct,
+            };
+            channel.exchange_declare(exchange.name.into(), kind, options, FieldTable::default()).await?;
+        }
+        for queue in &topology.queues {
+            let options = QueueDeclareOptions { durable: true, ..Default::default() };
+            let arguments = table(&queue.all_arguments())?;
+            channel.queue_declare(queue.name.as_str().into(), options, arguments).await?;
+            for (source, key) in &queue.bindings {
+                let (name, options) = (queue.name.as_str().into(), QueueBindOptions::default());
+                let table = FieldTable::default();
+                channel.queue_bind(name, (*source).into(), key.as_str().into(), options, table).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes the connection in order.
+    pub async fn close(&self) {
+        // The connection is going away in any case; a broker that is gone has closed it already.
+        let _ = self.connection.close(200, "bye".into()).await;
+    }
+}
+
+fn table(arguments: &serde_json::Value) -> Result<FieldTable, AmqpError> {
+    let mut table = FieldTable::default();
+    for (key, value) in arguments.as_object().into_iter().flatten() {
+        let value = match value {
+            serde_json::Value::String(text) => AMQPValue::LongString(text.as_str().into()),
+            serde_json::Value::Bool(flag) => AMQPValue::Boolean(*flag),
+            serde_json::Value::Number(n) if n.is_i64() => AMQPValue::LongLongInt(n.as_i64().unwrap_or(0)),
+            other => return Err(AmqpError::Topology(format!("argument {key} = {other}"))),
+        };
+        table.insert(key.as_str().into(), value);
+    }
+    Ok(table)
+}
+
+/// A message to hand over.
+#[derive(Debug, Clone)]
+pub struct Outgoing<'a> {
+    /// Exchange.
+    pub exchange: &'a str,
+    /// Routing key.
+    pub key: &'a str,
+    /// `message_id`: what an operator searches for.
+    pub id: &'a str,
+    /// `type`: what it is.
+    pub kind: &'a str,
+    /// JSON.
+    pub body: &'a [u8],
+    /// How often it was tried before.
+    pub attempt: u32,
+    /// Why it is parked, when it is.
+    pub reason: Option<&'a str>,
+}
+
+/// A channel with publisher confirms.
+#[derive(Debug, Clone)]
+pub struct Publisher {
+    channel: Channel,
+}
+
+impl Publisher {
+    /// Sends a message, persistent and mandatory; the answer is the future of its confirm. The
+    /// caller bounds how many of those it has open.
+    pub async fn publish(
+        &self,
+        message: Outgoing<'_>,
+    ) -> Result<impl Future<Output = Result<(), AmqpError>> + Send + use<>, AmqpError> {
+        let mut headers = FieldTable::default();
+        if message.attempt > 0 {
+            headers.insert(ATTEMPT.into(), AMQPValue::LongUInt(message.attempt));
+        }
+        if let Some(reason) = message.reason {
+            headers.insert(REASON.into(), AMQPValue::LongString(reason.into()));
+        }
+        let properties = BasicProperties::default()
+            .with_delivery_mode(2)
+            .with_content_type("application/json".into())
+            .with_app_id("sluice".into())
+            .with_message_id(message.id.into())
+            .with_type(message.kind.into())
+            .with_headers(headers);
+        let options = BasicPublishOptions { mandatory: true, immediate: false };
+        let (exchange, key) = (message.exchange.into(), message.key.into());
+        let confirm = self.channel.basic_publish(exchange, key, options, message.body, properties).await?;
+        Ok(async move {
+            match confirm.await? {
+                Confirmation::Ack(None) => Ok(()),
+                // An unroutable message is acknowledged all the same: it is gone, and not a success.
+                Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => {
+                    Err(AmqpError::Returned(returned.reply_text.to_string()))
+                }
+                Confirmation::Nack(None) | Confirmation::NotRequested => Err(AmqpError::Refused),
+            }
+        })
+    }
+}
+
+/// The messages of one queue, until the connection breaks.
+#[derive(Debug)]
+pub struct Consumer {
+    channel: Channel,
+    consumer: lapin::Consumer,
+}
+
+impl Consumer {
+    /// The next message; `None` when the queue or the connection is gone.
+    pub async fn next(&mut self) -> Option<Result<Delivery, AmqpError>> {
+        let next = self.consumer.next().await?;
+        Some(next.map(Delivery::of).map_err(AmqpError::from))
+    }
+
+    /// Acknowledges every message up to and including this one.
+    pub async fn ack_through(&self, tag: u64) -> Result<(), AmqpError> {
+        let options = BasicAckOptions { multiple: true };
+        Ok(self.channel.basic_ack(tag, options).await?)
+    }
+
+    /// Acknowledges one message.
+    pub async fn ack(&self, tag: u64) -> Result<(), AmqpError> {
+        Ok(self.channel.basic_ack(tag, BasicAckOptions { multiple: false }).await?)
+    }
+
+    /// Gives one message back: to its queue, or to its dead-letter exchange.
+    pub async fn reject(&self, tag: u64, requeue: bool) -> Result<(), AmqpError> {
+        Ok(self.channel.basic_reject(tag, BasicRejectOptions { requeue }).await?)
+    }
+
+    /// Gives up the channel; what was not acknowledged goes back to the queue.
+    pub async fn close(self) {
+        // The broker requeues by itself when the channel is gone already.
+        let _ = self.channel.close(200, "bye".into()).await;
+    }
+}
+
+/// One message.
+#[derive(Debug)]
+pub struct Delivery {
+    /// For [`Consumer::ack`] and [`Consumer::reject`].
+    pub tag: u64,
+    /// JSON.
+    pub body: Vec<u8>,
+    /// How often it was tried before, by our own header.
+    pub attempt: u32,
+    /// Whether the broker delivered it before.
+    pub redelivered: bool,
+    /// `message_id`.
+    pub id: String,
+}
+
+impl Delivery {
+    fn of(delivery: lapin::message::Delivery) -> Self {
+        let headers = delivery.properties.headers().as_ref();
+        let attempt = headers.and_then(|headers| match headers.inner().get(ATTEMPT)? {
+            AMQPValue::LongUInt(n) => Some(*n),
+            _ => None,
+        });
+        let id = delivery.properties.message_id().as_ref();
+        Self {
+            tag: delivery.delivery_tag,
+            attempt: attempt.unwrap_or(0),
+            redelivered: delivery.redelivered,
+            id: id.map(ToString::to_string).unwrap_or_default(),
+            body: delivery.data,
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! `preload.lua`, `control.lua`, `lease.lua`, `raise.lua`: what only the warden does to `meta`.
+
+use std::time::Duration;
+
+use super::{CONTROL, Frozen, LEASE, Loaded, PRELOAD, RAISE, Words};
+use crate::clock::Millis;
+use crate::ids::{InstanceId, SkuId};
+use crate::keys::Shelf;
+use crate::redis::{Fault, Redis};
+use crate::sale::SaleStep;
+
+/// A segment as it is put on the shelf.
+#[derive(Debug, Clone)]
+pub struct Preload {
+    /// Its first epoch.
+    pub epoch: u64,
+    /// Preloaded, or what the sale is already.
+    pub step: SaleStep,
+    /// When selling starts.
+    pub starts_at: Millis,
+    /// When it ends.
+    pub ends_at: Millis,
+    /// Configuration version.
+    pub cfg: u64,
+    /// Journal entries at the most; beyond it orders are refused as `overloaded`.
+    pub journal_max: u64,
+    /// SKU, units of this segment, units a user may hold.
+    pub items: Vec<(SkuId, u64, u32)>,
+}
+
+/// What became of a preload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Preloaded {
+    /// On the shelf.
+    Preloaded,
+    /// There was one already, under this fence; nothing changed.
+    Exists(String),
+    /// Keys without a fence; nothing changed.
+    Corrupt(String),
+}
+
+/// A newer configuration of a segment.
+#[derive(Debug, Clone)]
+pub struct Control {
+    /// The version; older ones change nothing.
+    pub cfg: u64,
+    /// Preloaded, open, paused or closed.
+    pub step: SaleStep,
+    /// When selling starts.
+    pub starts_at: Millis,
+    /// When it ends.
+    pub ends_at: Millis,
+    /// SKU and units a user may hold.
+    pub limits: Vec<(SkuId, u32)>,
+}
+
+/// Until when a segment may sell.
+pub type Leased = Result<Millis, Frozen>;
+
+/// What became of a raise.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Raised {
+    /// Now, or already, under the next epoch.
+    Raised,
+    /// Nothing was done.
+    Frozen(Frozen),
+}
+
+/// The warden's own scripts. They carry no fence in their text; they are told one and compare it.
+#[derive(Debug)]
+pub struct WardenScripts {
+    preload: Loaded,
+    control: Loaded,
+    lease: Loaded,
+    raise: Loaded,
+}
+
+impl Default for WardenScripts {
+    fn default() -> Self {
+        let named = |script| Loaded::new(script, None);
+        Self { preload: named(PRELOAD), control: named(CONTROL), lease: named(LEASE), raise: named(RAISE) }
+    }
+}
+
+impl WardenScripts {
+    /// Makes Redis know them; needed again after it restarted.
+    pub async fn load(&self, redis: &Redis) -> Result<(), Fault> {
+        for script in [&self.preload, &self.control, &self.lease, &self.raise] {
+            script.load(redis).await?;
+        }
+        Ok(())
+    }
+
+    /// Puts a new segment on the shelf; what is there is never written over.
+    pub async fn preload(&self, redis: &Redis, shelf: &Shelf, new: &Preload) -> Result<Preloaded, Fault> {
+        let mut call = self.preload.call(&[&shelf.meta(), &shelf.stock(), &shelf.orders()]);
+        call.arg(shelf.fence(new.epoch)).arg(new.epoch).arg(new.step.as_str());
+        call.arg(new.starts_at.0).arg(new.ends_at.0).arg(new.cfg).arg(new.journal_max);
+        for (sku, units, per_user) in &new.items {
+            call.arg(sku.as_str()).arg(*units).arg(*per_user);
+        }
+        let doing = "preloading";
+        let mut words = Words::new(doing, redis.run(doing, &call).await?)?;
+        Ok(match words.text()?.as_str() {
+            "PRELOADED" => Preloaded::Preloaded,
+            "EXISTS" => Preloaded::Exists(words.text()?),
+            "CORRUPT" => Preloaded::Corrupt(words.text()?),
+            other => return Err(words.unknown(other)),
+        })
+    }
+
+    /// Brings a segment to a newer configuration; answers the version that it has then.
+    pub async fn control(
+        &self,
+        redis: &Redis,
+        shelf: &Shelf,
+        epoch: u64,
+        new: &Control,
+    ) -> Result<Result<u64, Frozen>, Fault> {
+        let mut call = self.control.call(&[&shelf.meta()]);
+        call.arg(shelf.fence(epoch)).arg(new.cfg).arg(new.step.as_str());
+        call.arg(new.starts_at.0).arg(new.ends_at.0);
+        for (sku, per_user) in &new.limits {
+            call.arg(sku.as_str()).arg(*per_user);
+        }
+        let doing = "controlling a sale";
+        let mut words = Words::new(doing, redis.run(doing, &call).await?)?;
+        Ok(match words.text()?.as_str() {
+            "SET" | "STALE" => Ok(words.number()?),
+            other => Err(words.frozen(other)?),
+        })
+    }
+
+    /// Renews the right to sell and admits or strikes off edges.
+    pub async fn lease(
+        &self,
+        redis: &Redis,
+        shelf: &Shelf,
+        epoch: u64,
+        span: Duration,
+        admit: &[InstanceId],
+        strike: &[InstanceId],
+    ) -> Result<Leased, Fault> {
+        let mut call = self.lease.call(&[&shelf.meta()]);
+        call.arg(shelf.fence(epoch)).arg(u64::try_from(span.as_millis()).unwrap_or(u64::MAX));
+        for instance in admit {
+            call.arg(format!("+{instance}"));
+        }
+        for instance in strike {
+            call.arg(format!("-{instance}"));
+        }
+        let doing = "renewing a lease";
+        let mut words = Words::new(doing, redis.run(doing, &call).await?)?;
+        Ok(match words.text()?.as_str() {
+            "RENEWED" => Ok(Millis(words.number()?)),
+            other => Err(words.frozen(other)?),
+        })
+    }
+
+    /// Puts verified data under the epoch after `epoch`; `seq` is the highest that the books know.
+    pub async fn raise(&self, redis: &Redis, shelf: &Shelf, epoch: u64, seq: u64) -> Result<Raised, Fault> {
+        let next = epoch + 1;
+        let mut call = self.raise.call(&[&shelf.meta()]);
+        call.arg(shelf.fence(epoch)).arg(shelf.fence(next)).arg(next).arg(seq);
+        let doing = "raising an epoch";
+        let mut words = Words::new(doing, redis.run(doing, &call).await?)?;
+        Ok(match words.text()?.as_str() {
+            "RAISED" | "ALREADY" => Raised::Raised,
+            other => Raised::Frozen(words.frozen(other)?),
+        })
+    }
+}

@@ -1,0 +1,142 @@
+//! What tests of every crate need: a private Redis on a free port, and the addresses of the others.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::redis::Redis;
+
+/// The value of an environment variable that `./dev test` sets; a missing one fails the test.
+///
+/// # Panics
+/// When it is not set.
+#[allow(clippy::panic)]
+pub fn required(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run the tests by ./dev test"))
+}
+
+/// A port that was free a moment ago.
+///
+/// # Panics
+/// When the machine has none.
+#[allow(clippy::expect_used)]
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("its address").port()
+}
+
+/// A Redis of one test's own, as the gate wants it (`appendfsync always`, `noeviction`); killed and
+/// wiped when dropped.
+#[derive(Debug)]
+pub struct PrivateRedis {
+    child: Child,
+    directory: PathBuf,
+    port: u16,
+}
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+#[allow(clippy::expect_used, clippy::panic)]
+impl PrivateRedis {
+    /// Starts one and waits until it answers.
+    ///
+    /// # Panics
+    /// When it does not within 10 s.
+    pub fn start() -> Self {
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("sluice-test-redis-{}-{number}", std::process::id());
+        let directory = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&directory).expect("a directory for redis");
+        let port = free_port();
+        let child = Self::spawn(&directory, port);
+        let redis = Self { child, directory, port };
+        redis.wait();
+        redis
+    }
+
+    fn spawn(directory: &std::path::Path, port: u16) -> Child {
+        Command::new(required("SLUICE_TEST_REDIS_SERVER"))
+            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""])
+            .args(["--appendonly", "yes", "--appendfsync", "always"])
+            .args(["--maxmemory-policy", "noeviction", "--dir"])
+            .arg(directory)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("redis-server starts")
+    }
+
+    fn wait(&self) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !self.answers() {
+            assert!(Instant::now() < deadline, "redis-server does not answer");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn answers(&self) -> bool {
+        use std::io::{Read, Write};
+        let Ok(mut stream) = std::net::TcpStream::connect(("127.0.0.1", self.port)) else { return false };
+        let mut answer = [0; 5];
+        stream.write_all(b"PING\r\n").is_ok() && stream.read_exact(&mut answer).is_ok() && &answer == b"+PONG"
+    }
+
+    /// Its URL.
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// A connection, inside the runtime that calls.
+    ///
+    /// # Panics
+    /// When the URL is not understood.
+    pub fn connect(&self) -> Redis {
+        Redis::lazy(&self.url(), Duration::from_secs(2)).expect("a connection")
+    }
+
+    /// kill -9, then the same data again.
+    ///
+    /// # Panics
+    /// When it does not come back within 10 s.
+    pub fn crash_and_restart(&mut self) {
+        self.crash();
+        self.child = Self::spawn(&self.directory, self.port);
+        self.wait();
+    }
+
+    /// kill -9.
+    ///
+    /// # Panics
+    /// When the process cannot be killed.
+    pub fn crash(&mut self) {
+        self.child.kill().expect("redis-server can be killed");
+        self.child.wait().expect("redis-server ends");
+    }
+}
+
+impl Drop for PrivateRedis {
+    fn drop(&mut self) {
+        // Whatever fails here leaves only a directory in the temporary folder behind.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// Looks at a condition every 10 ms until it holds.
+///
+/// # Panics
+/// When it does not within the deadline; says what was waited for.
+pub async fn eventually<F, Fut>(what: &str, deadline: Duration, mut condition: F)
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = bool>,
+{
+    let end = Instant::now() + deadline;
+    while !condition().await {
+        assert!(Instant::now() < end, "did not happen within {deadline:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
