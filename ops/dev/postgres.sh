@@ -82,6 +82,27 @@ SELECT 'CREATE DATABASE sluice OWNER sluice'
 SQL
 }
 
+postgres_try() {
+  local data=$PG_HOME/data
+  if ! is_running postgres; then
+    postgres_forget_zombie "$data/postmaster.pid"
+    (cd / && spawn postgres "$1" "${PG_AS[@]}" "$(postgres_program postgres)" -D "$data")
+  fi
+  wait_until_running 60 postgres postgres_ready
+}
+
+# A server that died but was not reaped still counts as alive to PostgreSQL, and where nobody reaps
+# (a container's pid 1 may not) it would for ever. Its pid is replaced by one that cannot exist; the
+# rest of the file, which guards the shared memory, stays.
+postgres_forget_zombie() {
+  local pid
+  pid=$(head -n 1 "$1" 2>/dev/null) || return 0
+  if [[ $pid =~ ^[0-9]+$ ]] && [ -e "/proc/$pid" ] && ! start_time_of "$pid" >/dev/null; then
+    sed -i "1s/.*/$(cat /proc/sys/kernel/pid_max)/" "$1"
+    postgres_own "$1"
+  fi
+}
+
 postgres_start() {
   local data print
   postgres_choose_user
@@ -93,10 +114,8 @@ postgres_start() {
   postgres_own "$data/postgresql.conf" "$data/pg_hba.conf"
   print=$(digest_of "$data/postgresql.conf")
   if is_running postgres && [ "$(fingerprint_of postgres)" != "$print" ]; then stop postgres 20 INT; fi
-  if ! is_running postgres; then
-    (cd / && spawn postgres "$print" "${PG_AS[@]}" "$(postgres_program postgres)" -D "$data")
-  fi
-  wait_until_running 60 postgres postgres_ready ||
+  # What a killed server's children still hold, they let go within seconds.
+  wait_until 20 postgres_try "$print" ||
     fail_with_log postgres "PostgreSQL does not answer on port $DATABASE_PORT"
   if [ ! -e "$PG_HOME/roles" ]; then
     postgres_roles >>"$STATE/logs/postgres.log" 2>&1 ||

@@ -99,22 +99,40 @@ rabbitmq_start() {
     fail_with_log rabbitmq "RabbitMQ does not answer on port $AMQP_PORT"
 }
 
+# Erlang looks for each of a thousand modules in every directory of its path, so the node gets
+# only the plugins that run: it is up a second sooner.
+rabbitmq_plugins() {
+  local source plugin dir=$STATE/rabbitmq/plugins
+  source=$(need_program '/usr/lib/rabbitmq/lib/rabbitmq_server-*/plugins')
+  rm -rf "$dir"
+  mkdir -p "$dir"
+  for plugin in "$source"/*; do
+    case ${plugin##*/} in
+      rabbitmq_prelaunch-* | rabbitmq_management* | rabbitmq_web_dispatch-*) ;;
+      rabbitmq_* | amqp10_*) continue ;;
+    esac
+    ln -s "$plugin" "$dir/"
+  done
+}
+
 rabbitmq_spawn() {
   local home=$STATE/rabbitmq
+  rabbitmq_plugins
   # RUNNING_UNDER_SYSTEMD makes the start script exec the Erlang VM instead of standing above it:
-  # the recorded pid is the VM's. No busy waiting (+sbwt): the cores are shared.
+  # the recorded pid is the VM's. Little busy waiting (+sbwt), for the cores are shared; none at
+  # all makes the start, which reads thousands of files, a third slower.
   spawn rabbitmq "$1" env HOME="$home/home" RUNNING_UNDER_SYSTEMD=true \
     ERL_EPMD_ADDRESS=127.0.0.1 ERL_EPMD_PORT="$EPMD_PORT" \
     RABBITMQ_NODENAME="$AMQP_NODE" RABBITMQ_DIST_PORT="$AMQP_DIST_PORT" \
     RABBITMQ_CONF_ENV_FILE="$home/rabbitmq-env.conf" \
     RABBITMQ_CONFIG_FILE="$home/rabbitmq.conf" \
     RABBITMQ_ADVANCED_CONFIG_FILE="$home/advanced.config" \
+    RABBITMQ_PLUGINS_DIR="$home/plugins" \
     RABBITMQ_ENABLED_PLUGINS_FILE="$home/enabled_plugins" \
     RABBITMQ_MNESIA_BASE="$home/mnesia" RABBITMQ_LOG_BASE="$STATE/logs" RABBITMQ_LOGS=- \
     RABBITMQ_PID_FILE="$home/vm.pid" \
     RABBITMQ_GENERATED_CONFIG_DIR="$home/config" \
-    RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="-kernel inet_dist_use_interface {127,0,0,1} \
-      +sbwt none +sbwtdcpu none +sbwtdio none" \
+    RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="-kernel inet_dist_use_interface {127,0,0,1} +sbwt very_short" \
     "$(need_program "$RABBITMQ_SERVER")"
 }
 

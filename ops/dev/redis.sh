@@ -16,6 +16,7 @@ redis_user() {
   printf 'user %s on #%s %s\n' "$name" "$hash" "$*"
 }
 
+# A pattern to follow (PSUBSCRIBE) must be granted literally, beside the channels it matches.
 redis_users() {
   local session pubsub strings
   session='+hello +auth +ping +echo +select +quit +reset +time'
@@ -27,9 +28,9 @@ redis_users() {
   printf 'user default off nopass resetkeys resetchannels -@all\n'
   # @hash and @stream hold nothing that reaches beyond the named keys. No EVAL, no SCRIPT: only the
   # warden loads scripts, and a script that is gone must freeze the sale.
-  redis_user edge "$REDIS_EDGE_PASSWORD" '~sluice:* &sluice:* -@all' \
+  redis_user edge "$REDIS_EDGE_PASSWORD" '~sluice:* &sluice:* &sluice:sale:* -@all' \
     "$session $pubsub $strings +@hash +@stream +@transaction +evalsha"
-  redis_user worker "$REDIS_WORKER_PASSWORD" '~sluice:* &sluice:* -@all' \
+  redis_user worker "$REDIS_WORKER_PASSWORD" '~sluice:* &sluice:* &sluice:sale:* -@all' \
     "$session $pubsub +@read +@write +@keyspace +@transaction -@dangerous" \
     '+evalsha +script|load +script|exists +config|get +info +role +wait'
   redis_user operator "$REDIS_OPERATOR_PASSWORD" '%R~* &* -@all' \
