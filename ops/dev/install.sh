@@ -80,5 +80,6 @@ apt_install() {
 apt_restore() {
   local policy=/usr/sbin/policy-rc.d dir=/etc/postgresql-common/createcluster.d
   as_root rm -f "$policy" "$dir/sluice-dev.conf"
+  as_root rmdir --ignore-fail-on-non-empty "$dir"
   if [ -e "$policy.sluice-dev" ]; then as_root mv "$policy.sluice-dev" "$policy"; fi
 }

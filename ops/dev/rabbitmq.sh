@@ -136,7 +136,8 @@ rabbitmq_spawn() {
     "$(need_program "$RABBITMQ_SERVER")"
 }
 
+# rabbitmq_stop [SIGNAL]
 rabbitmq_stop() {
-  stop rabbitmq 30
+  stop rabbitmq 30 "${1:-TERM}"
   stop epmd 5
 }

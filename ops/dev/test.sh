@@ -35,8 +35,7 @@ run_tests() {
     count_nextest "$log" "$status"
   else
     step 'cargo test'
-    cargo test --release --workspace --lib --bins --tests --no-fail-fast 2>&1 9>&- |
-      tee "$log" || status=$?
+    cargo test --release --workspace --tests --no-fail-fast 2>&1 9>&- | tee "$log" || status=$?
     count_cargo_test "$log" "$status"
   fi
 }
