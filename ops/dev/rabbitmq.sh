@@ -92,7 +92,7 @@ rabbitmq_start() {
     chmod 400 "$home/home/.erlang.cookie"
   fi
   print=$(digest_of "$home/definitions.json" "$home/rabbitmq.conf")-$EPMD_PORT-$AMQP_DIST_PORT
-  if is_running rabbitmq && [ "$(fingerprint_of rabbitmq)" != "$print" ]; then rabbitmq_stop; fi
+  if is_running rabbitmq && [ "$(fingerprint_of rabbitmq)" != "$print" ]; then rabbitmq_stop TERM; fi
   epmd_start
   is_running rabbitmq || rabbitmq_spawn "$print"
   wait_until_running 90 rabbitmq amqp_ready ||
@@ -136,8 +136,8 @@ rabbitmq_spawn() {
     "$(need_program "$RABBITMQ_SERVER")"
 }
 
-# rabbitmq_stop [SIGNAL]
+# rabbitmq_stop SIGNAL
 rabbitmq_stop() {
-  stop rabbitmq 30 "${1:-TERM}"
+  stop rabbitmq 30 "$1"
   stop epmd 5
 }

@@ -82,7 +82,7 @@ command_down() {
   stop worker 30
   stop warden-1 15
   stop warden-2 15
-  rabbitmq_stop
+  rabbitmq_stop TERM
   stop postgres 20 INT
   stop redis 15
   if [ "$wipe" = 1 ]; then
