@@ -47,6 +47,7 @@ const PRELOAD: Script = script!("preload",);
 const CONTROL: Script = script!("control",);
 const LEASE: Script = script!("lease", "record");
 const RAISE: Script = script!("raise",);
+const LEAD: Script = script!("lead",);
 const SCHEDULE: Script = script!("schedule",);
 const CLAIM: Script = script!("claim", "record");
 const FINISH: Script = script!("finish",);
@@ -54,8 +55,10 @@ const RECOVER: Script = script!("recover", "record");
 
 impl Script {
     /// Every script there is.
-    pub const ALL: [Self; 12] =
-        [RESERVE, RELEASE, SETTLE, ADJUST, PRELOAD, CONTROL, LEASE, RAISE, SCHEDULE, CLAIM, FINISH, RECOVER];
+    pub const ALL: [Self; 13] = [
+        RESERVE, RELEASE, SETTLE, ADJUST, PRELOAD, CONTROL, LEASE, RAISE, LEAD, SCHEDULE, CLAIM, FINISH,
+        RECOVER,
+    ];
 
     /// The text that Redis runs. The fence is the only thing that is ever formatted into a script,
     /// and its parts come from [`Shelf::fence`], whose alphabet cannot leave the quotes.

@@ -1,11 +1,12 @@
-//! `preload.lua`, `control.lua`, `lease.lua`, `raise.lua`: what only the warden does to `meta`.
+//! `preload.lua`, `control.lua`, `lease.lua`, `raise.lua`: what only the warden does to `meta`; and
+//! `lead.lua`, by which wardens agree on who does it.
 
 use std::time::Duration;
 
-use super::{CONTROL, Frozen, LEASE, Loaded, PRELOAD, RAISE, Words};
+use super::{CONTROL, Frozen, LEAD, LEASE, Loaded, PRELOAD, RAISE, Words};
 use crate::clock::Millis;
 use crate::ids::{InstanceId, SkuId};
-use crate::keys::Shelf;
+use crate::keys::{Shelf, WARDEN};
 use crate::redis::{Fault, Redis};
 use crate::sale::SaleStep;
 
@@ -73,19 +74,26 @@ pub struct WardenScripts {
     control: Loaded,
     lease: Loaded,
     raise: Loaded,
+    lead: Loaded,
 }
 
 impl Default for WardenScripts {
     fn default() -> Self {
         let named = |script| Loaded::new(script, None);
-        Self { preload: named(PRELOAD), control: named(CONTROL), lease: named(LEASE), raise: named(RAISE) }
+        Self {
+            preload: named(PRELOAD),
+            control: named(CONTROL),
+            lease: named(LEASE),
+            raise: named(RAISE),
+            lead: named(LEAD),
+        }
     }
 }
 
 impl WardenScripts {
     /// Makes Redis know them; needed again after it restarted.
     pub async fn load(&self, redis: &Redis) -> Result<(), Fault> {
-        for script in [&self.preload, &self.control, &self.lease, &self.raise] {
+        for script in [&self.preload, &self.control, &self.lease, &self.raise, &self.lead] {
             script.load(redis).await?;
         }
         Ok(())
@@ -168,5 +176,19 @@ impl WardenScripts {
             "RAISED" | "ALREADY" => Raised::Raised,
             other => Raised::Frozen(words.frozen(other)?),
         })
+    }
+
+    /// Becomes or stays the leading warden for `span`, or steps down when it is zero; answers whether
+    /// `token` leads now.
+    pub async fn lead(&self, redis: &Redis, token: &str, span: Duration) -> Result<bool, Fault> {
+        let mut call = self.lead.call(&[WARDEN]);
+        call.arg(token).arg(u64::try_from(span.as_millis()).unwrap_or(u64::MAX));
+        let doing = "asking who leads";
+        let mut words = Words::new(doing, redis.run(doing, &call).await?)?;
+        match words.text()?.as_str() {
+            "LEADER" => Ok(true),
+            "FOLLOWER" => Ok(false),
+            other => Err(words.unknown(other)),
+        }
     }
 }
