@@ -1,0 +1,10 @@
+//! The stock scripts against a real Redis, and the rules of this repository as tests.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod delay;
+mod fence;
+mod model;
+mod orders;
+mod shelf;
+mod tidy;
+mod traps;
