@@ -1,1 +1,1 @@
-//! x
+//! An nginx configuration as the gate understands it; empty until the first directive is translated.

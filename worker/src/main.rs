@@ -1,2 +1,23 @@
-//! x
-fn main() {}
+//! `sluice-worker`: one role a process, several named, or `all`; and the one-shot commands.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use sluice_worker::command::{self, Cli};
+
+fn main() -> ExitCode {
+    sluice_shared::telemetry::start();
+    let cli = Cli::parse();
+    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => {
+            let code = runtime.block_on(command::run(cli));
+            // What is still running after the grace period does not hold the process up.
+            runtime.shutdown_background();
+            code
+        }
+        Err(error) => {
+            eprintln!("sluice-worker: no runtime: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,1 +1,188 @@
-//! The rules of this repository.
+//! The rules of this repository: who may import whom, how long a file may grow, what a script's
+//! header must say.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use sluice_shared::script::Script;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// Files below these folders with this ending, as (path from the root, text).
+fn files(folders: &[&str], ending: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut open: Vec<PathBuf> = folders.iter().map(|folder| root().join(folder)).collect();
+    while let Some(folder) = open.pop() {
+        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                open.push(path);
+            } else if path.to_string_lossy().ends_with(ending) {
+                let name = path.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
+                found.push((name, std::fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    found.sort();
+    assert!(!found.is_empty(), "no {ending} file in {folders:?}");
+    found
+}
+
+fn rust() -> Vec<(String, String)> {
+    files(&["shared", "edge", "worker", "nginx-compat", "bench"], ".rs")
+}
+
+#[test]
+fn each_library_is_named_where_it_belongs_and_nowhere_else() {
+    let rules: [(&str, &[&str]); 6] = [
+        ("redis", &["shared/src/redis.rs", "shared/src/script"]),
+        ("lapin", &["shared/src/amqp.rs"]),
+        ("sqlx", &["worker/src/store", "worker/tests/"]),
+        (
+            "pingora",
+            &[
+                "edge/src/server.rs",
+                "edge/src/gate.rs",
+                "edge/src/exchange.rs",
+                "edge/src/respond.rs",
+                "edge/src/upstream.rs",
+                "edge/src/events.rs",
+                "edge/src/status.rs",
+                "edge/src/listener",
+                "edge/src/body.rs",
+                "edge/tests/",
+            ],
+        ),
+        ("axum", &["worker/src/api", "worker/src/role/api.rs", "worker/src/status.rs", "worker/tests/"]),
+        ("governor", &["edge/src/buckets.rs"]),
+    ];
+    let mut wrong = Vec::new();
+    for (name, text) in rust() {
+        for (library, homes) in rules {
+            let named = text.lines().any(|line| {
+                let code = line.trim_start();
+                !code.starts_with("//")
+                    && (code.starts_with(&format!("use {library}::"))
+                        || code.starts_with(&format!("pub use {library}::"))
+                        || code.contains(&format!(" {library}_core::"))
+                        || code.contains(&format!(" {library}_proxy::")))
+            });
+            if named && !homes.iter().any(|home| name.starts_with(home)) {
+                wrong.push(format!("{name} names {library}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn edge_and_worker_never_import_each_other() {
+    for (name, text) in rust() {
+        let other = match name.split('/').next() {
+            Some("edge") => "sluice_worker",
+            Some("worker") => "sluice_edge",
+            Some("bench") => "sluice_edge::",
+            _ => continue,
+        };
+        assert!(!text.contains(other), "{name} imports {other}");
+    }
+}
+
+#[test]
+fn no_file_outgrows_its_reader() {
+    let mut long = Vec::new();
+    for (name, text) in rust() {
+        let most = if name.ends_with("/main.rs") && !name.contains("/tests/") { 60 } else { 600 };
+        if text.lines().count() > most {
+            long.push(format!("{name}: {} lines, {most} at the most", text.lines().count()));
+        }
+    }
+    for (name, text) in files(&["lua"], ".lua") {
+        let code = text.lines().filter(|line| !line.starts_with("--") && !line.trim().is_empty()).count();
+        if code > 90 {
+            long.push(format!("{name}: {code} lines of code, 90 at the most"));
+        }
+    }
+    assert!(long.is_empty(), "{long:#?}");
+}
+
+#[test]
+fn modules_are_files_beside_their_folder() {
+    for (name, _) in rust() {
+        assert!(!name.ends_with("/mod.rs"), "{name}");
+    }
+}
+
+#[test]
+fn nothing_is_left_undone_or_switched_off() {
+    let marks =
+        ["#[ignore", concat!("FIX", "ME"), concat!("TO", "DO"), concat!("todo", "!("), "unimplemented!("];
+    let mut all = rust();
+    all.extend(files(&["lua"], ".lua"));
+    all.extend(files(&["ops", "docs"], "").into_iter().filter(|(name, _)| !name.contains(".png")));
+    for (name, text) in all {
+        for mark in marks {
+            let own = name == "shared/tests/it/tidy.rs";
+            assert!(own || !text.contains(mark), "{name} contains {mark}");
+        }
+    }
+}
+
+#[test]
+fn every_script_has_its_header_sections_and_binding() {
+    let mut on_disk = BTreeSet::new();
+    for (name, text) in files(&["lua"], ".lua").into_iter().filter(|(name, _)| !name.contains("/lib/")) {
+        let script = name.trim_start_matches("lua/").trim_end_matches(".lua");
+        on_disk.insert(script.to_owned());
+        let header: Vec<&str> = text.lines().take_while(|line| line.starts_with("--")).collect();
+        let header = header.join("\n");
+        assert!(header.starts_with(&format!("-- {script}: ")), "{name}: first line says what it is for");
+        assert!(header.contains("-- Reply: {'"), "{name}: header lists its replies");
+        for section in ["-- inputs", "-- checks", "-- effects"] {
+            assert!(text.contains(section), "{name}: {section}");
+        }
+        keys_are_named_once(&name, &header, &text);
+        words_are_decoded(&name, &text);
+        assert!(!text.contains("'sluice:"), "{name} builds a key");
+    }
+    let bound: BTreeSet<String> = Script::ALL.iter().map(|script| script.name.to_owned()).collect();
+    assert_eq!(on_disk, bound);
+}
+
+fn keys_are_named_once(name: &str, header: &str, text: &str) {
+    let listed = (1..).take_while(|n| header.contains(&format!("-- KEYS[{n}] "))).count();
+    let body = text.split("-- inputs").nth(1).unwrap();
+    let (inputs, rest) = body.split_once("-- checks").unwrap();
+    let used = (1..).take_while(|n| inputs.contains(&format!("KEYS[{n}]"))).count();
+    assert_eq!(listed, used, "{name}: keys of the header and of the inputs");
+    assert!(!rest.contains("KEYS["), "{name}: keys have names after the inputs");
+}
+
+/// Every reply word of the script stands in a binding.
+fn words_are_decoded(name: &str, text: &str) {
+    let bindings: String = files(&["shared/src"], ".rs")
+        .into_iter()
+        .filter(|(name, _)| name.starts_with("shared/src/script"))
+        .map(|(_, text)| text)
+        .collect();
+    for line in text.lines().filter(|line| line.contains("return {'")) {
+        let word = line.split("return {'").nth(1).unwrap().split('\'').next().unwrap();
+        assert!(bindings.contains(&format!("\"{word}\"")), "{name}: nobody decodes {word}");
+    }
+}
+
+#[test]
+fn the_project_speaks_of_itself_alone() {
+    let mut all = rust();
+    for (folders, ending) in [(&["docs", "ops", "lua", "migrations"][..], ""), (&["examples"][..], "")] {
+        all.extend(files(folders, ending).into_iter().filter(|(name, _)| !name.ends_with(".png")));
+    }
+    let strangers = [concat!("/wo", "rk/"), concat!("farm", "-studio"), concat!("anch", "ors/")];
+    for (name, text) in all {
+        for stranger in strangers {
+            assert!(!text.contains(stranger), "{name} contains {stranger}");
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! The command line: `sluice-worker ROLE…` and the one-shot commands.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use sluice_shared::config::{EXIT_USAGE, Problems, Secret, Settings};
+
+use crate::config::{self, Config, DatabaseConfig};
+use crate::role::{self, Role};
+use crate::store::Store;
+use crate::{audit, explain, topology_command};
+
+const ROLES: &str = "\
+Roles:
+  orders     accepted orders from RabbitMQ into the books, in batches
+  outbox     what the books tell, to RabbitMQ
+  saga       the purchase step by step: Redis follows the books, units go back
+  timeout    orders that are not paid in time expire
+  api        the back office and payment notices (HTTP)
+  reconcile  the warden: lease, register of edges, re-opening, reconciling
+  all        every role in this process
+
+Each role may run in any number of processes. Settings: --config F, then SLUICE__SECTION__KEY.
+Without --config, one-shot commands read SLUICE_REDIS_URL, SLUICE_DATABASE_URL, SLUICE_AMQP_URL and
+SLUICE_AMQP_MANAGEMENT_URL. Logs: JSON on standard error, level by SLUICE_LOG.
+
+Examples:
+  sluice-worker orders outbox saga timeout api --config worker.toml
+  sluice-worker reconcile --name warden-1 --config worker.toml
+  sluice-worker audit --sale demo --wait 30s";
+
+/// The workers of Sluice: they write accepted orders, run the purchase and keep the books.
+#[derive(Debug, Parser)]
+#[command(name = "sluice-worker", version, after_help = ROLES, arg_required_else_help = true)]
+#[command(subcommand_negates_reqs = true, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    /// What this process is: one role, several, or `all`
+    #[arg(value_name = "ROLE", required = true)]
+    roles: Vec<String>,
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    once: Option<Once>,
+}
+
+#[derive(Debug, clap::Args)]
+struct Common {
+    /// Configuration file (TOML)
+    #[arg(long, value_name = "F", global = true)]
+    config: Option<PathBuf>,
+    /// What this process is called, instead of `name` in the configuration
+    #[arg(long, value_name = "N", global = true)]
+    name: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Once {
+    /// Bring the database to this version's schema
+    Migrate,
+    /// Prove from the books that nothing was lost, oversold or leaked
+    Audit(audit::Args),
+    /// Tell one order's time-line through every stage
+    Explain(explain::Args),
+    /// Compare RabbitMQ with the topology, or bring it there
+    Topology(topology_command::Args),
+    /// Check a configuration file; every problem at once
+    CheckConfig,
+}
+
+/// Where a one-shot command finds the servers: from a configuration file or the environment. What is
+/// not given is empty.
+#[derive(Debug, Clone)]
+pub struct Sources {
+    /// Redis.
+    pub redis_url: Secret,
+    /// PostgreSQL, with the default pool and timeouts when it comes from the environment.
+    pub database: DatabaseConfig,
+    /// RabbitMQ.
+    pub amqp_url: Secret,
+    /// RabbitMQ's management plugin.
+    pub management_url: Secret,
+    /// Write queues.
+    pub shards: u16,
+}
+
+impl Sources {
+    fn of(config: Config) -> Self {
+        Self {
+            redis_url: config.redis.url,
+            database: config.database,
+            amqp_url: config.amqp.url,
+            management_url: config.amqp.management_url,
+            shards: config.orders.shards,
+        }
+    }
+
+    fn read(common: &Common) -> Result<Self, Problems> {
+        if common.config.is_some() {
+            return Config::load(common.config.as_deref(), &[]).map(Self::of);
+        }
+        let mut sources = Config::read(Settings::load(config::DEFAULTS, None), &[]).map(Self::of)?;
+        let variable = |name: &str| Secret::new(std::env::var(name).unwrap_or_default());
+        sources.redis_url = variable("SLUICE_REDIS_URL");
+        sources.database.url = variable("SLUICE_DATABASE_URL");
+        sources.amqp_url = variable("SLUICE_AMQP_URL");
+        sources.management_url = variable("SLUICE_AMQP_MANAGEMENT_URL");
+        Ok(sources)
+    }
+}
+
+/// Does what the command line says.
+pub async fn run(cli: Cli) -> ExitCode {
+    let code = match cli.once {
+        None => roles(&cli.roles, &cli.common).await,
+        Some(Once::CheckConfig) => Config::load(cli.common.config.as_deref(), &Role::ALL).map(|_| {
+            println!("the configuration can be used");
+            0
+        }),
+        Some(once) => match Sources::read(&cli.common) {
+            Ok(sources) => Ok(one_shot(once, &sources).await),
+            Err(problems) => Err(problems),
+        },
+    };
+    match code {
+        Ok(code) => ExitCode::from(code),
+        Err(problems) => {
+            eprintln!("{problems}");
+            ExitCode::from(u8::try_from(EXIT_USAGE).unwrap_or(64))
+        }
+    }
+}
+
+async fn one_shot(once: Once, sources: &Sources) -> u8 {
+    match once {
+        Once::Migrate => migrate(sources).await,
+        Once::Audit(args) => audit::run(sources, &args).await,
+        Once::Explain(args) => explain::run(sources, &args).await,
+        Once::Topology(args) => topology_command::run(sources, &args).await,
+        Once::CheckConfig => 0,
+    }
+}
+
+async fn migrate(sources: &Sources) -> u8 {
+    let migrated = async { Store::connect(&sources.database).await?.migrate().await };
+    match migrated.await {
+        Ok(()) => {
+            println!("the database has this version's schema");
+            0
+        }
+        Err(error) => {
+            eprintln!("sluice-worker migrate: {error}");
+            1
+        }
+    }
+}
+
+async fn roles(words: &[String], common: &Common) -> Result<u8, Problems> {
+    let (roles, mut problems) = Role::read(words);
+    let config = Config::load(common.config.as_deref(), &roles);
+    let config = config.map_err(|Problems(more)| problems.extend(more)).ok();
+    match config {
+        Some(mut config) if problems.is_empty() => {
+            if let Some(name) = &common.name {
+                config.name.clone_from(name);
+            }
+            Ok(role::serve(&roles, config).await)
+        }
+        _ => Err(Problems(problems)),
+    }
+}

@@ -1,0 +1,140 @@
+//! PostgreSQL: the truth. Nothing outside this folder names sqlx.
+
+pub mod audit_log;
+pub mod barriers;
+pub mod books;
+pub mod ledger;
+pub mod orders;
+pub mod outbox;
+pub mod payments;
+pub mod register;
+pub mod saga;
+pub mod sales;
+pub mod search;
+pub mod segments;
+pub mod stock_changes;
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use time::OffsetDateTime;
+
+use sluice_shared::clock::Millis;
+
+use crate::config::DatabaseConfig;
+
+static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
+
+/// Why the books could not be read or written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// PostgreSQL is away, or was in the way of others (timeout, serialisation, deadlock): nothing is
+    /// wrong with what was asked, and asking again may succeed. Whether it was done is unknown.
+    #[error("postgresql is away: {0}")]
+    Away(String),
+    /// What was asked cannot be done: the data does not fit, or there is a bug.
+    #[error("postgresql: {0}")]
+    Broken(String),
+}
+
+/// Classes of SQLSTATE that blame the data: data exception, integrity constraint, raised by a trigger.
+/// All others (resources, operator, missing table before a migration, …) may pass.
+const DATA_CLASSES: [&str; 3] = ["22", "23", "P0"];
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        let text = error.to_string();
+        match error {
+            sqlx::Error::Database(inner) => {
+                let code = inner.code().unwrap_or_default();
+                if DATA_CLASSES.iter().any(|class| code.starts_with(class)) {
+                    Self::Broken(format!("{text} ({code})"))
+                } else {
+                    Self::Away(format!("{text} ({code})"))
+                }
+            }
+            sqlx::Error::Io(_)
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::Protocol(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed => Self::Away(text),
+            _ => Self::Broken(text),
+        }
+    }
+}
+
+/// A pool of connections to the books.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pub(crate) pool: PgPool,
+}
+
+impl Store {
+    /// A pool that connects when it is used: a process starts, and waits, without PostgreSQL.
+    pub fn lazy(config: &DatabaseConfig) -> Result<Self, StoreError> {
+        Ok(Self { pool: pool(config).connect_lazy_with(options(config)?) })
+    }
+
+    /// A pool that is connected.
+    pub async fn connect(config: &DatabaseConfig) -> Result<Self, StoreError> {
+        Ok(Self { pool: pool(config).connect_with(options(config)?).await? })
+    }
+
+    /// Brings the schema to this version.
+    pub async fn migrate(&self) -> Result<(), StoreError> {
+        MIGRATIONS.run(&self.pool).await.map_err(|error| match error {
+            sqlx::migrate::MigrateError::Execute(error) => error.into(),
+            error => StoreError::Broken(error.to_string()),
+        })
+    }
+
+    /// PostgreSQL's clock.
+    pub async fn now(&self) -> Result<Millis, StoreError> {
+        let now: OffsetDateTime = sqlx::query_scalar("SELECT now()").fetch_one(&self.pool).await?;
+        Ok(millis(now))
+    }
+
+    /// Connections in use and open, for the pool's metric.
+    pub fn connections(&self) -> (u32, u32) {
+        let open = self.pool.size();
+        (open.saturating_sub(u32::try_from(self.pool.num_idle()).unwrap_or(u32::MAX)), open)
+    }
+
+    /// Closes every connection, after what is under way.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+fn pool(config: &DatabaseConfig) -> PgPoolOptions {
+    PgPoolOptions::new()
+        .max_connections(config.max_connections)
+        .min_connections(config.min_connections)
+        .acquire_timeout(config.connect_timeout)
+        .max_lifetime(Duration::from_secs(1800))
+}
+
+fn options(config: &DatabaseConfig) -> Result<PgConnectOptions, StoreError> {
+    let ms = |span: Duration| span.as_millis().to_string();
+    let options = PgConnectOptions::from_str(config.url.reveal())?;
+    Ok(options.application_name("sluice-worker").options([
+        ("statement_timeout", ms(config.statement_timeout)),
+        ("lock_timeout", ms(config.lock_timeout)),
+        ("idle_in_transaction_session_timeout", ms(config.idle_in_transaction)),
+        // An order is acknowledged to the broker by the commit: the commit must be durable.
+        ("synchronous_commit", "on".to_owned()),
+        ("timezone", "UTC".to_owned()),
+    ]))
+}
+
+/// A row's time, for the outside.
+pub(crate) fn millis(at: OffsetDateTime) -> Millis {
+    Millis(i64::try_from(at.unix_timestamp_nanos().div_euclid(1_000_000)).unwrap_or(i64::MAX))
+}
+
+/// A time for a row; `None` when no calendar has it.
+pub(crate) fn moment(at: Millis) -> Option<OffsetDateTime> {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(at.0) * 1_000_000).ok()
+}
