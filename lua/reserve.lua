@@ -50,13 +50,14 @@ local function refusal(user, lines, token)
   for _, line in ipairs(lines) do if not limit[line[1]] then return 'UNKNOWN_SKU|' .. line[1] end end
   if room < 1 then return 'OVERLOADED' end
   for _, line in ipairs(lines) do
-    local has, most = held(mark[user], line[1]), limit[line[1]]
+    local has, most = mark[user] == '' and 0 or held(mark[user], line[1]), limit[line[1]]
     if has + line[2] > most then return 'LIMIT|' .. has .. '|' .. most .. '|' .. line[1] end
   end
   for _, line in ipairs(lines) do if left[line[1]] < line[2] then return 'SOLD_OUT|' .. line[1] end end
 end
 
 local entries, changes, answers = {}, {}, {'ANSWERS', epoch, string.format('%d', now), ''}
+local taken, times = 'Ah|' .. epoch, answers[3] .. '|' .. answers[3] .. '|0|-'
 for i = 1, count do
   local id, user, lines, old = fields[i], fields[count + i], texts[i], record[fields[i]]
   local answer = not old and refusal(user, wanted[lines], ARGV[i * 4 + 1])
@@ -66,12 +67,16 @@ for i = 1, count do
     local same = string.match(old, '^%a%a|%d+|%d+|%d+|%d+|%d+|[^|]*|([^|]*)|') == lines
     answer = same and 'REPLAY|' .. old or 'REUSED'
   elseif not answer then
-    seq, room, answer = seq + 1, room - 1, 'OK|' .. seq + 1
+    seq, room = seq + 1, room - 1
+    local place, first = string.format('%d', seq), mark[user] == ''
     for _, line in ipairs(wanted[lines]) do
-      left[line[1]], mark[user] = left[line[1]] - line[2], with(mark[user], line[1], line[2])
+      left[line[1]] = left[line[1]] - line[2]
+      if not first then mark[user] = with(mark[user], line[1], line[2]) end
     end
-    record[id] = table.concat({'Ah', epoch, seq, answers[3], answers[3], '0|-', lines, ARGV[i * 4 - 1]}, '|')
-    entries[#entries + 1] = {epoch .. '-' .. seq, id}
+    if first then mark[user] = lines end
+    answer = 'OK|' .. place
+    record[id] = table.concat({taken, place, times, lines, ARGV[i * 4 - 1]}, '|')
+    entries[#entries + 1] = {epoch .. '-' .. place, id}
     changes[#changes + 1], changes[#changes + 2] = id, record[id]
     changes[#changes + 1], changes[#changes + 2] = user, mark[user]
   end
