@@ -1,12 +1,21 @@
-//! Orders: the row of each, and every move of its state.
+//! Orders: the row of each. [`write`] makes rows of messages, [`moves`] moves them along their states.
 
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::{OrderId, SaleId, UserId};
 use sluice_shared::lines::Lines;
-use sluice_shared::message::Accepted;
+use sluice_shared::message::OrderEvent;
 use sluice_shared::record::{OrderState, Refund};
+use time::OffsetDateTime;
 
-use super::{Store, StoreError};
+use super::ledger::id;
+use super::{Store, StoreError, millis};
+
+mod moves;
+mod write;
+
+pub use moves::Deadline;
+pub(crate) use moves::{sell, take_back};
+pub use write::WriteReport;
 
 /// One order as the books have it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,56 +78,87 @@ pub enum Refunded {
     Unknown,
 }
 
-/// What became of a batch of accepted orders.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct WriteReport {
-    /// Orders written now, those that failed among them.
-    pub written: usize,
-    /// Orders that were there already.
-    pub repeated: usize,
-    /// Messages of an epoch that is over: they left no order.
-    pub fenced: usize,
-    /// Orders written as failed: the books had no units for them. Must never happen.
-    pub failed: Vec<OrderId>,
-    /// Messages that cannot become an order: index in the batch, and why.
-    pub parked: Vec<(usize, String)>,
+/// The columns of [`RawOrder`].
+macro_rules! columns {
+    () => {
+        "id, sale, user_id, state, live, amount, currency, lines, epoch, seq, refund, message, \
+         accepted_at, created_at, pay_before, updated_at"
+    };
+}
+pub(crate) use columns;
+
+/// A row as it comes.
+#[derive(Debug, sqlx::FromRow)]
+pub(crate) struct RawOrder {
+    id: String,
+    sale: String,
+    user_id: String,
+    state: String,
+    live: bool,
+    amount: i64,
+    currency: String,
+    lines: String,
+    epoch: i64,
+    seq: i64,
+    refund: String,
+    message: Option<String>,
+    accepted_at: OffsetDateTime,
+    created_at: OffsetDateTime,
+    pay_before: OffsetDateTime,
+    updated_at: OffsetDateTime,
+}
+
+impl TryFrom<RawOrder> for OrderRow {
+    type Error = StoreError;
+
+    fn try_from(raw: RawOrder) -> Result<Self, StoreError> {
+        let bad = |what: &str| StoreError::Broken(format!("order {}: bad {what} in its row", raw.id));
+        Ok(Self {
+            id: OrderId::parse(&raw.id).ok_or_else(|| bad("id"))?,
+            sale: id(SaleId::parse(&raw.sale))?,
+            user: id(UserId::parse(&raw.user_id))?,
+            state: OrderState::parse(&raw.state).ok_or_else(|| bad("state"))?,
+            live: raw.live,
+            amount: raw.amount,
+            lines: Lines::parse(&raw.lines).map_err(|_| bad("lines"))?,
+            epoch: u64::try_from(raw.epoch).map_err(|_| bad("epoch"))?,
+            seq: u64::try_from(raw.seq).map_err(|_| bad("seq"))?,
+            refund: Refund::parse(&raw.refund).ok_or_else(|| bad("refund"))?,
+            accepted_at: millis(raw.accepted_at),
+            created_at: millis(raw.created_at),
+            pay_before: millis(raw.pay_before),
+            updated_at: millis(raw.updated_at),
+            currency: raw.currency,
+            message: raw.message,
+        })
+    }
+}
+
+impl OrderRow {
+    /// What is told of this order; `release` when its units go back.
+    pub(crate) fn event(&self, release: bool) -> OrderEvent {
+        let waiting = self.state == OrderState::PendingPayment;
+        OrderEvent {
+            order: self.id,
+            sale: self.sale.clone(),
+            state: self.state,
+            pay_before: waiting.then_some(self.pay_before),
+            refund: self.refund,
+            release,
+            lines: self.lines.clone(),
+            user: self.user.clone(),
+        }
+    }
 }
 
 impl Store {
-    /// Writes accepted orders: rows, ledger, saga and outbox in one transaction.
-    pub async fn write_orders(&self, _batch: &[Accepted]) -> Result<WriteReport, StoreError> {
-        Ok(WriteReport::default())
-    }
-
     /// One order.
-    pub async fn order(&self, _order: &OrderId) -> Result<Option<OrderRow>, StoreError> {
-        Ok(None)
-    }
-
-    /// Cancels an order for its buyer, if it is not paid.
-    pub async fn cancel(&self, _order: &OrderId, _user: &UserId) -> Result<Cancelled, StoreError> {
-        Ok(Cancelled::Unknown)
-    }
-
-    /// Cancels an order that only Redis knows yet: it is inserted as cancelled, with its take, its
-    /// release and the event, so that its late message changes nothing. When the row has come
-    /// meanwhile, it is cancelled like any other.
-    pub async fn cancel_unwritten(&self, _accepted: &Accepted) -> Result<Cancelled, StoreError> {
-        Ok(Cancelled::Unknown)
-    }
-
-    /// Expires those of these orders that are unpaid and due; answers which.
-    pub async fn expire(&self, _orders: &[OrderId]) -> Result<Vec<OrderId>, StoreError> {
-        Ok(Vec::new())
-    }
-
-    /// Refunds a paid order; with `restock` its units go back on the shelf.
-    pub async fn refund(
-        &self,
-        _order: &OrderId,
-        _restock: bool,
-        _reason: &str,
-    ) -> Result<Refunded, StoreError> {
-        Ok(Refunded::Unknown)
+    pub async fn order(&self, order: &OrderId) -> Result<Option<OrderRow>, StoreError> {
+        let raw: Option<RawOrder> =
+            sqlx::query_as(concat!("SELECT ", columns!(), " FROM orders WHERE id = $1"))
+                .bind(order.to_string())
+                .fetch_optional(&self.pool)
+                .await?;
+        raw.map(OrderRow::try_from).transpose()
     }
 }

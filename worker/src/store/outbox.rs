@@ -1,0 +1,143 @@
+//! The outbox: events written with their cause, claimed row by row, marked once the broker has them.
+
+use std::time::Duration;
+
+use sqlx::postgres::PgListener;
+use sqlx::{PgConnection, Postgres, Transaction};
+
+use sluice_shared::message::{OrderEvent, OrderEvents, VERSION};
+
+use super::{Store, StoreError};
+
+/// Topic of orders that were written.
+pub const CREATED: &str = "order.created";
+/// Topic of orders that moved on with their units.
+pub const CHANGED: &str = "order.changed";
+/// Topic of orders whose units go back.
+pub const RELEASE: &str = "stock.release";
+
+/// Events in one row, and so in one message.
+const EVENTS_MAX: usize = 100;
+/// The bell that writers ring.
+const BELL: &str = "sluice_outbox";
+
+/// Adds events to the outbox and rings its bell with the commit.
+pub(crate) async fn push(
+    connection: &mut PgConnection,
+    topic: &'static str,
+    events: &[OrderEvent],
+) -> Result<(), StoreError> {
+    if events.is_empty() {
+        return Ok(());
+    }
+    let payloads: Result<Vec<String>, _> = events
+        .chunks(EVENTS_MAX)
+        .map(|chunk| serde_json::to_string(&OrderEvents { v: VERSION, events: chunk.to_vec() }))
+        .collect();
+    let payloads = payloads.map_err(|error| StoreError::Broken(format!("writing events: {error}")))?;
+    sqlx::query(
+        "WITH rows AS (INSERT INTO outbox (topic, payload)
+                       SELECT $1, payload::jsonb FROM unnest($2::text[]) AS new (payload))
+         SELECT pg_notify($3, '')",
+    )
+    .bind(topic)
+    .bind(payloads)
+    .bind(BELL)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// One row to publish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutboxRow {
+    /// Its number; not an order of commits.
+    pub id: i64,
+    /// Routing key.
+    pub topic: String,
+    /// JSON.
+    pub payload: String,
+}
+
+/// Rows that nobody else publishes meanwhile; dropped unmarked, they are free again.
+#[derive(Debug)]
+pub struct OutboxBatch {
+    claim: Transaction<'static, Postgres>,
+    /// The rows.
+    pub rows: Vec<OutboxRow>,
+}
+
+impl OutboxBatch {
+    /// Marks the rows that the broker has confirmed, and lets go of the others.
+    pub async fn mark(mut self, confirmed: &[i64]) -> Result<(), StoreError> {
+        sqlx::query("UPDATE outbox SET published_at = now() WHERE id = ANY($1)")
+            .bind(confirmed)
+            .execute(&mut *self.claim)
+            .await?;
+        Ok(self.claim.commit().await?)
+    }
+}
+
+/// The outbox' bell. A lost ring is made up for by looking regularly.
+#[derive(Debug)]
+pub struct Bell {
+    listener: PgListener,
+}
+
+impl Bell {
+    /// Waits until it rings; many rings at once are one.
+    pub async fn ring(&mut self) -> Result<(), StoreError> {
+        self.listener.recv().await?;
+        while self.listener.next_buffered().is_some() {}
+        Ok(())
+    }
+}
+
+impl Store {
+    /// Claims the oldest unpublished rows that nobody holds. Never by a cursor: a lower number may
+    /// be committed after a higher one.
+    pub async fn claim_outbox(&self, most: u32) -> Result<OutboxBatch, StoreError> {
+        let mut claim = self.pool.begin().await?;
+        let rows: Vec<(i64, String, String)> = sqlx::query_as(
+            "SELECT id, topic, payload::text FROM outbox WHERE published_at IS NULL
+             ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED",
+        )
+        .bind(i64::from(most))
+        .fetch_all(&mut *claim)
+        .await?;
+        let rows = rows.into_iter().map(|(id, topic, payload)| OutboxRow { id, topic, payload }).collect();
+        Ok(OutboxBatch { claim, rows })
+    }
+
+    /// Follows the bell.
+    pub async fn outbox_bell(&self) -> Result<Bell, StoreError> {
+        let mut listener = PgListener::connect_with(&self.pool).await?;
+        listener.listen(BELL).await?;
+        Ok(Bell { listener })
+    }
+
+    /// Deletes some rows that were published longer ago than this; answers how many.
+    pub async fn forget_published(&self, older: Duration, most: u32) -> Result<u64, StoreError> {
+        let deleted = sqlx::query(
+            "DELETE FROM outbox WHERE id IN (
+                 SELECT id FROM outbox WHERE published_at < now() - make_interval(secs => $1)
+                 ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED)",
+        )
+        .bind(older.as_secs_f64())
+        .bind(i64::from(most))
+        .execute(&self.pool)
+        .await?;
+        Ok(deleted.rows_affected())
+    }
+
+    /// Rows waiting to be published, and the age of the oldest.
+    pub async fn outbox_depth(&self) -> Result<(u64, Duration), StoreError> {
+        let (count, age): (i64, f64) = sqlx::query_as(
+            "SELECT count(*), coalesce(extract(epoch FROM now() - min(created_at)), 0)::float8
+             FROM outbox WHERE published_at IS NULL",
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        Ok((u64::try_from(count).unwrap_or(0), Duration::from_secs_f64(age.max(0.0))))
+    }
+}
