@@ -1,0 +1,87 @@
+//! Orders for the back office: search, one, its time-line, refund; and a sale's books.
+
+use std::sync::Arc;
+
+use sluice_shared::clock::Millis;
+use sluice_shared::ids::{OrderId, SaleId, UserId};
+use sluice_shared::record::OrderState;
+use sluice_shared::verdict::{Code, Rejection};
+
+use super::Api;
+use super::call::Call;
+use super::locate::{Located, locate};
+use super::order_sheet::StaffSheet;
+use super::page::{Page, Query};
+use super::reply::{self, Answer, not_found};
+use super::sales::no_such_sale;
+use crate::store::orders::Refunded;
+use crate::store::search::OrderFilter;
+
+const REASON_MAX: usize = 500;
+
+fn no_such_order() -> Rejection {
+    not_found("there is no such order")
+}
+
+/// `GET /admin/v1/orders`
+pub async fn list(api: Arc<Api>, call: Call) -> Answer {
+    let mut query = Query::of(&call.uri)?;
+    let time = "must be a time such as 2026-11-21T04:00:00.000Z";
+    let filter = OrderFilter {
+        sale: query.parsed("sale", "must match ^[A-Za-z0-9_-]{1,64}$", |text| SaleId::parse(text).ok())?,
+        user: query.parsed("user", "must match ^[!-~]{1,128}$", |text| UserId::parse(text).ok())?,
+        state: query.parsed("state", "must be a state of an order", OrderState::parse)?,
+        from: query.parsed("from", time, Millis::from_text)?,
+        to: query.parsed("to", time, Millis::from_text)?,
+    };
+    let limit = query.limit()?;
+    let after = query.after(OrderId::parse)?;
+    query.finish()?;
+    let found = api.store.orders(&filter, after.as_ref(), limit + 1).await.map_err(reply::store)?;
+    let page = Page::cut(found, limit, |order| order.id.to_string());
+    reply::json(200, &page.map(|order| StaffSheet::of_row(&order)))
+}
+
+/// `GET /admin/v1/orders/{order}`
+pub async fn get(api: Arc<Api>, call: Call) -> Answer {
+    let order = call.order()?;
+    let shown = match locate(&api, &order).await? {
+        Located::Row(row) => StaffSheet::of_row(&row),
+        Located::Record(sale, record) => StaffSheet::of_record(order, &sale, &record),
+        Located::Nowhere => return Err(no_such_order()),
+    };
+    reply::json(200, &shown)
+}
+
+/// `GET /admin/v1/orders/{order}/explain`
+pub async fn explain(_api: Arc<Api>, call: Call) -> Answer {
+    call.order()?;
+    Err(Rejection::new(Code::NotImplemented, "time-lines are told by sluice-worker explain"))
+}
+
+/// `GET /admin/v1/sales/{sale}/audit`
+pub async fn audit(api: Arc<Api>, call: Call) -> Answer {
+    let sale = call.sale()?;
+    api.store.sale(&sale).await.map_err(reply::store)?.ok_or_else(no_such_sale)?;
+    Err(Rejection::new(Code::NotImplemented, "the books are told by sluice-worker audit"))
+}
+
+/// `POST /admin/v1/orders/{order}/refund`
+pub async fn refund(api: Arc<Api>, call: Call) -> Answer {
+    let order = call.order()?;
+    let mut body = call.members()?;
+    let reason = body.parsed("reason", "must have 1 to 500 characters", |text| {
+        (1..=REASON_MAX).contains(&text.chars().count()).then(|| text.to_owned())
+    })?;
+    let reason = body.need("reason", reason)?;
+    let restock = body.flag("restock")?.unwrap_or(true);
+    body.finish()?;
+    match api.store.refund(&order, restock, &reason).await.map_err(reply::store)? {
+        Refunded::Done(row) => reply::json(200, &StaffSheet::of_row(&row)),
+        Refunded::WrongState(row) => {
+            let detail = format!("only a paid order is refunded; this one is {}", row.state.as_str());
+            Err(Rejection::new(Code::WrongState, detail))
+        }
+        Refunded::Unknown => Err(no_such_order()),
+    }
+}
