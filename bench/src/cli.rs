@@ -1,0 +1,92 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use serde_json::json;
+use sluice_shared::clock::Millis;
+use sluice_shared::ids::UserId;
+use sluice_shared::jwt::sign_hs256;
+
+use crate::drill::{Setting, sell_out};
+use crate::environment::Environment;
+
+/// Load and drills for a running Sluice: what it promises is shown, what it costs is counted.
+///
+/// Everything is aimed at the system of `./dev up` (its file .run/env) and at loopback only.
+/// Exit 0: all is good. 1: a promise does not hold. 2: the drill could not be carried out.
+#[derive(Debug, Parser)]
+#[command(name = "sluice-bench", version)]
+pub struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// The running system: lines NAME='value', as `./dev up` writes them
+    #[arg(long, global = true, default_value = ".run/env")]
+    env: PathBuf,
+    /// Where the log of every request goes; if not given, it is kept only when something is wrong
+    #[arg(long, global = true)]
+    log: Option<PathBuf>,
+    /// Connections of the crowd, each from a loopback address of its own
+    #[arg(long, global = true, default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    connections: u16,
+    /// Chooses whatever is left to chance; the same seed, the same crowd
+    #[arg(long, global = true, default_value_t = 1)]
+    seed: u64,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// A scene on the running system, judged by the books
+    #[command(subcommand)]
+    Drill(Drill),
+    /// A demo buyer's JWT, for curl
+    Token {
+        /// The user: 1 to 128 printable ASCII characters without spaces
+        user: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Drill {
+    /// More buyers than units, some of them misbehaving
+    SellOut(sell_out::SellOut),
+}
+
+impl Cli {
+    /// Does what was asked for.
+    pub fn run(self) -> ExitCode {
+        match self.carry_out() {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::from(1),
+            Err(error) => {
+                eprintln!("sluice-bench: {error:#}");
+                ExitCode::from(2)
+            }
+        }
+    }
+
+    fn carry_out(self) -> Result<bool> {
+        let Common { env, log, connections, seed } = self.common;
+        let environment = Environment::load(&env)?;
+        let setting = Setting { environment, connections: usize::from(connections), log, seed };
+        match self.command {
+            Command::Drill(Drill::SellOut(ask)) => sell_out::run(&setting, &ask),
+            Command::Token { user } => token(&setting.environment, &user),
+        }
+    }
+}
+
+fn token(environment: &Environment, user: &str) -> Result<bool> {
+    let user = UserId::parse(user).context("USER")?;
+    let claims = json!({"sub": user, "exp": Millis::now().seconds() + 24 * 3600});
+    println!("{}", sign_hs256(&environment.jwt_secret, &claims));
+    Ok(true)
+}

@@ -1,0 +1,332 @@
+//! A crowd of buyers as a load: most behave, some do not, and each has its set of right answers.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use sluice_shared::clock::Millis;
+use sluice_shared::ids::OrderId;
+
+use crate::admin::CURRENCY;
+use crate::buyers::{Buyers, Notice};
+use crate::client::answer::Answer;
+use crate::client::outcome::{
+    ACCEPTED, CUT, FROZEN, NO_ANSWER, OK, OVERLOADED, Outcome, PENDING, PURCHASE_LIMIT, RATE_LIMITED,
+    REFUSED, REPLAYED, SOLD_OUT, TOKEN_SPENT, UNAVAILABLE,
+};
+use crate::client::{Kind, Lane, Load, Micros, Shot};
+use crate::schedule::{Profile, Schedule};
+
+const BAD_GATEWAY: Outcome = Outcome("bad_gateway");
+const TOKEN_INVALID: &[Outcome] = &[Outcome("token_invalid")];
+const TOKEN_EXPIRED: &[Outcome] = &[Outcome("token_expired")];
+const UNAUTHENTICATED: &[Outcome] = &[Outcome("unauthenticated")];
+const BOT: &[Outcome] = &[Outcome("token_invalid"), RATE_LIMITED];
+const TOKEN: &[Outcome] = &[OK];
+const BUY: &[Outcome] = &[ACCEPTED, SOLD_OUT];
+const TWIN: &[Outcome] = &[ACCEPTED, REPLAYED, SOLD_OUT];
+const AGAIN_HELD: &[Outcome] = &[REPLAYED];
+const OVER_LIMIT: &[Outcome] = &[PURCHASE_LIMIT, SOLD_OUT];
+/// A notice is told to come again while the order's row cannot be asked for.
+const PAY: &[Outcome] = &[OK, UNAVAILABLE];
+/// What may happen to any request while servers die.
+const ANYTHING: &[Outcome] = &[
+    OK,
+    ACCEPTED,
+    REPLAYED,
+    PENDING,
+    SOLD_OUT,
+    UNAVAILABLE,
+    FROZEN,
+    OVERLOADED,
+    CUT,
+    NO_ANSWER,
+    REFUSED,
+    BAD_GATEWAY,
+];
+const ANYTHING_AGAIN: &[Outcome] = &[
+    ACCEPTED,
+    REPLAYED,
+    PENDING,
+    SOLD_OUT,
+    UNAVAILABLE,
+    FROZEN,
+    OVERLOADED,
+    CUT,
+    NO_ANSWER,
+    REFUSED,
+    BAD_GATEWAY,
+    TOKEN_SPENT,
+];
+
+/// Attempts at one thing before it is given up.
+const ATTEMPTS: u16 = 200;
+/// Between two of them.
+const PAUSE: Micros = 500_000;
+
+/// How a buyer behaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    Plain,
+    DoubleClick,
+    Replay,
+    Second,
+    Greedy,
+    Forger,
+    Late,
+    Stranger,
+}
+
+/// What a crowd does.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// When buyers come.
+    pub profile: Profile,
+    /// Whether some misbehave.
+    pub mixed: bool,
+    /// Tokens are minted beforehand instead of fetched.
+    pub mint: bool,
+    /// Servers die: any transport failure is expected, and tried again.
+    pub faults: bool,
+    /// Which share of the orders is paid.
+    pub paid: f64,
+    /// Price of a unit.
+    pub price: i64,
+    /// Units that a user may hold.
+    pub per_user: u32,
+    /// Requests of bots.
+    pub bots: u32,
+    /// Chooses who behaves how.
+    pub seed: u64,
+}
+
+impl Plan {
+    /// A plain crowd that comes in this way.
+    pub fn plain(profile: Profile) -> Self {
+        Self {
+            profile,
+            mixed: false,
+            mint: false,
+            faults: false,
+            paid: 0.0,
+            price: 100,
+            per_user: 1,
+            bots: 0,
+            seed: 1,
+        }
+    }
+}
+
+/// A crowd on its way.
+pub struct Crowd {
+    buyers: Arc<Buyers>,
+    plan: Plan,
+    manners: Vec<Manner>,
+    minted: Vec<Option<(Bytes, OrderId)>>,
+    forged: Vec<Bytes>,
+    arrivals: Schedule,
+    bots: Schedule,
+    first: u32,
+    random: StdRng,
+}
+
+impl Crowd {
+    /// Buyers `first..first + count` on a plan; what can be made beforehand is.
+    pub fn new(buyers: &Arc<Buyers>, first: u32, count: u32, plan: Plan) -> Self {
+        let mut random = StdRng::seed_from_u64(plan.seed);
+        let manners =
+            (0..count).map(|_| if plan.mixed { manner(&mut random) } else { Manner::Plain }).collect();
+        let expires = Millis(Millis::now().0 + 14 * 60_000);
+        let mint = |buyer: u32| {
+            let (token, order) = buyers.mint(buyer, expires)?;
+            Some((buyers.order_request(buyer, &token, 1), order))
+        };
+        let minted = if plan.mint { (first..first + count).map(mint).collect() } else { Vec::new() };
+        let forge = |buyer: u32| Some(buyers.order_request(buyer, &buyers.forge(buyer)?, 1));
+        let forged = if plan.bots > 0 {
+            (first..first + count.min(64)).filter_map(forge).collect()
+        } else {
+            Vec::new()
+        };
+        Self {
+            arrivals: Schedule::new(plan.profile, 0, u64::from(count)),
+            bots: Schedule::new(Profile::Rate(20_000.0), 200_000, u64::from(plan.bots)),
+            buyers: buyers.clone(),
+            plan,
+            manners,
+            minted,
+            forged,
+            first,
+            random,
+        }
+    }
+
+    /// How many buyers try to buy one unit with a good token.
+    pub fn demand(&self) -> u32 {
+        let buys = |manner: &&Manner| {
+            matches!(manner, Manner::Plain | Manner::DoubleClick | Manner::Replay | Manner::Second)
+        };
+        u32::try_from(self.manners.iter().filter(buys).count()).unwrap_or(u32::MAX)
+    }
+
+    /// About how many requests it makes.
+    pub fn requests(&self) -> u64 {
+        let each = if self.plan.mint { 1 } else { 2 };
+        self.manners.len() as u64 * each + u64::from(self.plan.bots)
+    }
+
+    fn manner(&self, buyer: u32) -> Manner {
+        let at = buyer.saturating_sub(self.first) as usize;
+        self.manners.get(at).copied().unwrap_or(Manner::Plain)
+    }
+
+    fn shot(&self, due: Micros, kind: Kind, buyer: u32, request: Bytes, allowed: &'static [Outcome]) -> Shot {
+        let allowed = match (self.plan.faults, kind) {
+            (false, _) => allowed,
+            (true, Kind::Again) => ANYTHING_AGAIN,
+            (true, _) => ANYTHING,
+        };
+        Shot { due, kind, buyer, order: None, units: 1, request, allowed, lane: Lane::Crowd, attempt: 0 }
+    }
+
+    fn arrival(&mut self, buyer: u32, due: Micros) -> Option<Shot> {
+        let buyers = self.buyers.clone();
+        let now = Millis::now();
+        let (request, kind, allowed, order) = match self.manner(buyer) {
+            Manner::Forger => {
+                (buyers.order_request(buyer, &buyers.forge(buyer)?, 1), Kind::Forged, TOKEN_INVALID, None)
+            }
+            Manner::Late => {
+                let (token, order) = buyers.mint(buyer, Millis(now.0 - 1_000))?;
+                (buyers.order_request(buyer, &token, 1), Kind::Expired, TOKEN_EXPIRED, Some(order))
+            }
+            Manner::Stranger => {
+                let (token, _) = buyers.mint(buyer, Millis(now.0 + 60_000))?;
+                (buyers.stranger_request(&token), Kind::Stranger, UNAUTHENTICATED, None)
+            }
+            Manner::Greedy => {
+                let (token, order) = buyers.mint(buyer, Millis(now.0 + 60_000))?;
+                let request = buyers.order_request(buyer, &token, self.plan.per_user + 1);
+                (request, Kind::Greedy, OVER_LIMIT, Some(order))
+            }
+            _ => match self.minted.get((buyer - self.first) as usize) {
+                Some(minted) => {
+                    let (request, order) = minted.clone()?;
+                    (request, Kind::Buy, BUY, Some(order))
+                }
+                None => (buyers.token_request(buyer), Kind::Token, TOKEN, None),
+            },
+        };
+        let mut shot = Shot { order, ..self.shot(due, kind, buyer, request, allowed) };
+        if kind == Kind::Greedy {
+            shot.units = self.plan.per_user + 1;
+        }
+        Some(shot)
+    }
+
+    /// A token came: the order goes out at once, twice for who clicks twice.
+    fn buy(&self, shot: &Shot, answer: &Answer<'_>, now: Micros, more: &mut Vec<Shot>) {
+        let (Some(token), Some(order)) = (answer.text("token"), answer.order) else { return };
+        let request = self.buyers.order_request(shot.buyer, token, 1);
+        let twice = self.manner(shot.buyer) == Manner::DoubleClick;
+        let allowed = if twice { TWIN } else { BUY };
+        let first = self.shot(now, Kind::Buy, shot.buyer, request.clone(), allowed);
+        more.push(Shot { order: Some(order), ..first });
+        if twice {
+            more.push(Shot { order: Some(order), ..self.shot(now, Kind::Twin, shot.buyer, request, TWIN) });
+        }
+    }
+
+    /// What a buyer does who knows his order's fate.
+    fn after(&mut self, shot: &Shot, held: bool, now: Micros, more: &mut Vec<Shot>) {
+        let manner = self.manner(shot.buyer);
+        let later = now + self.random.random_range(200_000..1_500_000);
+        if manner == Manner::Replay && shot.kind == Kind::Buy {
+            let allowed = if held { AGAIN_HELD } else { BUY };
+            let again = self.shot(later, Kind::Again, shot.buyer, shot.request.clone(), allowed);
+            more.push(Shot { order: shot.order, ..again });
+        }
+        if manner == Manner::Second && held && shot.kind == Kind::Buy {
+            more.extend(self.second(shot.buyer, later));
+        }
+        if held && self.random.random_bool(self.plan.paid) {
+            more.extend(self.payment(shot, later));
+        }
+    }
+
+    fn second(&self, buyer: u32, due: Micros) -> Option<Shot> {
+        let (token, order) = self.buyers.mint(buyer, Millis(Millis::now().0 + 60_000))?;
+        let request = self.buyers.order_request(buyer, &token, self.plan.per_user);
+        let shot = self.shot(due, Kind::Second, buyer, request, OVER_LIMIT);
+        Some(Shot { order: Some(order), units: self.plan.per_user, ..shot })
+    }
+
+    fn payment(&self, shot: &Shot, due: Micros) -> Option<Shot> {
+        let order = shot.order?;
+        let payment = format!("p-{order}");
+        let amount = self.plan.price * i64::from(shot.units);
+        let notice = Notice { payment: &payment, order, amount, currency: CURRENCY, status: "succeeded" };
+        let request = self.buyers.notice_request(&notice);
+        Some(Shot { order: Some(order), ..self.shot(due, Kind::Pay, shot.buyer, request, PAY) })
+    }
+
+    /// The same bytes again a little later; units may have been taken by them already.
+    fn retry(&self, shot: &Shot, now: Micros, more: &mut Vec<Shot>) {
+        if shot.attempt >= ATTEMPTS {
+            return;
+        }
+        let kind = if shot.kind.is_order() { Kind::Again } else { shot.kind };
+        let allowed = if shot.kind.is_order() { ANYTHING_AGAIN } else { shot.allowed };
+        more.push(Shot { due: now + PAUSE, kind, allowed, attempt: shot.attempt + 1, ..shot.clone() });
+    }
+}
+
+impl Load for Crowd {
+    fn peek(&self) -> Option<Micros> {
+        self.arrivals.peek().into_iter().chain(self.bots.peek()).min()
+    }
+
+    fn take(&mut self) -> Option<Shot> {
+        let bots_first = match (self.bots.peek(), self.arrivals.peek()) {
+            (Some(bot), Some(arrival)) => bot < arrival,
+            (bot, _) => bot.is_some(),
+        };
+        if bots_first {
+            let (number, due) = self.bots.take()?;
+            let at = usize::try_from(number).unwrap_or(0) % self.forged.len().max(1);
+            let shot = self.shot(due, Kind::Bot, self.first, self.forged.get(at)?.clone(), BOT);
+            return Some(Shot { lane: Lane::Bots, ..shot });
+        }
+        let (number, due) = self.arrivals.take()?;
+        self.arrival(self.first + u32::try_from(number).ok()?, due)
+    }
+
+    fn answered(&mut self, shot: &Shot, answer: &Answer<'_>, now: Micros, more: &mut Vec<Shot>) {
+        let outcome = answer.outcome;
+        match shot.kind {
+            Kind::Token if outcome == OK => self.buy(shot, answer, now, more),
+            Kind::Pay if outcome != OK && outcome.is_transient() => self.retry(shot, now, more),
+            Kind::Token | Kind::Buy | Kind::Again if self.plan.faults && outcome.is_transient() => {
+                self.retry(shot, now, more);
+            }
+            Kind::Buy => self.after(shot, outcome.is_held(), now, more),
+            // The first attempt had no answer, so this one is what the buyer knows.
+            Kind::Again if shot.attempt > 0 => self.after(shot, outcome.is_held(), now, more),
+            _ => {}
+        }
+    }
+}
+
+fn manner(random: &mut StdRng) -> Manner {
+    match random.random_range(0..100) {
+        0..61 => Manner::Plain,
+        61..73 => Manner::DoubleClick,
+        73..83 => Manner::Replay,
+        83..88 => Manner::Second,
+        88..93 => Manner::Greedy,
+        93..96 => Manner::Forger,
+        96..98 => Manner::Late,
+        _ => Manner::Stranger,
+    }
+}
