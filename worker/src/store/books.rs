@@ -1,0 +1,388 @@
+//! The books as an auditor reads them: one snapshot, page by page, nothing written.
+
+use sqlx::{Postgres, Transaction};
+
+use sluice_shared::clock::Millis;
+use sluice_shared::ids::{OrderId, SaleId, SkuId, UserId};
+use sluice_shared::lines::Lines;
+use sluice_shared::message::OrderEvent;
+use sluice_shared::record::{OrderState, Refund};
+use sluice_shared::sale::SaleStep;
+
+use super::segments::{id, unsigned};
+use super::{Store, StoreError, outbox};
+
+/// Rows a page.
+const PAGE: i64 = 5_000;
+
+/// What an audit needs to know about an order's row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OrderFact {
+    /// Its state.
+    pub state: OrderState,
+    /// Whether its units count in the offers.
+    pub live: bool,
+    /// What it took.
+    pub lines: Lines,
+    /// Whose it is.
+    pub user: UserId,
+    /// Epoch of the reply that took the units.
+    pub epoch: u64,
+    /// Place in the sequence of its segment.
+    pub seq: u64,
+    /// What it costs.
+    pub amount: i64,
+    /// Money to give back.
+    pub refund: Refund,
+    /// When the row was written.
+    pub created: Millis,
+    /// When it last changed.
+    pub updated: Millis,
+}
+
+/// A sale's row.
+#[derive(Debug, Clone)]
+pub struct SaleFact {
+    /// The sale.
+    pub sale: SaleId,
+    /// Its number in order ids.
+    pub number: u32,
+    /// Where it is in its life.
+    pub step: SaleStep,
+    /// Epoch of each segment.
+    pub epochs: Vec<u64>,
+    /// PostgreSQL's clock at the snapshot.
+    pub now: Millis,
+}
+
+/// An offer's row.
+#[derive(Debug, Clone)]
+pub struct OfferFact {
+    /// The SKU.
+    pub sku: SkuId,
+    /// Units that may be sold in all.
+    pub stock: u64,
+    /// Units that live orders hold.
+    pub taken: u64,
+    /// Units a user may hold now.
+    pub per_user: u64,
+    /// The ledger's head.
+    pub line: u64,
+    /// The head's hash.
+    pub hash: Vec<u8>,
+}
+
+/// A line of the ledger.
+#[derive(Debug, Clone)]
+pub struct LedgerFact {
+    /// The SKU.
+    pub sku: SkuId,
+    /// Its place in the offer's chain.
+    pub line: u64,
+    /// What happened.
+    pub kind: String,
+    /// The order, if one was the cause.
+    pub order: Option<String>,
+    /// The stock change, if one was.
+    pub change: Option<String>,
+    /// Units.
+    pub quantity: u64,
+    /// When, in microseconds.
+    pub at_micros: i64,
+    /// Hash over this line and all before.
+    pub hash: Vec<u8>,
+}
+
+/// A payment's row.
+#[derive(Debug, Clone)]
+pub struct PaymentFact {
+    /// The provider's id.
+    pub payment: String,
+    /// Its order.
+    pub order: OrderId,
+    /// How much.
+    pub amount: i64,
+    /// captured, surplus, refunded or failed.
+    pub state: String,
+}
+
+/// One snapshot of one sale's books.
+#[derive(Debug)]
+pub struct Books {
+    snapshot: Transaction<'static, Postgres>,
+    sale: SaleId,
+}
+
+type OrderLine = (String, String, bool, String, String, i64, i64, i64, String, i64, i64);
+type LedgerLine = (String, i64, String, Option<String>, Option<String>, i64, i64, Vec<u8>);
+
+impl Store {
+    /// Every sale that has books: preloaded or later.
+    pub async fn booked_sales(&self) -> Result<Vec<SaleId>, StoreError> {
+        let sales: Vec<String> =
+            sqlx::query_scalar("SELECT sale FROM sales WHERE step <> 'created' ORDER BY sale")
+                .fetch_all(&self.pool)
+                .await?;
+        sales.iter().map(|sale| id(SaleId::parse(sale))).collect()
+    }
+
+    /// Opens the books of a sale: everything read from them is of one instant.
+    pub async fn books(&self, sale: &SaleId) -> Result<Books, StoreError> {
+        let mut snapshot = self.pool.begin().await?;
+        sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            .execute(&mut *snapshot)
+            .await?;
+        Ok(Books { snapshot, sale: sale.clone() })
+    }
+
+    /// Which of these orders have a row.
+    pub async fn written(&self, orders: &[OrderId]) -> Result<Vec<OrderId>, StoreError> {
+        let ids: Vec<String> = orders.iter().map(ToString::to_string).collect();
+        let rows: Vec<String> = sqlx::query_scalar("SELECT id FROM orders WHERE id = ANY($1)")
+            .bind(ids)
+            .fetch_all(&self.pool)
+            .await?;
+        rows.iter().map(|row| order(row)).collect()
+    }
+
+    /// Which of these orders are dead in the books since `span`, so that their units should be back.
+    pub async fn dead_since(
+        &self,
+        orders: &[OrderId],
+        span: std::time::Duration,
+    ) -> Result<Vec<(OrderId, OrderFact)>, StoreError> {
+        let ids: Vec<String> = orders.iter().map(ToString::to_string).collect();
+        let rows: Vec<OrderLine> = sqlx::query_as(
+            "SELECT id, state, live, lines, user_id, epoch, seq, amount, refund,
+                    (extract(epoch from created_at) * 1000)::bigint,
+                    (extract(epoch from updated_at) * 1000)::bigint
+             FROM orders WHERE id = ANY($1) AND NOT live
+               AND updated_at < now() - make_interval(secs => $2)",
+        )
+        .bind(ids)
+        .bind(span.as_secs_f64())
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter().map(fact).collect()
+    }
+
+    /// Asks once more for the release of orders that are dead in the books.
+    pub async fn release_again(
+        &self,
+        sale: &SaleId,
+        orders: &[(OrderId, OrderFact)],
+    ) -> Result<(), StoreError> {
+        let event = |(order, fact): &(OrderId, OrderFact)| OrderEvent {
+            order: *order,
+            sale: sale.clone(),
+            state: fact.state,
+            pay_before: None,
+            refund: fact.refund,
+            release: true,
+            lines: fact.lines.clone(),
+            user: fact.user.clone(),
+        };
+        let events: Vec<OrderEvent> = orders.iter().map(event).collect();
+        let mut writing = self.pool.begin().await?;
+        outbox::push(&mut writing, outbox::RELEASE, &events).await?;
+        Ok(writing.commit().await?)
+    }
+
+    /// Units that live orders hold, by sale and SKU.
+    pub async fn taken(&self, sale: &SaleId) -> Result<Vec<(SkuId, u64)>, StoreError> {
+        let rows: Vec<(String, i64)> = sqlx::query_as("SELECT sku, taken FROM offers WHERE sale = $1")
+            .bind(sale.as_str())
+            .fetch_all(&self.pool)
+            .await?;
+        rows.into_iter().map(|(sku, n)| Ok((id(SkuId::parse(&sku))?, unsigned(n)))).collect()
+    }
+}
+
+impl Books {
+    /// The sale itself; `None` when there is none of that name.
+    pub async fn sale(&mut self) -> Result<Option<SaleFact>, StoreError> {
+        let row: Option<(i32, String, i16, i64)> = sqlx::query_as(
+            "SELECT number, step, segments, (extract(epoch from now()) * 1000)::bigint
+             FROM sales WHERE sale = $1",
+        )
+        .bind(self.sale.as_str())
+        .fetch_optional(&mut *self.snapshot)
+        .await?;
+        let Some((number, step, segments, now)) = row else { return Ok(None) };
+        let rows: Vec<(i16, i64)> = sqlx::query_as("SELECT segment, epoch FROM segments WHERE sale = $1")
+            .bind(self.sale.as_str())
+            .fetch_all(&mut *self.snapshot)
+            .await?;
+        let mut epochs = vec![1; usize::try_from(segments).unwrap_or(1)];
+        for (segment, epoch) in rows {
+            if let Some(slot) = usize::try_from(segment).ok().and_then(|at| epochs.get_mut(at)) {
+                *slot = unsigned(epoch);
+            }
+        }
+        let step = SaleStep::parse(&step).ok_or_else(|| StoreError::Broken(format!("step {step:?}")))?;
+        let number = u32::try_from(number).unwrap_or(0);
+        Ok(Some(SaleFact { sale: self.sale.clone(), number, step, epochs, now: Millis(now) }))
+    }
+
+    /// Its offers.
+    pub async fn offers(&mut self) -> Result<Vec<OfferFact>, StoreError> {
+        let rows: Vec<(String, i64, i64, i32, i64, Vec<u8>)> = sqlx::query_as(
+            "SELECT sku, stock, taken, per_user, ledger_line, ledger_hash FROM offers
+             WHERE sale = $1 ORDER BY place, sku",
+        )
+        .bind(self.sale.as_str())
+        .fetch_all(&mut *self.snapshot)
+        .await?;
+        rows.into_iter()
+            .map(|(sku, stock, taken, per_user, line, hash)| {
+                Ok(OfferFact {
+                    sku: id(SkuId::parse(&sku))?,
+                    stock: unsigned(stock),
+                    taken: unsigned(taken),
+                    per_user: u64::try_from(per_user).unwrap_or(0),
+                    line: unsigned(line),
+                    hash,
+                })
+            })
+            .collect()
+    }
+
+    /// The next page of orders after an id (empty: from the first).
+    pub async fn orders_after(&mut self, after: &str) -> Result<Vec<(OrderId, OrderFact)>, StoreError> {
+        orders_after(&mut self.snapshot, &self.sale, after).await
+    }
+
+    /// The next page of an offer's ledger after a line.
+    pub async fn ledger_after(&mut self, sku: &SkuId, after: u64) -> Result<Vec<LedgerFact>, StoreError> {
+        let rows: Vec<LedgerLine> = sqlx::query_as(
+            "SELECT sku, line, kind, order_id, change, quantity,
+                    (extract(epoch from at) * 1000000)::bigint, hash
+             FROM ledger WHERE sale = $1 AND sku = $2 AND line > $3 ORDER BY line LIMIT $4",
+        )
+        .bind(self.sale.as_str())
+        .bind(sku.as_str())
+        .bind(super::segments::signed(after))
+        .bind(PAGE)
+        .fetch_all(&mut *self.snapshot)
+        .await?;
+        rows.into_iter()
+            .map(|(sku, line, kind, order, change, quantity, at_micros, hash)| {
+                let (sku, line, quantity) = (id(SkuId::parse(&sku))?, unsigned(line), unsigned(quantity));
+                Ok(LedgerFact { sku, line, kind, order, change, quantity, at_micros, hash })
+            })
+            .collect()
+    }
+
+    /// The next page of payments of the sale's orders after a payment id.
+    pub async fn payments_after(&mut self, after: &str) -> Result<Vec<PaymentFact>, StoreError> {
+        let rows: Vec<(String, String, i64, String)> = sqlx::query_as(
+            "SELECT p.payment_id, p.order_id, p.amount, p.state
+             FROM payments p JOIN orders o ON o.id = p.order_id
+             WHERE o.sale = $1 AND p.payment_id > $2 ORDER BY p.payment_id LIMIT $3",
+        )
+        .bind(self.sale.as_str())
+        .bind(after)
+        .bind(PAGE)
+        .fetch_all(&mut *self.snapshot)
+        .await?;
+        rows.into_iter()
+            .map(|(payment, id, amount, state)| {
+                Ok(PaymentFact { payment, order: order(&id)?, amount, state })
+            })
+            .collect()
+    }
+
+    /// Orders whose release stands in the outbox and has not gone out.
+    pub async fn unsent_releases(&mut self) -> Result<Vec<OrderId>, StoreError> {
+        let rows: Vec<String> = sqlx::query_scalar(
+            "SELECT event->>'order' FROM outbox, jsonb_array_elements(payload->'events') event
+             WHERE published_at IS NULL AND topic = 'stock.release' AND event->>'sale' = $1",
+        )
+        .bind(self.sale.as_str())
+        .fetch_all(&mut *self.snapshot)
+        .await?;
+        rows.iter().map(|row| order(row)).collect()
+    }
+
+    /// Orders of the sale with a fenced message and no row: accepted by nobody, or lost.
+    pub async fn fenced_without_row(&mut self, number: u32) -> Result<Vec<String>, StoreError> {
+        let any = OrderId { uuid: [0; 16], sale: number, segment: 0 }.to_string();
+        let suffix = any.trim_start_matches('0').trim_end_matches('0');
+        Ok(sqlx::query_scalar(
+            "SELECT DISTINCT f.order_id FROM fenced_messages f
+             WHERE f.order_id LIKE '%' || $1 || '%'
+               AND NOT EXISTS (SELECT 1 FROM orders o WHERE o.id = f.order_id) LIMIT 100",
+        )
+        .bind(suffix)
+        .fetch_all(&mut *self.snapshot)
+        .await?)
+    }
+
+    /// Stock changes that are not finished: key, SKU, units, whether the ledger has them.
+    pub async fn pending_changes(&mut self) -> Result<Vec<(String, SkuId, i64, bool)>, StoreError> {
+        pending_changes(&mut self.snapshot, &self.sale).await
+    }
+
+    /// Closes the snapshot.
+    pub async fn close(self) -> Result<(), StoreError> {
+        Ok(self.snapshot.rollback().await?)
+    }
+}
+
+/// Stock changes of a sale that are not finished.
+pub(super) async fn pending_changes(
+    snapshot: &mut Transaction<'static, Postgres>,
+    sale: &SaleId,
+) -> Result<Vec<(String, SkuId, i64, bool)>, StoreError> {
+    let rows: Vec<(String, String, i64, bool)> = sqlx::query_as(
+        "SELECT c.key, c.sku, c.delta,
+                EXISTS (SELECT 1 FROM ledger l WHERE l.sale = c.sale AND l.sku = c.sku AND l.change = c.key)
+         FROM stock_changes c WHERE c.sale = $1 AND c.state = 'pending'",
+    )
+    .bind(sale.as_str())
+    .fetch_all(&mut **snapshot)
+    .await?;
+    rows.into_iter().map(|(key, sku, n, booked)| Ok((key, id(SkuId::parse(&sku))?, n, booked))).collect()
+}
+
+/// A page of a sale's orders after an id, in the order of ids.
+pub(super) async fn orders_after(
+    snapshot: &mut Transaction<'static, Postgres>,
+    sale: &SaleId,
+    after: &str,
+) -> Result<Vec<(OrderId, OrderFact)>, StoreError> {
+    let rows: Vec<OrderLine> = sqlx::query_as(
+        "SELECT id, state, live, lines, user_id, epoch, seq, amount, refund,
+                (extract(epoch from created_at) * 1000)::bigint,
+                (extract(epoch from updated_at) * 1000)::bigint
+         FROM orders WHERE sale = $1 AND id > $2 ORDER BY id LIMIT $3",
+    )
+    .bind(sale.as_str())
+    .bind(after)
+    .bind(PAGE)
+    .fetch_all(&mut **snapshot)
+    .await?;
+    rows.into_iter().map(fact).collect()
+}
+
+fn fact(line: OrderLine) -> Result<(OrderId, OrderFact), StoreError> {
+    let (name, state, live, lines, user, epoch, seq, amount, refund, created, updated) = line;
+    let broken = |what: &str| StoreError::Broken(format!("order {name}: {what}"));
+    let fact = OrderFact {
+        state: OrderState::parse(&state).ok_or_else(|| broken("state"))?,
+        live,
+        lines: id(Lines::parse(&lines))?,
+        user: id(UserId::parse(&user))?,
+        epoch: unsigned(epoch),
+        seq: unsigned(seq),
+        amount,
+        refund: Refund::parse(&refund).ok_or_else(|| broken("refund"))?,
+        created: Millis(created),
+        updated: Millis(updated),
+    };
+    Ok((order(&name)?, fact))
+}
+
+fn order(name: &str) -> Result<OrderId, StoreError> {
+    OrderId::parse(name).ok_or_else(|| StoreError::Broken(format!("{name:?} is no order id")))
+}

@@ -1,0 +1,277 @@
+//! Sales as the warden projects them, and the epochs of their segments.
+
+use sqlx::postgres::PgListener;
+use sqlx::{Postgres, Transaction};
+
+use sluice_shared::clock::Millis;
+use sluice_shared::ids::{SaleId, SkuId};
+use sluice_shared::keys::Shelf;
+use sluice_shared::sale::{AcceptAfter, Item, SaleStep};
+
+use super::books::{self, OrderFact};
+use super::{Store, StoreError};
+
+/// A sale as PostgreSQL has it: what Redis and the edges are brought to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Projection {
+    /// The sale.
+    pub sale: SaleId,
+    /// Its number in order ids.
+    pub number: u32,
+    /// Preloaded, open, paused or closed.
+    pub step: SaleStep,
+    /// When selling starts.
+    pub starts_at: Millis,
+    /// When it ends.
+    pub ends_at: Millis,
+    /// When an order counts as accepted.
+    pub accept_after: AcceptAfter,
+    /// Configuration version.
+    pub cfg: u64,
+    /// Epoch of each segment, and whether it was ever put on the shelf.
+    pub segments: Vec<Segment>,
+    /// What is sold, with its stock.
+    pub items: Vec<(Item, u64)>,
+}
+
+/// One segment's row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// The epoch that fences it.
+    pub epoch: u64,
+    /// Whether it was ever put on the shelf.
+    pub shelved: bool,
+}
+
+impl Projection {
+    /// The segment of that number.
+    pub fn shelf(&self, segment: usize) -> Shelf {
+        Shelf::new(self.sale.clone(), u16::try_from(segment).unwrap_or(u16::MAX))
+    }
+}
+
+/// The news that sales changed; a lost one is made up for by looking regularly.
+#[derive(Debug)]
+pub struct SaleNews {
+    listener: PgListener,
+}
+
+impl SaleNews {
+    /// Waits for the next change.
+    pub async fn next(&mut self) -> Result<(), StoreError> {
+        Ok(self.listener.recv().await.map(|_| ())?)
+    }
+}
+
+type SaleLine = (String, i32, String, i64, i64, String, i64, i16);
+type ItemLine = (String, String, String, i64, String, i32, i64);
+
+impl Store {
+    /// Follows `NOTIFY sluice_sales`.
+    pub async fn sale_news(&self) -> Result<SaleNews, StoreError> {
+        let mut listener = PgListener::connect_with(&self.pool).await?;
+        listener.listen("sluice_sales").await?;
+        Ok(SaleNews { listener })
+    }
+
+    /// Every sale that belongs into Redis: preloaded or later, and not over for more than `kept`.
+    pub async fn projections(&self, kept: std::time::Duration) -> Result<Vec<Projection>, StoreError> {
+        let mut snapshot = self.pool.begin().await?;
+        sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            .execute(&mut *snapshot)
+            .await?;
+        let sales: Vec<SaleLine> = sqlx::query_as(
+            "SELECT sale, number, step, (extract(epoch from starts_at) * 1000)::bigint,
+                    (extract(epoch from ends_at) * 1000)::bigint, accept_after, cfg, segments
+             FROM sales
+             WHERE step <> 'created'
+               AND NOT (step = 'closed'
+                        AND greatest(ends_at, updated_at) < now() - make_interval(secs => $1))
+             ORDER BY sale",
+        )
+        .bind(kept.as_secs_f64())
+        .fetch_all(&mut *snapshot)
+        .await?;
+        let names: Vec<&str> = sales.iter().map(|sale| sale.0.as_str()).collect();
+        let items: Vec<ItemLine> = sqlx::query_as(
+            "SELECT sale, sku, title, price, currency, per_user, stock FROM offers
+             WHERE sale = ANY($1) ORDER BY sale, place, sku",
+        )
+        .bind(&names)
+        .fetch_all(&mut *snapshot)
+        .await?;
+        let epochs: Vec<(String, i16, i64, bool)> = sqlx::query_as(
+            "SELECT sale, segment, epoch, shelved_at IS NOT NULL FROM segments WHERE sale = ANY($1)",
+        )
+        .bind(&names)
+        .fetch_all(&mut *snapshot)
+        .await?;
+        snapshot.rollback().await?;
+        sales.iter().map(|sale| projection(sale, &items, &epochs)).collect()
+    }
+
+    /// Notes, once for ever, that a segment is put on the shelf now. `false`: it was before, or it
+    /// has an epoch or orders already, so that nothing may be preloaded from nothing.
+    pub async fn shelve(&self, shelf: &Shelf) -> Result<bool, StoreError> {
+        let mut writing = self.pool.begin().await?;
+        sqlx::query("INSERT INTO segments (sale, segment) VALUES ($1, $2) ON CONFLICT DO NOTHING")
+            .bind(shelf.sale.as_str())
+            .bind(segment_number(shelf))
+            .execute(&mut *writing)
+            .await?;
+        let done = sqlx::query(
+            "UPDATE segments SET shelved_at = now()
+             WHERE sale = $1 AND segment = $2 AND shelved_at IS NULL AND epoch = 1
+               AND NOT EXISTS (SELECT 1 FROM orders WHERE sale = $1)",
+        )
+        .bind(shelf.sale.as_str())
+        .bind(segment_number(shelf))
+        .execute(&mut *writing)
+        .await?;
+        writing.commit().await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// The epoch of a segment.
+    pub async fn epoch(&self, shelf: &Shelf) -> Result<Option<u64>, StoreError> {
+        let epoch: Option<i64> =
+            sqlx::query_scalar("SELECT epoch FROM segments WHERE sale = $1 AND segment = $2")
+                .bind(shelf.sale.as_str())
+                .bind(segment_number(shelf))
+                .fetch_optional(&self.pool)
+                .await?;
+        Ok(epoch.map(unsigned))
+    }
+
+    /// Begins to end an epoch: nothing of it is written from here on, unless the transaction is
+    /// given up. `None`: another warden was faster.
+    pub async fn begin_raise(&self, shelf: &Shelf, epoch: u64) -> Result<Option<Raising>, StoreError> {
+        let mut writing = self.pool.begin().await?;
+        sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))")
+            .bind(format!("sluice:epoch:{}", shelf.name()))
+            .execute(&mut *writing)
+            .await?;
+        // Waits for every writer that has the present epoch in its hands (FOR SHARE).
+        let raised = sqlx::query(
+            "UPDATE segments SET epoch = epoch + 1, shelved_at = coalesce(shelved_at, now())
+             WHERE sale = $1 AND segment = $2 AND epoch = $3",
+        )
+        .bind(shelf.sale.as_str())
+        .bind(segment_number(shelf))
+        .bind(signed(epoch))
+        .execute(&mut *writing)
+        .await?;
+        Ok((raised.rows_affected() == 1).then(|| Raising { writing, shelf: shelf.clone() }))
+    }
+}
+
+/// An epoch that is being raised: the books as they will stand when the new one begins.
+#[derive(Debug)]
+pub struct Raising {
+    writing: Transaction<'static, Postgres>,
+    shelf: Shelf,
+}
+
+impl Raising {
+    /// Every order of the segment, by its id in Redis.
+    pub async fn orders(&mut self) -> Result<Vec<([u8; 16], OrderFact)>, StoreError> {
+        let mut facts = Vec::new();
+        let mut after = String::new();
+        loop {
+            let page = books::orders_after(&mut self.writing, &self.shelf.sale, &after).await?;
+            let Some((last, _)) = page.last() else { return Ok(facts) };
+            after = last.to_string();
+            let ours = page.into_iter().filter(|(id, _)| id.segment == self.shelf.segment);
+            facts.extend(ours.map(|(id, fact)| (id.uuid, fact)));
+        }
+    }
+
+    /// The stock of each SKU of the sale, over all its segments.
+    pub async fn stocks(&mut self) -> Result<Vec<(SkuId, u64)>, StoreError> {
+        let rows: Vec<(String, i64)> =
+            sqlx::query_as("SELECT sku, stock FROM offers WHERE sale = $1 ORDER BY sku")
+                .bind(self.shelf.sale.as_str())
+                .fetch_all(&mut *self.writing)
+                .await?;
+        rows.into_iter().map(|(sku, stock)| Ok((id(SkuId::parse(&sku))?, unsigned(stock)))).collect()
+    }
+
+    /// Stock changes that are not finished: key, SKU, units, whether the ledger has them.
+    pub async fn pending_changes(&mut self) -> Result<Vec<(String, SkuId, i64, bool)>, StoreError> {
+        books::pending_changes(&mut self.writing, &self.shelf.sale).await
+    }
+
+    /// Whether stock was ever added or withdrawn: then the shares of segments are not even.
+    pub async fn stock_was_changed(&mut self) -> Result<bool, StoreError> {
+        Ok(sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM ledger WHERE sale = $1 AND kind IN ('add', 'withdraw'))",
+        )
+        .bind(self.shelf.sale.as_str())
+        .fetch_one(&mut *self.writing)
+        .await?)
+    }
+
+    /// The new epoch begins.
+    pub async fn commit(self) -> Result<(), StoreError> {
+        Ok(self.writing.commit().await?)
+    }
+
+    /// The present epoch goes on.
+    pub async fn give_up(self) -> Result<(), StoreError> {
+        Ok(self.writing.rollback().await?)
+    }
+}
+
+fn projection(
+    line: &SaleLine,
+    items: &[ItemLine],
+    epochs: &[(String, i16, i64, bool)],
+) -> Result<Projection, StoreError> {
+    let (sale, number, step, starts_at, ends_at, accept_after, cfg, segments) = line;
+    let fresh = Segment { epoch: 1, shelved: false };
+    let mut rows = vec![fresh; usize::try_from(*segments).unwrap_or(1)];
+    for (_, segment, epoch, shelved) in epochs.iter().filter(|row| row.0 == *sale) {
+        if let Some(row) = usize::try_from(*segment).ok().and_then(|at| rows.get_mut(at)) {
+            *row = Segment { epoch: unsigned(*epoch), shelved: *shelved };
+        }
+    }
+    let items = items.iter().filter(|item| item.0 == *sale).map(|item| {
+        let (_, sku, title, price, currency, per_user, stock) = item;
+        let item = Item {
+            sku: id(SkuId::parse(sku))?,
+            title: title.clone(),
+            price: *price,
+            currency: currency.clone(),
+            per_user: u32::try_from(*per_user).unwrap_or(0),
+        };
+        Ok((item, unsigned(*stock)))
+    });
+    Ok(Projection {
+        sale: id(SaleId::parse(sale))?,
+        number: u32::try_from(*number).unwrap_or(0),
+        step: SaleStep::parse(step).ok_or_else(|| StoreError::Broken(format!("step {step:?}")))?,
+        starts_at: Millis(*starts_at),
+        ends_at: Millis(*ends_at),
+        accept_after: if accept_after == "broker" { AcceptAfter::Broker } else { AcceptAfter::Journal },
+        cfg: unsigned(*cfg),
+        segments: rows,
+        items: items.collect::<Result<_, StoreError>>()?,
+    })
+}
+
+/// An identifier that a row holds; one that is none means that somebody wrote the table by hand.
+pub(super) fn id<T, E: std::fmt::Display>(parsed: Result<T, E>) -> Result<T, StoreError> {
+    parsed.map_err(|error| StoreError::Broken(error.to_string()))
+}
+
+pub(super) fn unsigned(n: i64) -> u64 {
+    u64::try_from(n).unwrap_or(0)
+}
+
+pub(super) fn signed(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+fn segment_number(shelf: &Shelf) -> i16 {
+    i16::try_from(shelf.segment).unwrap_or(i16::MAX)
+}

@@ -1,0 +1,151 @@
+//! The warden: keeps what sells in agreement with what is true.
+//!
+//! Two processes of the `reconcile` role run; one leads ([`lead`]). Only the leader works, in tasks
+//! that do not wait for each other:
+//!
+//! - [`leases`] renews the leadership and the right to sell of every open segment. It needs Redis
+//!   only, so that neither PostgreSQL nor RabbitMQ can stop a sale, and it lives through a change of
+//!   leaders.
+//! - [`shelves`] brings sales from PostgreSQL into Redis, and notices when Redis is not the one that
+//!   was opened: then [`reopen`] goes the whole way of [`reopening`], to be sure that nothing accepted
+//!   is lost and nothing is sold twice.
+//! - [`roll`] keeps the [`register`] of edges.
+//! - [`reconcile`] publishes what has no row, releases what is dead, and measures drift.
+
+pub mod image;
+pub mod lead;
+pub mod leases;
+pub mod metrics;
+pub mod outlet;
+pub mod projection;
+pub mod reconcile;
+pub mod register;
+pub mod reopen;
+pub mod reopening;
+pub mod roll;
+pub mod shelves;
+pub mod verify;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sluice_shared::ids::InstanceId;
+use sluice_shared::keys::{SALES, Shelf};
+use sluice_shared::redis::{Fault, Redis, cmd};
+use sluice_shared::sale::SaleView;
+use sluice_shared::script::{Leased, WardenScripts};
+use tokio::task::JoinSet;
+
+pub use metrics::Metrics;
+
+use crate::role::Context;
+
+/// Why a round of the warden was cut short; the next one tries again.
+#[derive(Debug, thiserror::Error)]
+pub enum Trouble {
+    /// Redis.
+    #[error(transparent)]
+    Redis(#[from] Fault),
+    /// PostgreSQL.
+    #[error(transparent)]
+    Store(#[from] crate::store::StoreError),
+    /// RabbitMQ.
+    #[error(transparent)]
+    Amqp(#[from] sluice_shared::amqp::AmqpError),
+    /// Something that is not where it should be.
+    #[error("{0}")]
+    Odd(String),
+}
+
+/// What the leader's tasks share.
+#[derive(Debug)]
+pub struct Warden {
+    context: Context,
+    scripts: WardenScripts,
+    floor: Mutex<Floor>,
+    // Held while leases are being renewed: a segment that is taken off the floor is renewed no more
+    // once this was free.
+    renewing: tokio::sync::Mutex<()>,
+}
+
+/// What may sell, and through whom.
+#[derive(Debug, Default)]
+struct Floor {
+    serving: BTreeMap<Shelf, u64>,
+    admitted: BTreeSet<InstanceId>,
+}
+
+impl Warden {
+    /// A warden of this process.
+    pub fn new(context: Context) -> Arc<Self> {
+        Arc::new(Self {
+            context,
+            scripts: WardenScripts::default(),
+            floor: Mutex::default(),
+            renewing: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// The leader's work; never ends by itself. Dropping it stops everything that it began.
+    pub async fn work(self: &Arc<Self>) {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(shelves::run(self.clone()));
+        tasks.spawn(roll::run(self.clone()));
+        tasks.spawn(reconcile::run(self.clone()));
+        while let Some(ended) = tasks.join_next().await {
+            if let Err(error) = ended {
+                // The others are of no use without it: end the turn, and lead again from the start.
+                tracing::error!(%error, "a task of the warden broke down");
+                return;
+            }
+        }
+    }
+
+    fn redis(&self) -> &Redis {
+        &self.context.redis
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.context.metrics.warden
+    }
+
+    fn lease_span(&self) -> Duration {
+        self.context.config.reconcile.lease
+    }
+
+    fn floor<T>(&self, change: impl FnOnce(&mut Floor) -> T) -> T {
+        change(&mut self.floor.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Renews the lease of a segment for `span`, admitting and striking off edges with it.
+    async fn lease(
+        &self,
+        shelf: &Shelf,
+        epoch: u64,
+        span: Duration,
+        admit: &[InstanceId],
+        strike: &[InstanceId],
+    ) -> Result<Leased, Fault> {
+        let (scripts, redis) = (&self.scripts, self.redis());
+        match scripts.lease(redis, shelf, epoch, span, admit, strike).await {
+            Err(Fault::NoScript { .. }) => {
+                scripts.load(redis).await?;
+                scripts.lease(redis, shelf, epoch, span, admit, strike).await
+            }
+            answer => answer,
+        }
+    }
+
+    /// Takes a segment off the floor for good: no renewal of its lease is under way afterwards.
+    async fn take_off(&self, shelf: &Shelf) {
+        self.floor(|floor| floor.serving.remove(shelf));
+        drop(self.renewing.lock().await);
+    }
+
+    /// The sales as Redis has them.
+    async fn views(&self) -> Result<Vec<SaleView>, Fault> {
+        let texts: Vec<String> = self.redis().run("reading the sales", cmd("HVALS").arg(SALES)).await?;
+        Ok(texts.iter().filter_map(|text| serde_json::from_str(text).ok()).collect())
+    }
+}

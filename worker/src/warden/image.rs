@@ -1,0 +1,262 @@
+//! One sale segment as Redis holds it, read without writing: what is compared with the books.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use sluice_shared::clock::Millis;
+use sluice_shared::ids::{SkuId, UserId, parse_field};
+use sluice_shared::keys::Shelf;
+use sluice_shared::lines::Lines;
+use sluice_shared::record::{OrderState, Record};
+use sluice_shared::redis::{Fault, Redis, cmd};
+
+/// Fields or entries in one page: about a millisecond of Redis' time.
+const PAGE: usize = 5_000;
+/// How often the shelf is looked at until two looks agree.
+const LOOKS: usize = 20;
+
+/// An order of the map.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// What the buyer is told.
+    pub state: OrderState,
+    /// Whether its units are back on the shelf.
+    pub released: bool,
+    /// Epoch of the reply that took the units.
+    pub epoch: u64,
+    /// Place in the sequence.
+    pub seq: u64,
+    /// When the units were taken.
+    pub accepted: Millis,
+    /// When the record last changed.
+    pub updated: Millis,
+    /// What was taken; equal texts share it.
+    pub lines: Arc<Lines>,
+    /// By whom.
+    pub user: UserId,
+}
+
+impl Entry {
+    /// The record again, for whoever publishes it.
+    pub fn record(&self) -> Record {
+        Record {
+            state: self.state,
+            released: self.released,
+            epoch: self.epoch,
+            seq: self.seq,
+            accepted: self.accepted,
+            updated: self.updated,
+            pay_before: None,
+            refund: sluice_shared::record::Refund::None,
+            lines: (*self.lines).clone(),
+            user: self.user.clone(),
+        }
+    }
+}
+
+/// A buyer's mark: SKU → units held.
+pub type Mark = BTreeMap<SkuId, u64>;
+
+/// What `meta` and `stock` say, read until two looks agree.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Head {
+    /// `sale:segment:epoch`; `None` when there is no such segment in Redis.
+    pub fence: Option<String>,
+    /// The epoch.
+    pub epoch: u64,
+    /// The highest sequence given out.
+    pub seq: u64,
+    /// SKU → units one user may hold.
+    pub limits: BTreeMap<SkuId, u64>,
+    /// SKU → units put on this shelf: preloaded + added − withdrawn.
+    pub init: BTreeMap<SkuId, u64>,
+    /// Ids of the stock changes that were carried out here.
+    pub changes: Vec<String>,
+    /// SKU → units left; `None` where the number cannot be read.
+    pub stock: BTreeMap<SkuId, Option<i64>>,
+}
+
+/// The whole segment.
+#[derive(Debug, Clone, Default)]
+pub struct Image {
+    /// `meta` and `stock`.
+    pub head: Head,
+    /// Redis' clock just before the head was read.
+    pub at: Millis,
+    /// The order map.
+    pub orders: HashMap<[u8; 16], Entry>,
+    /// The buyers' marks.
+    pub marks: HashMap<UserId, Mark>,
+    /// Entries of the journal: epoch, sequence, order.
+    pub journal: Vec<(u64, u64, [u8; 16])>,
+    /// Fields and entries that cannot be read.
+    pub torn: Vec<String>,
+    /// How many of the segment's keys exist.
+    pub keys: usize,
+}
+
+impl Head {
+    /// Reads it.
+    pub async fn read(redis: &Redis, shelf: &Shelf) -> Result<Self, Fault> {
+        let mut seen = Self::look(redis, shelf).await?;
+        for _ in 0..LOOKS {
+            let again = Self::look(redis, shelf).await?;
+            if again == seen {
+                break;
+            }
+            seen = again;
+        }
+        Ok(seen)
+    }
+
+    async fn look(redis: &Redis, shelf: &Shelf) -> Result<Self, Fault> {
+        let meta: HashMap<String, String> =
+            redis.run("reading meta", cmd("HGETALL").arg(shelf.meta())).await?;
+        let stock: BTreeMap<String, String> =
+            redis.run("reading the stock", cmd("HGETALL").arg(shelf.stock())).await?;
+        let number = |field: &str| meta.get(field).and_then(|text| text.parse().ok()).unwrap_or(0);
+        let mut head = Self {
+            fence: meta.get("fence").cloned(),
+            epoch: number("epoch"),
+            seq: number("seq"),
+            ..Self::default()
+        };
+        for (field, value) in &meta {
+            let units = || value.parse().ok();
+            match field.split_once(':') {
+                Some(("limit", sku)) => head.limits.extend(SkuId::parse(sku).ok().zip(units())),
+                Some(("init", sku)) => head.init.extend(SkuId::parse(sku).ok().zip(units())),
+                Some(("adjust", change)) => head.changes.push(change.to_owned()),
+                _ => {}
+            }
+        }
+        head.changes.sort_unstable();
+        for (sku, units) in stock {
+            if let Ok(sku) = SkuId::parse(&sku) {
+                head.stock.insert(sku, units.parse().ok());
+            }
+        }
+        Ok(head)
+    }
+}
+
+impl Image {
+    /// Reads all of a segment, page by page.
+    pub async fn read(redis: &Redis, shelf: &Shelf) -> Result<Self, Fault> {
+        let mut image = Self { at: redis.time().await?, ..Self::default() };
+        let keys = [shelf.meta(), shelf.stock(), shelf.orders(), shelf.journal()];
+        let mut exists = cmd("EXISTS");
+        exists.arg(&keys[..]);
+        image.keys = redis.run("looking for the segment", &exists).await?;
+        // The journal first: an entry that leaves it meanwhile has its order in the map all the same.
+        image.read_journal(redis, shelf).await?;
+        image.head = Head::read(redis, shelf).await?;
+        image.read_orders(redis, shelf).await?;
+        Ok(image)
+    }
+
+    async fn read_orders(&mut self, redis: &Redis, shelf: &Shelf) -> Result<(), Fault> {
+        let mut texts: HashMap<Lines, Arc<Lines>> = HashMap::new();
+        let mut cursor = 0_u64;
+        loop {
+            let mut scan = cmd("HSCAN");
+            scan.arg(shelf.orders()).arg(cursor).arg("COUNT").arg(PAGE);
+            let (next, page): (u64, Vec<(String, String)>) =
+                redis.run("reading the order map", &scan).await?;
+            for (field, value) in page {
+                self.take_field(&field, &value, &mut texts);
+            }
+            if next == 0 {
+                return Ok(());
+            }
+            cursor = next;
+        }
+    }
+
+    fn take_field(&mut self, field: &str, value: &str, texts: &mut HashMap<Lines, Arc<Lines>>) {
+        if let Some(user) = field.strip_prefix('@') {
+            match (UserId::parse(user), mark(value)) {
+                (Ok(user), Some(mark)) => {
+                    self.marks.insert(user, mark);
+                }
+                _ => self.torn.push(field.to_owned()),
+            }
+            return;
+        }
+        let (Some(uuid), Some(record)) = (parse_field(field), Record::parse(value)) else {
+            self.torn.push(field.to_owned());
+            return;
+        };
+        let lines = texts.entry(record.lines.clone()).or_insert_with(|| Arc::new(record.lines)).clone();
+        let entry = Entry {
+            state: record.state,
+            released: record.released,
+            epoch: record.epoch,
+            seq: record.seq,
+            accepted: record.accepted,
+            updated: record.updated,
+            lines,
+            user: record.user,
+        };
+        self.orders.insert(uuid, entry);
+    }
+
+    async fn read_journal(&mut self, redis: &Redis, shelf: &Shelf) -> Result<(), Fault> {
+        let mut from = "-".to_owned();
+        loop {
+            let mut range = cmd("XRANGE");
+            range.arg(shelf.journal()).arg(&from).arg("+").arg("COUNT").arg(PAGE);
+            let page: Vec<(String, Vec<String>)> = redis.run("reading the journal", &range).await?;
+            let Some((last, _)) = page.last() else { return Ok(()) };
+            from = format!("({last}");
+            for (id, fields) in &page {
+                let order = fields.get(1).and_then(|order| parse_field(order));
+                let place = id.split_once('-').and_then(|(e, s)| Some((e.parse().ok()?, s.parse().ok()?)));
+                match (place, order) {
+                    (Some((epoch, seq)), Some(order)) => self.journal.push((epoch, seq, order)),
+                    _ => self.torn.push(format!("journal {id}")),
+                }
+            }
+        }
+    }
+
+    /// Units of every SKU that the map's orders hold.
+    pub fn held(&self) -> BTreeMap<SkuId, u64> {
+        let mut held = BTreeMap::new();
+        for entry in self.orders.values().filter(|entry| !entry.released) {
+            for (sku, n) in entry.lines.iter() {
+                *held.entry(sku.clone()).or_default() += u64::from(n);
+            }
+        }
+        held
+    }
+
+    /// What every buyer's mark should be: the sum over his orders that hold units.
+    pub fn held_by_user(&self) -> HashMap<UserId, Mark> {
+        let mut users: HashMap<UserId, Mark> = HashMap::new();
+        for entry in self.orders.values().filter(|entry| !entry.released) {
+            let mark = users.entry(entry.user.clone()).or_default();
+            for (sku, n) in entry.lines.iter() {
+                *mark.entry(sku.clone()).or_default() += u64::from(n);
+            }
+        }
+        users
+    }
+}
+
+/// Reads `sku=n,sku=n`.
+fn mark(text: &str) -> Option<Mark> {
+    let unit = |part: &str| {
+        let (sku, n) = part.split_once('=')?;
+        Some((SkuId::parse(sku).ok()?, n.parse().ok()?))
+    };
+    text.split(',').map(unit).collect()
+}
+
+/// Which start of Redis this is: it changes with a restart and with a promotion.
+pub async fn run_id(redis: &Redis) -> Result<String, Fault> {
+    let doing = "asking which redis this is";
+    let info: String = redis.run(doing, cmd("INFO").arg("server")).await?;
+    let id = info.lines().find_map(|line| line.trim().strip_prefix("run_id:"));
+    id.map(str::to_owned).ok_or_else(|| Fault::Unreadable { doing, why: "no run_id".to_owned() })
+}

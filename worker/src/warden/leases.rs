@@ -1,0 +1,115 @@
+//! Leadership and the right to sell: the one task that must never wait for anything but Redis.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use sluice_shared::ids::InstanceId;
+use sluice_shared::keys::{REGISTER, REOPENING, Shelf};
+use sluice_shared::redis::{Fault, cmd};
+use tokio::sync::watch;
+
+use super::Warden;
+use super::lead::{Lead, Turn};
+use crate::role::Stop;
+
+/// How soon Redis is asked again when it did not answer.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// Asks for the leadership and renews leases while it has it, until told to stop; `leading` tells.
+pub async fn run(warden: Arc<Warden>, leading: watch::Sender<bool>, mut stop: Stop) {
+    let token = format!("{} {}", warden.context.who, uuid::Uuid::now_v7());
+    let span = warden.context.config.reconcile.leader;
+    let mut lead = Lead::new(span);
+    while !*stop.borrow() {
+        let asked = Instant::now();
+        let answer = warden.ask_to_lead(&token, span).await.ok();
+        match lead.heard(answer, asked, Instant::now()) {
+            Turn::Gained => {
+                tracing::info!(who = %warden.context.who, "leads the wardens");
+                warden.look_around().await;
+                warden.metrics().leading.set(1);
+                leading.send_replace(true);
+            }
+            Turn::Lost => {
+                tracing::warn!(who = %warden.context.who, "leads the wardens no longer");
+                warden.metrics().leading.set(0);
+                leading.send_replace(false);
+                warden.floor(|floor| *floor = super::Floor::default());
+            }
+            Turn::Same => {}
+        }
+        if *leading.borrow() {
+            warden.renew_all().await;
+        }
+        let pause = if answer.is_some() { lead.pause() } else { AGAIN.min(lead.pause()) };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            // The sender lives as long as the process.
+            _ = stop.changed() => {}
+        }
+    }
+    leading.send_replace(false);
+    if let Err(fault) = warden.ask_to_lead(&token, Duration::ZERO).await {
+        tracing::debug!(%fault, "could not step down; the lock runs out by itself");
+    }
+}
+
+impl Warden {
+    async fn ask_to_lead(&self, token: &str, span: Duration) -> Result<bool, Fault> {
+        let (scripts, redis) = (&self.scripts, self.redis());
+        match scripts.lead(redis, token, span).await {
+            Err(Fault::NoScript { .. }) => {
+                scripts.load(redis).await?;
+                scripts.lead(redis, token, span).await
+            }
+            answer => answer,
+        }
+    }
+
+    /// A new leader goes on with the leases of the last one, before it knows anything else. What it
+    /// cannot read now, the other tasks will find.
+    async fn look_around(&self) {
+        self.floor(|floor| *floor = super::Floor::default());
+        let asked: Vec<String> = match self.redis().run("reading", cmd("HKEYS").arg(REOPENING)).await {
+            Ok(asked) => asked,
+            Err(fault) => return tracing::warn!(%fault, "cannot see what is being re-opened"),
+        };
+        let known: Result<Vec<String>, Fault> = self.redis().run("reading", cmd("HKEYS").arg(REGISTER)).await;
+        let admitted = known.unwrap_or_default();
+        let admitted = admitted.iter().filter_map(|name| InstanceId::parse(name).ok()).collect();
+        let Ok(views) = self.views().await else { return };
+        let mut serving = std::collections::BTreeMap::new();
+        for view in views {
+            for (segment, epoch) in (0..).zip(&view.epochs) {
+                let shelf = Shelf::new(view.sale.clone(), segment);
+                if *epoch > 0 && !asked.contains(&shelf.name()) {
+                    serving.insert(shelf, *epoch);
+                }
+            }
+        }
+        self.floor(|floor| (floor.serving, floor.admitted) = (serving, admitted));
+    }
+
+    /// Renews every lease at once; each renewal admits every registered edge again, which mends
+    /// whatever was missed.
+    async fn renew_all(&self) {
+        let _renewing = self.renewing.lock().await;
+        let (serving, admitted) = self.floor(|floor| {
+            let admitted: Vec<InstanceId> = floor.admitted.iter().cloned().collect();
+            (floor.serving.clone(), admitted)
+        });
+        self.metrics().serving.set(i64::try_from(serving.len()).unwrap_or(i64::MAX));
+        let renewals = serving.iter().map(|(shelf, epoch)| {
+            let admitted = &admitted;
+            async move { (shelf, self.lease(shelf, *epoch, self.lease_span(), admitted, &[]).await) }
+        });
+        for (shelf, answer) in join_all(renewals).await {
+            match answer {
+                Ok(Ok(_)) => {}
+                Ok(Err(frozen)) => tracing::warn!(shelf = shelf.name(), ?frozen, "no lease for a segment"),
+                Err(fault) => tracing::warn!(shelf = shelf.name(), %fault, "no lease for a segment"),
+            }
+        }
+    }
+}

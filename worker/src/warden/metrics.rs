@@ -1,0 +1,56 @@
+//! What the warden counts.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// Labels: sale and equation.
+type OfEquation = [(&'static str, String); 2];
+
+/// What the warden counts.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    /// 1 in the process that leads.
+    pub leading: Gauge,
+    /// Segments whose lease is renewed.
+    pub serving: Gauge,
+    /// Segments that do not sell because they are being re-opened, or do not fit their books.
+    pub frozen_segments: Gauge,
+    /// Edges that re-openings wait for.
+    pub waiting_for_edges: Gauge,
+    /// Registered edges that are not heard of.
+    pub silent_edges: Gauge,
+    /// Re-openings that came to their end.
+    pub reopenings: Counter,
+    /// Accepted orders without a row that were published again.
+    pub republished: Counter,
+    /// Releases that were asked for again.
+    pub released_again: Counter,
+    /// By how much an equation of the books is off, 0 at rest.
+    pub drift: Family<OfEquation, Gauge<f64, AtomicU64>>,
+}
+
+impl Metrics {
+    /// Registers everything.
+    pub fn new(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        let warden = registry.sub_registry_with_prefix("warden");
+        warden.register("leading", "1 in the process that leads", metrics.leading.clone());
+        warden.register("serving_segments", "Segments whose lease is renewed", metrics.serving.clone());
+        warden.register("frozen_segments", "Segments that do not sell", metrics.frozen_segments.clone());
+        warden.register(
+            "waiting_for_edges",
+            "Edges that re-openings wait for",
+            metrics.waiting_for_edges.clone(),
+        );
+        warden.register("silent_edges", "Registered edges not heard of", metrics.silent_edges.clone());
+        warden.register("reopenings", "Re-openings that came to their end", metrics.reopenings.clone());
+        warden.register("republished_orders", "Orders published again", metrics.republished.clone());
+        warden.register("released_again", "Releases asked for again", metrics.released_again.clone());
+        warden.register("drift", "By how much an equation of the books is off", metrics.drift.clone());
+        metrics
+    }
+}

@@ -1,0 +1,121 @@
+//! Where the warden publishes: accepted orders that nobody else may publish any more, and barriers.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use sluice_shared::amqp::{AmqpError, Link, Outgoing, Publisher};
+use sluice_shared::message::{Accepted, OrderMessage, VERSION};
+use sluice_shared::topology::{ORDERS, write_key, write_shard};
+
+use super::{Trouble, Warden};
+
+/// Messages without a confirm at a time.
+const WINDOW: usize = 512;
+/// A broker that does not confirm within this time is away, or blocks.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A connection that is made when it is needed and thrown away when it fails.
+#[derive(Debug)]
+pub struct Outlet {
+    url: String,
+    name: String,
+    shards: u16,
+    open: Option<(Link, Publisher)>,
+}
+
+impl Outlet {
+    /// Not connected yet; `what` is how operators read its purpose in the management UI.
+    pub fn new(warden: &Warden, what: &str) -> Self {
+        let config = &warden.context.config;
+        Self {
+            url: config.amqp.url.reveal().to_owned(),
+            name: format!("{} {what}", warden.context.who),
+            shards: config.orders.shards,
+            open: None,
+        }
+    }
+
+    /// How many write queues there are.
+    pub fn shards(&self) -> u16 {
+        self.shards
+    }
+
+    /// Publishes orders; `Ok` means that the broker confirmed every one.
+    pub async fn orders(&mut self, orders: &[Accepted]) -> Result<(), Trouble> {
+        let messages: Result<Vec<_>, Trouble> = orders
+            .iter()
+            .map(|order| {
+                let key = write_key(write_shard(&order.order.uuid, self.shards));
+                let id = order.order.to_string();
+                let body = encode(&OrderMessage::Accepted(order.clone()))?;
+                Ok((key, id, "order.accepted", body))
+            })
+            .collect();
+        self.send(&messages?).await
+    }
+
+    /// Sends a barrier through every write queue.
+    pub async fn barrier(&mut self, id: &str) -> Result<(), Trouble> {
+        let messages: Result<Vec<_>, Trouble> = (0..self.shards)
+            .map(|shard| {
+                let body = encode(&OrderMessage::Barrier { v: VERSION, id: id.to_owned(), shard })?;
+                Ok((write_key(shard), id.to_owned(), "barrier", body))
+            })
+            .collect();
+        self.send(&messages?).await
+    }
+
+    async fn send(&mut self, messages: &[(String, String, &str, Vec<u8>)]) -> Result<(), Trouble> {
+        let sent = match self.publisher().await {
+            Ok(publisher) => publish(&publisher, messages).await,
+            Err(trouble) => Err(trouble),
+        };
+        if sent.is_err() {
+            // Whatever is wrong with it, the next attempt begins with a new one.
+            self.open = None;
+        }
+        sent
+    }
+
+    async fn publisher(&mut self) -> Result<Publisher, Trouble> {
+        if let Some((link, publisher)) = &self.open
+            && link.is_up()
+        {
+            return Ok(publisher.clone());
+        }
+        let connect = async {
+            let link = Link::connect(&self.url, &self.name).await?;
+            let publisher = link.publisher().await?;
+            Ok::<_, AmqpError>((link, publisher))
+        };
+        let (link, publisher) = tokio::time::timeout(PATIENCE, connect).await.map_err(|_| late())??;
+        self.open = Some((link, publisher.clone()));
+        Ok(publisher)
+    }
+}
+
+async fn publish(publisher: &Publisher, messages: &[(String, String, &str, Vec<u8>)]) -> Result<(), Trouble> {
+    let mut waiting = VecDeque::with_capacity(WINDOW);
+    for (key, id, kind, body) in messages {
+        if waiting.len() >= WINDOW
+            && let Some(first) = waiting.pop_front()
+        {
+            tokio::time::timeout(PATIENCE, first).await.map_err(|_| late())??;
+        }
+        let message = Outgoing { exchange: ORDERS, key, id, kind, body, attempt: 0, reason: None };
+        let confirm = tokio::time::timeout(PATIENCE, publisher.publish(message)).await;
+        waiting.push_back(confirm.map_err(|_| late())??);
+    }
+    for confirm in waiting {
+        tokio::time::timeout(PATIENCE, confirm).await.map_err(|_| late())??;
+    }
+    Ok(())
+}
+
+fn late() -> Trouble {
+    Trouble::Odd(format!("rabbitmq gave no answer within {PATIENCE:?}"))
+}
+
+fn encode(message: &OrderMessage) -> Result<Vec<u8>, Trouble> {
+    serde_json::to_vec(message).map_err(|error| Trouble::Odd(format!("writing a message: {error}")))
+}

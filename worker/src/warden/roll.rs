@@ -1,0 +1,127 @@
+//! Carries out what the [`register`](super::register) decides.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluice_shared::ids::InstanceId;
+use sluice_shared::keys::{EDGES, REGISTER};
+use sluice_shared::redis::{Fault, cmd};
+
+use super::image::run_id;
+use super::register::{Command, Register};
+use super::{Trouble, Warden, reopen};
+
+/// Between two looks: a new edge sells this soon after its first heartbeat.
+const TICK: Duration = Duration::from_millis(250);
+
+/// Works until it is dropped.
+pub async fn run(warden: Arc<Warden>) {
+    let mut register = None;
+    let mut redis = String::new();
+    let mut held_up = false;
+    loop {
+        let round = round(&warden, &mut register, &mut redis).await;
+        if let Err(trouble) = &round
+            && !held_up
+        {
+            tracing::warn!(%trouble, "the register of edges waits");
+        }
+        held_up = round.is_err();
+        tokio::time::sleep(TICK).await;
+    }
+}
+
+async fn round(warden: &Warden, register: &mut Option<Register>, redis: &mut String) -> Result<(), Trouble> {
+    let now = run_id(warden.redis()).await?;
+    let register = match register {
+        Some(register) => register,
+        None => register.insert(Register::of(warden.context.store.registered_edges().await?)),
+    };
+    if *redis != now {
+        register.forget_heartbeats();
+        show_all(warden, &register.instances()).await?;
+        *redis = now;
+    }
+    let beats = reopen::heartbeats(warden).await?;
+    for command in register.look(&beats) {
+        carry_out(warden, register, command).await?;
+    }
+    let (fell, back) = register.silence(warden.redis().time().await?);
+    for (name, instance) in fell {
+        tracing::warn!(name, %instance, "an edge is silent; a re-opening would wait for it");
+    }
+    for (name, instance) in back {
+        tracing::info!(name, %instance, "an edge is heard again");
+    }
+    warden.metrics().silent_edges.set(i64::try_from(register.silent()).unwrap_or(i64::MAX));
+    Ok(())
+}
+
+async fn carry_out(warden: &Warden, register: &mut Register, command: Command) -> Result<(), Trouble> {
+    match command {
+        Command::Register(beat) => {
+            let stands = warden.context.store.register_edge(&beat).await?;
+            register.registered(&beat, stands);
+            if stands {
+                tracing::info!(name = beat.name, instance = %beat.instance, "an edge is registered");
+                warden.floor(|floor| floor.admitted.insert(beat.instance.clone()));
+                admit(warden, &[beat.instance.clone()], &[]).await?;
+                show(warden, &beat.instance).await?;
+            }
+        }
+        Command::Strike(instance, why) => {
+            warden.context.store.strike_edge(&instance, &why).await?;
+            tracing::info!(%instance, why, "an edge is struck off");
+            warden.floor(|floor| floor.admitted.remove(&instance));
+            // A renewal that is under way would admit it again.
+            drop(warden.renewing.lock().await);
+            admit(warden, &[], std::slice::from_ref(&instance)).await?;
+            bury(warden, &instance).await?;
+            register.struck(&instance);
+        }
+        Command::Bury(instance) => bury(warden, &instance).await?,
+    }
+    Ok(())
+}
+
+/// Admits edges in every segment that serves, and strikes others off there.
+async fn admit(warden: &Warden, admit: &[InstanceId], strike: &[InstanceId]) -> Result<(), Fault> {
+    for (shelf, epoch) in warden.floor(|floor| floor.serving.clone()) {
+        let answer = warden.lease(&shelf, epoch, warden.lease_span(), admit, strike).await?;
+        if let Err(frozen) = answer {
+            tracing::debug!(shelf = shelf.name(), ?frozen, "admitted when the segment is open again");
+        }
+    }
+    Ok(())
+}
+
+/// Writes into Redis who is registered, for edges to see; PostgreSQL has it already.
+async fn show(warden: &Warden, instance: &InstanceId) -> Result<(), Fault> {
+    let mut write = cmd("HSET");
+    write.arg(REGISTER).arg(instance.as_str()).arg(1);
+    warden.redis().run::<u64>("showing the register", &write).await.map(|_| ())
+}
+
+async fn show_all(warden: &Warden, instances: &[InstanceId]) -> Result<(), Fault> {
+    warden.floor(|floor| floor.admitted = instances.iter().cloned().collect());
+    let shown: Vec<String> = warden.redis().run("reading", cmd("HKEYS").arg(REGISTER)).await?;
+    let registered = |name: &String| instances.iter().any(|instance| instance.as_str() == name);
+    for name in shown.iter().filter(|name| !registered(name)) {
+        let mut remove = cmd("HDEL");
+        remove.arg(REGISTER).arg(name);
+        warden.redis().run::<u64>("showing the register", &remove).await?;
+    }
+    for instance in instances {
+        show(warden, instance).await?;
+    }
+    admit(warden, instances, &[]).await
+}
+
+async fn bury(warden: &Warden, instance: &InstanceId) -> Result<(), Fault> {
+    for hash in [REGISTER, EDGES] {
+        let mut remove = cmd("HDEL");
+        remove.arg(hash).arg(instance.as_str());
+        warden.redis().run::<u64>("striking an edge off", &remove).await?;
+    }
+    Ok(())
+}

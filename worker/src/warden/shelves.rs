@@ -1,0 +1,317 @@
+//! Brings sales from PostgreSQL into Redis, and notices when what is there was not opened by a warden.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sluice_shared::ids::{InstanceId, SaleId};
+use sluice_shared::keys::{GENERATION, REOPENING, SALES, SALES_CHANNEL, Shelf};
+use sluice_shared::redis::{Fault, cmd};
+use sluice_shared::sale::SaleView;
+use sluice_shared::script::{Preloaded, ShelfScripts};
+use tokio::task::JoinSet;
+
+use super::image::run_id;
+use super::{Trouble, Warden, projection, reopen};
+use crate::store::segments::{Projection, SaleNews};
+
+/// A sale's keys stay in Redis this long after its end; then PostgreSQL answers.
+const KEYS_KEPT: Duration = Duration::from_secs(24 * 3600);
+/// How often sales that are over are looked for.
+const TIDY: Duration = Duration::from_secs(10);
+/// How soon a round that failed is tried again.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// Works until it is dropped.
+pub async fn run(warden: Arc<Warden>) {
+    let tick = warden.context.config.reconcile.tick;
+    let mut shelves = Shelves::new(warden);
+    let mut news = None;
+    let mut held_up = false;
+    loop {
+        if news.is_none() {
+            news = shelves.warden.context.store.sale_news().await.ok();
+        }
+        let round = shelves.round().await;
+        if let Err(trouble) = &round
+            && !held_up
+        {
+            tracing::warn!(%trouble, "sales cannot be brought into redis");
+        }
+        held_up = round.is_err();
+        let pause = if held_up { AGAIN.min(tick) } else { tick };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            heard = next(&mut news) => if heard.is_err() { news = None },
+            Some(done) = shelves.reopenings.join_next() => match done {
+                Ok((shelf, epoch)) => drop(shelves.reopened.insert(shelf, epoch)),
+                Err(error) => {
+                    tracing::error!(%error, "a re-opening broke down");
+                    return;
+                }
+            },
+        }
+    }
+}
+
+async fn next(news: &mut Option<SaleNews>) -> Result<(), crate::store::StoreError> {
+    match news {
+        Some(news) => news.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Where a segment stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Serving(u64),
+    Reopening,
+}
+
+struct Shelves {
+    warden: Arc<Warden>,
+    /// Which start of Redis the rest of this is about.
+    redis: String,
+    standing: BTreeMap<Shelf, Standing>,
+    /// Configuration version that each segment has.
+    controlled: BTreeMap<Shelf, u64>,
+    published: BTreeMap<SaleId, SaleView>,
+    /// Segments whose re-opening a former leader began.
+    inherited: BTreeSet<String>,
+    reopenings: JoinSet<(Shelf, u64)>,
+    reopened: BTreeMap<Shelf, u64>,
+    /// When sales that are long over were last looked for.
+    tidied: Option<Instant>,
+}
+
+impl Shelves {
+    fn new(warden: Arc<Warden>) -> Self {
+        Self {
+            warden,
+            redis: String::new(),
+            standing: BTreeMap::new(),
+            controlled: BTreeMap::new(),
+            published: BTreeMap::new(),
+            inherited: BTreeSet::new(),
+            reopenings: JoinSet::new(),
+            reopened: BTreeMap::new(),
+            tidied: None,
+        }
+    }
+
+    /// One look at everything.
+    async fn round(&mut self) -> Result<(), Trouble> {
+        let redis = run_id(self.warden.redis()).await?;
+        if redis != self.redis {
+            // Nothing that was known of the former one needs to be true of this one.
+            self.published.clear();
+            self.controlled.clear();
+            let asked: Vec<String> = self.warden.redis().run("reading", cmd("HKEYS").arg(REOPENING)).await?;
+            self.inherited = asked.into_iter().collect();
+            self.redis = redis;
+        }
+        let sales = self.warden.context.store.projections(KEYS_KEPT).await?;
+        let mut changed = false;
+        for rows in &sales {
+            let mut epochs = Vec::with_capacity(rows.segments.len());
+            for segment in 0..rows.segments.len() {
+                epochs.push(match self.stand(rows, segment).await {
+                    // One segment's oddity is not another's.
+                    Err(Trouble::Odd(what)) => {
+                        tracing::error!(sale = %rows.sale, segment, what, "a segment cannot be opened");
+                        0
+                    }
+                    answer => answer?,
+                });
+            }
+            changed |= self.publish(projection::view(rows, epochs)).await?;
+        }
+        if self.tidied.is_none_or(|at| at.elapsed() > TIDY) {
+            changed |= self.withdraw(&sales).await?;
+            self.tidied = Some(Instant::now());
+        }
+        if changed {
+            self.ring().await?;
+        }
+        let frozen = self.standing.values().filter(|standing| **standing == Standing::Reopening).count();
+        self.warden.metrics().frozen_segments.set(i64::try_from(frozen).unwrap_or(i64::MAX));
+        Ok(())
+    }
+
+    /// Makes sure that a segment serves; answers its epoch, 0 while it does not.
+    async fn stand(&mut self, rows: &Projection, segment: usize) -> Result<u64, Trouble> {
+        let (shelf, row) = (rows.shelf(segment), rows.segments[segment]);
+        if self.standing.get(&shelf) == Some(&Standing::Reopening) {
+            let Some(epoch) = self.reopened.remove(&shelf) else { return Ok(0) };
+            // From here on it is like any segment that a leader finds.
+            self.standing.remove(&shelf);
+            self.inherited.remove(&shelf.name());
+            self.warden.metrics().reopenings.inc();
+            tracing::info!(shelf = shelf.name(), epoch, "re-opened");
+        }
+        let untouched = !row.shelved && row.epoch == 1;
+        if untouched && self.put_on_shelf(rows, &shelf).await? {
+            self.serve(rows, &shelf, row.epoch).await?;
+            tracing::info!(shelf = shelf.name(), "on the shelf");
+            return Ok(row.epoch);
+        }
+        if !self.inherited.contains(&shelf.name()) && self.is_sound(&shelf, row.epoch).await? {
+            self.keep(rows, &shelf, row.epoch).await?;
+            return Ok(row.epoch);
+        }
+        tracing::warn!(shelf = shelf.name(), epoch = row.epoch, "not as a warden left it: re-opening");
+        self.inherited.remove(&shelf.name());
+        self.controlled.remove(&shelf);
+        self.standing.insert(shelf.clone(), Standing::Reopening);
+        self.warden.floor(|floor| floor.serving.remove(&shelf));
+        self.reopenings.spawn(reopen::run(self.warden.clone(), shelf, rows.clone()));
+        Ok(0)
+    }
+
+    /// A segment that was never on the shelf is put there; `false` when it is not that simple.
+    async fn put_on_shelf(&self, rows: &Projection, shelf: &Shelf) -> Result<bool, Trouble> {
+        // PostgreSQL first: a crash after this leads to a re-opening, which looks before it loads.
+        if !self.warden.context.store.shelve(shelf).await? {
+            return Ok(false);
+        }
+        let (scripts, redis) = (&self.warden.scripts, self.warden.redis());
+        let new = projection::preload(rows, usize::from(shelf.segment), 1);
+        let answer = match scripts.preload(redis, shelf, &new).await {
+            Err(Fault::NoScript { .. }) => {
+                scripts.load(redis).await?;
+                scripts.preload(redis, shelf, &new).await?
+            }
+            answer => answer?,
+        };
+        if answer != Preloaded::Preloaded {
+            tracing::error!(shelf = shelf.name(), ?answer, "a new segment is in redis already");
+            return Ok(false);
+        }
+        ShelfScripts::new(shelf.clone(), 1).load(redis).await?;
+        Ok(true)
+    }
+
+    /// Whether Redis holds the segment in its epoch and knows its scripts: then it is the same Redis
+    /// that a warden opened.
+    async fn is_sound(&self, shelf: &Shelf, epoch: u64) -> Result<bool, Fault> {
+        let redis = self.warden.redis();
+        let read = cmd("HGET").arg(shelf.meta()).arg("fence").to_owned();
+        let fence: Option<String> = redis.run("reading the fence", &read).await?;
+        if fence.as_deref() != Some(shelf.fence(epoch).as_str()) {
+            return Ok(false);
+        }
+        ShelfScripts::new(shelf.clone(), epoch).loaded(redis).await
+    }
+
+    /// Lets a segment sell: its configuration first, then the lease, with every registered edge.
+    async fn serve(&mut self, rows: &Projection, shelf: &Shelf, epoch: u64) -> Result<(), Trouble> {
+        self.control(rows, shelf, epoch).await?;
+        let admit: Vec<InstanceId> = self.warden.floor(|floor| floor.admitted.iter().cloned().collect());
+        let span = self.warden.lease_span();
+        if let Err(frozen) = self.warden.lease(shelf, epoch, span, &admit, &[]).await? {
+            return Err(Trouble::Odd(format!("no lease for {}: {frozen:?}", shelf.name())));
+        }
+        let mut unask = cmd("HDEL");
+        unask.arg(REOPENING).arg(shelf.name());
+        self.warden.redis().run::<u64>("ending a collection", &unask).await?;
+        self.standing.insert(shelf.clone(), Standing::Serving(epoch));
+        self.warden.floor(|floor| floor.serving.insert(shelf.clone(), epoch));
+        Ok(())
+    }
+
+    /// A segment that serves already gets what has changed since.
+    async fn keep(&mut self, rows: &Projection, shelf: &Shelf, epoch: u64) -> Result<(), Trouble> {
+        if self.standing.get(shelf) != Some(&Standing::Serving(epoch)) {
+            return self.serve(rows, shelf, epoch).await;
+        }
+        self.control(rows, shelf, epoch).await
+    }
+
+    async fn control(&mut self, rows: &Projection, shelf: &Shelf, epoch: u64) -> Result<(), Trouble> {
+        if self.controlled.get(shelf) == Some(&rows.cfg) {
+            return Ok(());
+        }
+        let (scripts, redis) = (&self.warden.scripts, self.warden.redis());
+        let new = projection::control(rows);
+        let answer = match scripts.control(redis, shelf, epoch, &new).await {
+            Err(Fault::NoScript { .. }) => {
+                scripts.load(redis).await?;
+                scripts.control(redis, shelf, epoch, &new).await?
+            }
+            answer => answer?,
+        };
+        answer.map_err(|why| Trouble::Odd(format!("{} cannot be controlled: {why:?}", shelf.name())))?;
+        self.controlled.insert(shelf.clone(), rows.cfg);
+        Ok(())
+    }
+
+    /// Writes a view that edges do not have yet; answers whether it did.
+    async fn publish(&mut self, view: SaleView) -> Result<bool, Trouble> {
+        if self.published.get(&view.sale) == Some(&view) {
+            return Ok(false);
+        }
+        let text = serde_json::to_string(&view).map_err(|error| Trouble::Odd(error.to_string()))?;
+        let mut write = cmd("HSET");
+        write.arg(SALES).arg(view.sale.as_str()).arg(text);
+        self.warden.redis().run::<u64>("writing a sale", &write).await?;
+        self.published.insert(view.sale.clone(), view);
+        Ok(true)
+    }
+
+    /// Tells the edges that sales have changed.
+    async fn ring(&mut self) -> Result<(), Trouble> {
+        let redis = self.warden.redis();
+        let rung = async {
+            let generation: u64 = redis.run("counting up", cmd("INCR").arg(GENERATION)).await?;
+            let mut tell = cmd("PUBLISH");
+            tell.arg(SALES_CHANNEL).arg(generation);
+            redis.run::<u64>("telling the edges", &tell).await
+        };
+        if let Err(fault) = rung.await {
+            // The views are written but nobody knows: write them all again, and ring then.
+            self.published.clear();
+            return Err(fault.into());
+        }
+        Ok(())
+    }
+
+    /// Takes sales out of Redis that are long over; whatever of them is not in the books yet keeps
+    /// them there.
+    async fn withdraw(&mut self, sales: &[Projection]) -> Result<bool, Trouble> {
+        let known: BTreeSet<&SaleId> = sales.iter().map(|rows| &rows.sale).collect();
+        let mut changed = false;
+        for view in self.warden.views().await?.iter().filter(|view| !known.contains(&view.sale)) {
+            if !self.is_written(view).await? {
+                continue;
+            }
+            let mut unlist = cmd("HDEL");
+            unlist.arg(SALES).arg(view.sale.as_str());
+            self.warden.redis().run::<u64>("taking a sale out", &unlist).await?;
+            for segment in 0..view.segments {
+                let shelf = Shelf::new(view.sale.clone(), segment);
+                self.standing.remove(&shelf);
+                self.controlled.remove(&shelf);
+                self.warden.take_off(&shelf).await;
+                let mut unlink = cmd("UNLINK");
+                unlink.arg(&[shelf.meta(), shelf.stock(), shelf.orders(), shelf.journal()][..]);
+                self.warden.redis().run::<u64>("deleting a segment", &unlink).await?;
+            }
+            self.published.remove(&view.sale);
+            tracing::info!(sale = %view.sale, "out of redis; the books answer from now on");
+            changed = true;
+        }
+        Ok(changed)
+    }
+
+    async fn is_written(&self, view: &SaleView) -> Result<bool, Trouble> {
+        for segment in 0..view.segments {
+            let shelf = Shelf::new(view.sale.clone(), segment);
+            let image = super::image::Image::read(self.warden.redis(), &shelf).await?;
+            let missing = reopen::unwritten(&self.warden, &shelf, view.number, &image, |_| true).await?;
+            if !missing.is_empty() || !image.journal.is_empty() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}

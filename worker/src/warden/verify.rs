@@ -1,0 +1,283 @@
+//! Is what Redis holds exactly what the books say? Asked while a segment is frozen, drained, and
+//! every message of its epoch handled: then nothing may be under way, and any difference is a loss.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use sluice_shared::ids::SkuId;
+
+use super::image::{Image, Mark};
+use crate::store::books::OrderFact;
+
+/// Differences told by name, at the most.
+const NAMED: usize = 20;
+
+/// What the comparison says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Everything fits.
+    Equal,
+    /// Accepted orders have no row yet: they must be drained again.
+    Unwritten(usize),
+    /// Redis has no trace of the segment, and the books have no order of it.
+    Empty,
+    /// Data is missing or wrong; what, for people.
+    Different(Vec<String>),
+}
+
+/// The books' side.
+#[derive(Debug, Clone, Default)]
+pub struct Ledgered {
+    /// The epoch that PostgreSQL has ended, or is about to.
+    pub epoch: u64,
+    /// Every order of the segment.
+    pub orders: HashMap<[u8; 16], OrderFact>,
+    /// Units that this segment should have been given in all; `None` where that is only known for all
+    /// segments together.
+    pub init: Option<BTreeMap<SkuId, u64>>,
+    /// The SKUs of the sale.
+    pub skus: BTreeSet<SkuId>,
+}
+
+/// Compares.
+pub fn compare(image: &Image, books: &Ledgered) -> Verdict {
+    if image.keys == 0 {
+        return if books.orders.is_empty() {
+            Verdict::Empty
+        } else {
+            Verdict::Different(vec![format!(
+                "all data is missing; the books have {} orders",
+                books.orders.len()
+            )])
+        };
+    }
+    let mut found = Findings::default();
+    if image.head.fence.is_none() {
+        found.note("meta is missing".to_owned());
+    }
+    if image.head.epoch > books.epoch {
+        found.note(format!("redis is in epoch {}, the books in {}", image.head.epoch, books.epoch));
+    }
+    for field in &image.torn {
+        found.note(format!("{field} cannot be read"));
+    }
+    let unwritten = orders(image, books, &mut found);
+    units(image, books, &mut found);
+    marks(image, &mut found);
+    match (found.count, unwritten) {
+        (0, 0) => Verdict::Equal,
+        (0, n) => Verdict::Unwritten(n),
+        _ => Verdict::Different(found.told()),
+    }
+}
+
+#[derive(Default)]
+struct Findings {
+    count: usize,
+    named: Vec<String>,
+}
+
+impl Findings {
+    fn note(&mut self, what: String) {
+        self.count += 1;
+        if self.named.len() < NAMED {
+            self.named.push(what);
+        }
+    }
+
+    fn told(mut self) -> Vec<String> {
+        if self.count > self.named.len() {
+            self.named.push(format!("… and {} more", self.count - self.named.len()));
+        }
+        self.named
+    }
+}
+
+/// Every row has its record and every record its row; answers how many accepted orders have none but
+/// can still be written.
+fn orders(image: &Image, books: &Ledgered, found: &mut Findings) -> usize {
+    for (uuid, row) in &books.orders {
+        let name = || hex::encode(uuid);
+        match image.orders.get(uuid) {
+            None => found.note(format!("order {} has a row but no record", name())),
+            Some(record) if row.live && record.released => {
+                found.note(format!("order {} is live but its units were released", name()));
+            }
+            Some(record) if *record.lines != row.lines || record.user != row.user => {
+                found.note(format!("order {} has other lines or another user in redis", name()));
+            }
+            Some(_) => {}
+        }
+    }
+    let mut unwritten = 0;
+    for (uuid, record) in image.orders.iter().filter(|(uuid, _)| !books.orders.contains_key(*uuid)) {
+        let fresh = record.state == sluice_shared::record::OrderState::Accepted && !record.released;
+        if fresh && record.epoch == books.epoch {
+            unwritten += 1;
+        } else {
+            let name = hex::encode(uuid);
+            let letter = record.state.as_str();
+            found.note(format!("order {name} ({letter}, epoch {}) has no row", record.epoch));
+        }
+    }
+    unwritten
+}
+
+/// Stock left + units held = units put on the shelf.
+fn units(image: &Image, books: &Ledgered, found: &mut Findings) {
+    let (head, held) = (&image.head, image.held());
+    for sku in &books.skus {
+        let Some(init) = head.init.get(sku) else {
+            found.note(format!("{sku}: nothing says how many units were put on the shelf"));
+            continue;
+        };
+        let Some(Some(left)) = head.stock.get(sku) else {
+            found.note(format!("{sku}: the units left are missing"));
+            continue;
+        };
+        let held = held.get(sku).copied().unwrap_or(0);
+        if i128::from(*left) + i128::from(held) != i128::from(*init) {
+            found.note(format!("{sku}: {left} left + {held} held ≠ {init} put on the shelf"));
+        }
+        let booked = books.init.as_ref().map(|init| init.get(sku).copied().unwrap_or(0));
+        if let Some(booked) = booked.filter(|booked| booked != init) {
+            found.note(format!("{sku}: {init} put on the shelf, {booked} by the books"));
+        }
+    }
+    for sku in head.stock.keys().filter(|sku| !books.skus.contains(*sku)) {
+        found.note(format!("{sku}: not in the books"));
+    }
+}
+
+/// Every mark is the sum of its buyer's orders.
+fn marks(image: &Image, found: &mut Findings) {
+    let (due, none) = (image.held_by_user(), Mark::new());
+    for (user, mark) in &due {
+        if image.marks.get(user) != Some(mark) {
+            let there = image.marks.get(user).unwrap_or(&none);
+            found.note(format!("the mark of {user} is {there:?}, his orders hold {mark:?}"));
+        }
+    }
+    for user in image.marks.keys().filter(|user| !due.contains_key(*user)) {
+        found.note(format!("the mark of {user} has no orders"));
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::image::{Entry, Head};
+    use super::*;
+    use sluice_shared::clock::Millis;
+    use sluice_shared::ids::UserId;
+    use sluice_shared::lines::Lines;
+    use sluice_shared::record::{OrderState, Refund};
+    use std::sync::Arc;
+
+    fn sku() -> SkuId {
+        SkuId::parse("phone").unwrap()
+    }
+
+    fn user(n: u8) -> UserId {
+        UserId::parse(&format!("u{n}")).unwrap()
+    }
+
+    fn row(n: u8, live: bool) -> OrderFact {
+        OrderFact {
+            state: if live { OrderState::PendingPayment } else { OrderState::Expired },
+            live,
+            lines: Lines::parse("phone=1").unwrap(),
+            user: user(n),
+            epoch: 3,
+            seq: u64::from(n),
+            amount: 100,
+            refund: Refund::None,
+            created: Millis(0),
+            updated: Millis(0),
+        }
+    }
+
+    fn entry(n: u8, state: OrderState, released: bool) -> Entry {
+        Entry {
+            state,
+            released,
+            epoch: 3,
+            seq: u64::from(n),
+            accepted: Millis(0),
+            updated: Millis(0),
+            lines: Arc::new(Lines::parse("phone=1").unwrap()),
+            user: user(n),
+        }
+    }
+
+    /// Ten units; order 1 is paid for, order 2 was released, order 3 expired and not yet released.
+    fn sound() -> (Image, Ledgered) {
+        let head = Head {
+            fence: Some("demo:0:3".to_owned()),
+            epoch: 3,
+            seq: 3,
+            init: BTreeMap::from([(sku(), 10)]),
+            limits: BTreeMap::from([(sku(), 1)]),
+            stock: BTreeMap::from([(sku(), Some(8))]),
+            ..Head::default()
+        };
+        let orders = HashMap::from([
+            ([1; 16], entry(1, OrderState::PendingPayment, false)),
+            ([2; 16], entry(2, OrderState::Expired, true)),
+            ([3; 16], entry(3, OrderState::PendingPayment, false)),
+        ]);
+        let mark = Mark::from([(sku(), 1)]);
+        let marks = HashMap::from([(user(1), mark.clone()), (user(3), mark)]);
+        let image = Image { head, orders, marks, keys: 4, ..Image::default() };
+        let rows =
+            HashMap::from([([1; 16], row(1, true)), ([2; 16], row(2, false)), ([3; 16], row(3, false))]);
+        let init = Some(BTreeMap::from([(sku(), 10)]));
+        (image, Ledgered { epoch: 3, orders: rows, init, skus: BTreeSet::from([sku()]) })
+    }
+
+    #[test]
+    fn what_fits_is_equal_and_a_release_under_way_fits() {
+        let (image, books) = sound();
+        assert_eq!(compare(&image, &books), Verdict::Equal);
+    }
+
+    #[test]
+    fn an_accepted_order_without_a_row_is_drained_again() {
+        let (image, mut books) = sound();
+        let mut image = image;
+        books.orders.remove(&[3; 16]);
+        image.orders.get_mut(&[3; 16]).unwrap().state = OrderState::Accepted;
+        assert_eq!(compare(&image, &books), Verdict::Unwritten(1));
+        image.orders.get_mut(&[3; 16]).unwrap().epoch = 2;
+        assert!(matches!(compare(&image, &books), Verdict::Different(_)));
+    }
+
+    #[test]
+    fn every_loss_is_a_difference() {
+        type Loss = fn(&mut Image, &mut Ledgered);
+        let losses: [(&str, Loss); 10] = [
+            ("record", |image, _| drop(image.orders.remove(&[2; 16]))),
+            ("live record", |image, _| drop(image.orders.remove(&[1; 16]))),
+            ("mark", |image, _| drop(image.marks.remove(&user(1)))),
+            ("mark too many", |image, _| drop(image.marks.insert(user(9), Mark::new()))),
+            ("unit", |image, _| drop(image.head.stock.insert(sku(), Some(9)))),
+            ("stock", |image, _| image.head.stock.clear()),
+            ("meta", |image, _| image.head.fence = None),
+            ("torn", |image, _| image.torn.push("x".to_owned())),
+            ("released", |image, _| image.orders.get_mut(&[1; 16]).unwrap().released = true),
+            ("books' stock", |_, books| drop(books.init.as_mut().unwrap().insert(sku(), 11))),
+        ];
+        for (name, lose) in losses {
+            let (mut image, mut books) = sound();
+            lose(&mut image, &mut books);
+            assert!(matches!(compare(&image, &books), Verdict::Different(_)), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_segment_without_trace_and_without_orders_is_empty() {
+        let (_, mut books) = sound();
+        assert!(matches!(compare(&Image::default(), &books), Verdict::Different(_)));
+        books.orders.clear();
+        assert_eq!(compare(&Image::default(), &books), Verdict::Empty);
+    }
+}
