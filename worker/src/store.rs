@@ -6,6 +6,7 @@ pub mod books;
 pub mod ledger;
 pub mod orders;
 pub mod outbox;
+pub mod parked;
 pub mod payments;
 pub mod register;
 pub mod saga;

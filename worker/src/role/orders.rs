@@ -1,0 +1,162 @@
+//! The `orders` role: accepted orders from RabbitMQ into the books, in batches.
+//!
+//! One consumer a write queue, and the broker lets only one of all processes read a queue at a time,
+//! so that what comes first in a queue is committed first. A message is acknowledged after its
+//! commit; whatever happens between is a redelivery that changes nothing. Orders never use the retry
+//! ladder: their epoch would end meanwhile. What is wrong with PostgreSQL stops the reading; what is
+//! wrong with a message parks it.
+
+mod batch;
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use sluice_shared::amqp::{AmqpError, Consumer, Link, Outgoing, Publisher};
+use sluice_shared::topology::{DEAD, write_queue};
+use tokio::task::JoinSet;
+
+use crate::role::{Context, Stop, keep};
+use crate::store::StoreError;
+use batch::{Batch, Poison};
+
+/// How long a batch waits in this process for PostgreSQL before its queue is given to another.
+const PATIENCE: Duration = Duration::from_secs(20);
+const WAITS: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
+
+/// Runs until told to stop; each queue on its own.
+pub async fn run(context: Context, stop: Stop) -> anyhow::Result<()> {
+    let mut shards = JoinSet::new();
+    for shard in 0..context.config.orders.shards {
+        let (metrics, stopped) = (context.metrics.clone(), stop.clone());
+        let (context, stop) = (context.clone(), stop.clone());
+        let make = move || read(context.clone(), shard, stop.clone());
+        shards.spawn(keep("orders", metrics, stopped, make));
+    }
+    while shards.join_next().await.is_some() {}
+    Ok(())
+}
+
+async fn read(context: Context, shard: u16, mut stop: Stop) -> anyhow::Result<()> {
+    let (queue, place) = (write_queue(shard), context.place());
+    let name = format!("{} orders/{shard:02}", context.who);
+    let link = Link::connect(context.config.amqp.url.reveal(), &name).await?;
+    let publisher = link.publisher().await?;
+    let tag = format!("order-writer@{place}/{shard:02}");
+    let consumer = link.consumer(&queue, &tag, context.config.orders.prefetch).await?;
+    let mut writer = Writer { context: &context, shard, queue, publisher, consumer };
+    let done = loop {
+        let batch = match writer.gather(&mut stop).await {
+            Ok(Some(batch)) => batch,
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+        };
+        if let Err(error) = writer.settle(batch, &stop).await {
+            break Err(error);
+        }
+    };
+    writer.consumer.close().await;
+    link.close().await;
+    done
+}
+
+struct Writer<'a> {
+    context: &'a Context,
+    shard: u16,
+    queue: String,
+    publisher: Publisher,
+    consumer: Consumer,
+}
+
+impl Writer<'_> {
+    /// Waits for a message, then takes what else is there, or comes within a moment. `None`: the
+    /// process is to end.
+    async fn gather(&mut self, stop: &mut Stop) -> anyhow::Result<Option<Batch>> {
+        let orders = &self.context.config.orders;
+        let mut batch = Batch::new(orders.batch_max);
+        let first = tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return Ok(None),
+            next = self.consumer.next() => next,
+        };
+        batch.take(first.context("the queue is gone")??);
+        let until = tokio::time::Instant::now() + orders.linger;
+        while !batch.is_full() {
+            let Ok(next) = tokio::time::timeout_at(until, self.consumer.next()).await else { break };
+            batch.take(next.context("the queue is gone")??);
+        }
+        Ok(Some(batch))
+    }
+
+    /// Writes a batch, parks what cannot be written, notes a barrier; then acknowledges all of it.
+    async fn settle(&mut self, batch: Batch, stop: &Stop) -> anyhow::Result<()> {
+        let metrics = &self.context.metrics;
+        let began = Instant::now();
+        let report = self.write(&batch, stop).await?;
+        metrics.transaction("orders", began.elapsed());
+        let n = [
+            ("written", report.written),
+            ("repeated", report.repeated),
+            ("fenced", report.fenced),
+            ("failed", report.failed.len()),
+        ];
+        n.into_iter().filter(|(_, n)| *n > 0).for_each(|(outcome, n)| metrics.orders(outcome, n));
+        for order in &report.failed {
+            tracing::error!(%order, "an accepted order failed: the books had no units for it");
+        }
+        for (at, reason) in report.parked {
+            self.park(&Poison { body: batch.bodies[at].clone(), reason }).await?;
+        }
+        for poison in &batch.poison {
+            self.park(poison).await?;
+        }
+        if let Some((barrier, shard)) = &batch.barrier {
+            // The queue decides, not the message: the warden counts queues.
+            if *shard != self.shard {
+                tracing::warn!(shard, queue = self.queue, "a barrier came through another queue");
+            }
+            self.context.store.note_barrier(barrier, self.shard).await?;
+        }
+        self.consumer.ack_through(batch.last).await?;
+        metrics.job("orders", "done", began.elapsed());
+        Ok(())
+    }
+
+    /// Writes the orders; while PostgreSQL is away the batch waits, then its queue is given up.
+    async fn write(&self, batch: &Batch, stop: &Stop) -> anyhow::Result<crate::store::orders::WriteReport> {
+        let (began, mut wait) = (Instant::now(), WAITS[0]);
+        loop {
+            let away = match self.context.store.write_orders(&batch.orders).await {
+                Err(StoreError::Away(why)) => why,
+                other => return Ok(other?),
+            };
+            anyhow::ensure!(began.elapsed() < PATIENCE && !*stop.borrow(), "postgresql is away: {away}");
+            self.context.metrics.retry("orders");
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(WAITS[1]);
+        }
+    }
+
+    /// Puts a message where operators look for it; the reservation itself is published anew by the
+    /// warden. The books keep it even when the broker has no room for it.
+    async fn park(&self, poison: &Poison) -> anyhow::Result<()> {
+        let Poison { body, reason } = poison;
+        tracing::error!(queue = self.queue, reason, "a message is parked");
+        let message = Outgoing {
+            exchange: DEAD,
+            key: "parked",
+            id: "",
+            kind: "parked",
+            body,
+            attempt: 0,
+            reason: Some(reason),
+        };
+        match self.publisher.publish(message).await?.await {
+            Err(error @ AmqpError::Broken(_)) => return Err(error.into()),
+            Err(error) => tracing::warn!(%error, "a parked message is in the books only"),
+            Ok(()) => {}
+        }
+        self.context.store.park(&self.queue, reason, body).await?;
+        self.context.metrics.orders("parked", 1);
+        Ok(())
+    }
+}

@@ -1,0 +1,89 @@
+//! The `outbox` role: what the books tell, to RabbitMQ.
+//!
+//! Rows are claimed, published, confirmed and marked in one transaction. Whoever dies between confirm
+//! and mark has them published again, which changes nothing: every reader is idempotent.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use sluice_shared::amqp::{AmqpError, Link, Outgoing, Publisher};
+use sluice_shared::topology::EVENTS;
+
+use crate::role::{Context, Stop};
+use crate::store::outbox::OutboxRow;
+
+/// How long the broker may take to confirm a batch: less than a transaction may be idle.
+const CONFIRM: Duration = Duration::from_secs(10);
+/// Published rows deleted at once, and how often it is looked for them.
+const TIDY_MAX: u32 = 1000;
+const TIDY: Duration = Duration::from_secs(60);
+
+/// Runs until told to stop.
+pub async fn run(context: Context, mut stop: Stop) -> anyhow::Result<()> {
+    let name = format!("{} outbox", context.who);
+    let link = Link::connect(context.config.amqp.url.reveal(), &name).await?;
+    let publisher = link.publisher().await?;
+    let mut bell = context.store.outbox_bell().await?;
+    let mut tidied = Instant::now();
+    while !*stop.borrow() {
+        if publish_some(&context, &publisher).await? > 0 {
+            continue;
+        }
+        if tidied.elapsed() > TIDY {
+            let kept = context.config.outbox.keep;
+            while context.store.forget_published(kept, TIDY_MAX).await? == u64::from(TIDY_MAX) {}
+            tidied = Instant::now();
+        }
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => {}
+            ring = bell.ring() => ring?,
+            () = tokio::time::sleep(context.config.outbox.poll) => {}
+        }
+    }
+    link.close().await;
+    Ok(())
+}
+
+/// Publishes a batch of rows; answers how many the broker has now.
+async fn publish_some(context: &Context, publisher: &Publisher) -> anyhow::Result<usize> {
+    let began = Instant::now();
+    let batch = context.store.claim_outbox(context.config.outbox.batch_max).await?;
+    if batch.rows.is_empty() {
+        return Ok(0);
+    }
+    let (confirmed, broken) = tokio::time::timeout(CONFIRM, hand_over(publisher, &batch.rows))
+        .await
+        .context("rabbitmq did not confirm in time")?;
+    batch.mark(&confirmed).await?;
+    context.metrics.job("outbox", if broken.is_none() { "done" } else { "broken" }, began.elapsed());
+    match broken {
+        None => Ok(confirmed.len()),
+        Some(error) => Err(error.into()),
+    }
+}
+
+/// Publishes rows and waits for the confirms: those that came, and what broke the connection if it
+/// did. A row that the broker refuses stays for later and holds up none of the others.
+async fn hand_over(publisher: &Publisher, rows: &[OutboxRow]) -> (Vec<i64>, Option<AmqpError>) {
+    let (mut confirms, mut confirmed, mut broken) = (Vec::with_capacity(rows.len()), Vec::new(), None);
+    for row in rows {
+        let id = format!("outbox-{}", row.id);
+        let (key, body) = (row.topic.as_str(), row.payload.as_bytes());
+        let message = Outgoing { exchange: EVENTS, key, id: &id, kind: key, body, attempt: 0, reason: None };
+        match publisher.publish(message).await {
+            Ok(confirm) => confirms.push((row, confirm)),
+            Err(error) => {
+                broken = Some(error);
+                break;
+            }
+        }
+    }
+    for (row, confirm) in confirms {
+        match confirm.await {
+            Ok(()) => confirmed.push(row.id),
+            Err(error @ AmqpError::Broken(_)) => broken = Some(error),
+            Err(error) => tracing::warn!(row = row.id, topic = row.topic, %error, "an event stays"),
+        }
+    }
+    (confirmed, broken)
+}
