@@ -95,11 +95,11 @@ impl Topology {
     pub fn new(shards: u16) -> Self {
         let exchange = |name, kind| Exchange { name, kind };
         let mut queues: Vec<Queue> = (0..shards).map(write).collect();
-        queues.push(work(SAGA, &["order.created", "order.changed", SAGA]));
-        queues.push(work(RELEASE, &["stock.release", RELEASE]));
+        queues.push(work(SAGA, &["order.created", "order.changed", "*.sluice.saga"]));
+        queues.push(work(RELEASE, &["stock.release", "*.sluice.stock.release"]));
         queues.extend(LADDER.iter().map(|(step, delay)| Queue {
             name: format!("sluice.retry.{step}"),
-            // Back to the queue that the routing key names: a retried message keeps its own key.
+            // Back by the key that it came with, `<step>.<queue>`: each queue binds its own name.
             arguments: json!({
                 "x-dead-letter-exchange": EVENTS, "x-dead-letter-strategy": "at-least-once",
                 "x-overflow": "reject-publish", "x-message-ttl": delay
@@ -200,13 +200,22 @@ fn policies() -> Vec<Policy> {
             name: "sluice-orders",
             pattern: r"^sluice\.orders\.",
             priority: 10,
-            definition: json!({"max-length": 5_000_000}),
+            // Explicit, because newer brokers drop a message after 20 deliveries: an order is
+            // delivered as often as its writer has to stop, and the writer parks poison itself.
+            definition: json!({"max-length": 5_000_000, "delivery-limit": 1_000_000}),
         },
         Policy {
-            name: "sluice-work",
-            pattern: r"^sluice\.(saga|stock\.release)$",
+            name: "sluice-saga",
+            pattern: r"^sluice\.saga$",
             priority: 10,
             definition: json!({"max-length": 1_000_000, "delivery-limit": 50}),
+        },
+        Policy {
+            name: "sluice-release",
+            pattern: r"^sluice\.stock\.release$",
+            priority: 10,
+            // A release is never given up.
+            definition: json!({"max-length": 1_000_000, "delivery-limit": 1_000_000}),
         },
         Policy {
             name: "sluice-rest",

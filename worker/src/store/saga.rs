@@ -1,6 +1,6 @@
 //! The purchase saga of each order: where it stands, and what each step and undo did.
 
-use sluice_shared::ids::OrderId;
+use sluice_shared::ids::{OrderId, SaleId};
 
 use super::{Store, StoreError};
 
@@ -14,6 +14,18 @@ pub struct StepDone {
 }
 
 impl Store {
+    /// Whether a sale is closed and so long over that its keys in Redis may be gone.
+    pub async fn sale_is_over(&self, sale: &SaleId) -> Result<bool, StoreError> {
+        let over: Option<bool> = sqlx::query_scalar(
+            "SELECT step = 'closed' AND greatest(ends_at, updated_at) < now() - interval '24 hours'
+             FROM sales WHERE sale = $1",
+        )
+        .bind(sale.as_str())
+        .fetch_optional(&self.pool)
+        .await?;
+        Ok(over.unwrap_or(false))
+    }
+
     /// Notes that the last step of these orders is done: their sagas are committed.
     pub async fn saga_committed(&self, step: &'static str, done: &[StepDone]) -> Result<(), StoreError> {
         self.saga_done(step, done, "running", "committed").await

@@ -43,8 +43,6 @@ impl WriteReport {
 /// One message on its way to a row.
 #[derive(Debug)]
 pub(super) struct Draft<'a> {
-    /// Its place in the batch.
-    at: usize,
     pub(super) accepted: &'a Accepted,
     pub(super) accepted_at: OffsetDateTime,
     pub(super) epoch: i64,
@@ -148,7 +146,7 @@ pub(super) async fn sort<'a>(
             sorted.fenced.push(accepted);
             continue;
         }
-        match draft(at, accepted, *pay_within, &prices) {
+        match draft(accepted, *pay_within, &prices) {
             Ok(draft) => sorted.drafts.push(draft),
             Err(why) => sorted.parked.push((at, why)),
         }
@@ -181,7 +179,6 @@ async fn prices(writing: &mut PgConnection, batch: &[Accepted]) -> Result<Prices
 }
 
 fn draft<'a>(
-    at: usize,
     accepted: &'a Accepted,
     pay_within: i32,
     prices: &Prices,
@@ -202,7 +199,6 @@ fn draft<'a>(
     }
     let accepted_at = moment(accepted.at).filter(|at| (1970..=9999).contains(&at.year()));
     Ok(Draft {
-        at,
         accepted,
         accepted_at: accepted_at.ok_or_else(|| format!("{} is no time", accepted.at.0))?,
         epoch: number(accepted.epoch, "epoch")?,

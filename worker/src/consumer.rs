@@ -1,0 +1,166 @@
+//! The one loop that reads a queue of events: decode and handle is the handler's, everything after
+//! that is done here.
+//!
+//! A message that fails goes down the retry ladder, a step a time, and is parked at its end. One that
+//! only has to wait (a frozen sale, a server that is away) stays in this process for a while, is
+//! tried again every second, and then waits on the ladder without having failed. Nothing is given
+//! back to its queue: the broker counts that as a failure.
+
+mod room;
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use sluice_shared::amqp::{AmqpError, Consumer, Delivery, Link, Outgoing, Publisher};
+use sluice_shared::topology::{DEAD, LADDER, RETRY};
+
+use crate::role::{Context, Stop};
+use room::Room;
+
+/// What became of a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Done, now or before.
+    Done,
+    /// It failed and may succeed another time.
+    Retry(String),
+    /// It failed for good.
+    Dead(String),
+    /// It has to wait; nothing is wrong with it.
+    Later(String),
+}
+
+/// Who handles the messages of a queue.
+pub trait Handler {
+    /// The queue.
+    const QUEUE: &'static str;
+    /// How the consumer is called in the management UI.
+    const TAG: &'static str;
+    /// Whether a message is tried for ever: it stays on the ladder's last step.
+    const NEVER_GIVES_UP: bool;
+
+    /// Handles a message; once more is as good as once.
+    fn handle(&self, delivery: &Delivery) -> impl Future<Output = Outcome> + Send;
+}
+
+/// Runs until told to stop, or until the connection breaks.
+pub async fn run<H: Handler>(context: &Context, handler: &H, mut stop: Stop) -> anyhow::Result<()> {
+    let name = format!("{} {}", context.who, H::TAG);
+    let link = Link::connect(context.config.amqp.url.reveal(), &name).await?;
+    let publisher = link.publisher().await?;
+    let tag = format!("{}@{}", H::TAG, context.place());
+    let prefetch = context.config.saga_prefetch;
+    let consumer = link.consumer(H::QUEUE, &tag, prefetch).await?;
+    let mut reader = Reader { context, handler, publisher, consumer, room: Room::new(prefetch / 2) };
+    let done = reader.run(&mut stop).await;
+    reader.consumer.close().await;
+    link.close().await;
+    done
+}
+
+struct Reader<'a, H> {
+    context: &'a Context,
+    handler: &'a H,
+    publisher: Publisher,
+    consumer: Consumer,
+    room: Room,
+}
+
+impl<H: Handler> Reader<'_, H> {
+    async fn run(&mut self, stop: &mut Stop) -> anyhow::Result<()> {
+        loop {
+            let now = Instant::now();
+            let delivery = if let Some(due) = self.room.due(now) {
+                due
+            } else {
+                let next_due = self.room.next_due().unwrap_or(now + Duration::from_secs(3600));
+                tokio::select! {
+                    biased;
+                    _ = stop.wait_for(|stop| *stop) => return Ok(()),
+                    next = self.consumer.next() => next.context("the queue is gone")??,
+                    () = tokio::time::sleep_until(next_due.into()) => continue,
+                }
+            };
+            if *stop.borrow() {
+                return Ok(());
+            }
+            self.handle(delivery).await?;
+        }
+    }
+
+    async fn handle(&mut self, delivery: Delivery) -> anyhow::Result<()> {
+        let began = Instant::now();
+        let outcome = self.handler.handle(&delivery).await;
+        let word = match &outcome {
+            Outcome::Done => "done",
+            Outcome::Retry(_) => "retry",
+            Outcome::Dead(_) => "parked",
+            Outcome::Later(_) => "later",
+        };
+        self.context.metrics.job(H::TAG, word, began.elapsed());
+        match outcome {
+            Outcome::Done => {
+                self.room.forget(delivery.tag);
+                Ok(self.consumer.ack(delivery.tag).await?)
+            }
+            Outcome::Retry(why) => self.retry(delivery, &why).await,
+            Outcome::Dead(why) => self.park(delivery, &why).await,
+            Outcome::Later(why) => {
+                tracing::debug!(queue = H::QUEUE, why, "a message waits");
+                self.context.metrics.retry(H::TAG);
+                let Some(evicted) = self.room.hold(delivery, Instant::now()) else { return Ok(()) };
+                let attempt = evicted.attempt;
+                self.put_off(evicted, LADDER[0].0, attempt).await
+            }
+        }
+    }
+
+    async fn retry(&mut self, delivery: Delivery, why: &str) -> anyhow::Result<()> {
+        let failed = usize::try_from(delivery.attempt).unwrap_or(usize::MAX);
+        if failed >= LADDER.len() && !H::NEVER_GIVES_UP {
+            return self.park(delivery, &format!("failed {} times, at last: {why}", failed + 1)).await;
+        }
+        tracing::warn!(queue = H::QUEUE, id = delivery.id, attempt = failed + 1, why, "a message failed");
+        self.context.metrics.retry(H::TAG);
+        let (step, attempt) = (LADDER[failed.min(LADDER.len() - 1)].0, delivery.attempt.saturating_add(1));
+        self.put_off(delivery, step, attempt).await
+    }
+
+    /// Hands a message to a step of the ladder; acknowledged once the broker has it there.
+    async fn put_off(&mut self, delivery: Delivery, step: &str, attempt: u32) -> anyhow::Result<()> {
+        let key = format!("{step}.{}", H::QUEUE);
+        let message = Outgoing {
+            exchange: RETRY,
+            key: &key,
+            id: &delivery.id,
+            kind: "retry",
+            body: &delivery.body,
+            attempt,
+            reason: None,
+        };
+        self.publisher.publish(message).await?.await.context("putting a message off")?;
+        self.room.forget(delivery.tag);
+        Ok(self.consumer.ack(delivery.tag).await?)
+    }
+
+    async fn park(&mut self, delivery: Delivery, why: &str) -> anyhow::Result<()> {
+        tracing::error!(queue = H::QUEUE, id = delivery.id, why, "a message is parked");
+        let message = Outgoing {
+            exchange: DEAD,
+            key: "parked",
+            id: &delivery.id,
+            kind: "parked",
+            body: &delivery.body,
+            attempt: delivery.attempt,
+            reason: Some(why),
+        };
+        match self.publisher.publish(message).await?.await {
+            Err(error @ AmqpError::Broken(_)) => return Err(error.into()),
+            Err(error) => tracing::warn!(%error, "a parked message is in the books only"),
+            Ok(()) => {}
+        }
+        self.context.store.park(H::QUEUE, why, &delivery.body).await?;
+        self.room.forget(delivery.tag);
+        Ok(self.consumer.ack(delivery.tag).await?)
+    }
+}

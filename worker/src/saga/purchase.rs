@@ -1,0 +1,257 @@
+//! The purchase, step by step. Steps are taken by whoever the table names; this file does those that
+//! bring Redis behind the books, and writes down that they are done.
+//!
+//! | step    | does                                   | undo                                          |
+//! |---------|----------------------------------------|-----------------------------------------------|
+//! | reserve | the edge takes units (`reserve.lua`)   | `release`: units back on the shelf, once      |
+//! | write   | the orders role writes the row         | none: a row is never deleted, its state moves |
+//! | pay     | the payment notice, or the deadline    | `expire`, `cancel`, `refund`: in the books    |
+//! | settle  | Redis shows the order as paid          | none: it is the last                          |
+//!
+//! The books decide, always: an undo is a conditional update there, and only then, by the outbox, a
+//! release in Redis. Each step may be taken again at any time.
+
+use std::collections::BTreeMap;
+
+use sluice_shared::ids::{OrderId, SaleId};
+use sluice_shared::keys::{Shelf, sale_channel};
+use sluice_shared::message::{OrderEvent, OrderEvents};
+use sluice_shared::record::{OrderState, Record, Refund};
+use sluice_shared::redis::{Fault, Redis, cmd};
+use sluice_shared::script::{Batch, Frozen, Release, Released, Settle, Settled};
+
+use super::Shelves;
+use super::deadlines::{DeadlineError, Deadlines};
+use crate::store::orders::Deadline;
+use crate::store::saga::StepDone;
+use crate::store::{Store, StoreError};
+
+/// Why a step was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// Nothing is wrong with the events: a sale is frozen, a server is away.
+    #[error("{0}")]
+    NotNow(String),
+    /// Something is wrong with an order or an answer.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl From<StoreError> for StepError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Away(_) => Self::NotNow(error.to_string()),
+            StoreError::Broken(_) => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+impl From<Fault> for StepError {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Unreadable { .. } => Self::Failed(fault.to_string()),
+            Fault::NoScript { .. } | Fault::Refused { .. } | Fault::Unknown { .. } => {
+                Self::NotNow(fault.to_string())
+            }
+        }
+    }
+}
+
+impl From<DeadlineError> for StepError {
+    fn from(error: DeadlineError) -> Self {
+        match error {
+            DeadlineError::Redis(fault) => fault.into(),
+            DeadlineError::Books(error) => error.into(),
+        }
+    }
+}
+
+/// What the events of one segment ask for.
+#[derive(Debug, Default)]
+struct Work {
+    releases: Vec<Release>,
+    settles: Vec<Settle>,
+    /// Orders whose last step is taken with this.
+    ends: Vec<OrderId>,
+    undone: Vec<OrderId>,
+    deadlines: Vec<Deadline>,
+}
+
+impl Work {
+    fn add(&mut self, event: &OrderEvent) {
+        let OrderEvent { order, state, pay_before, refund, .. } = event;
+        if event.release {
+            let (lines, user) = (event.lines.clone(), event.user.clone());
+            self.releases.push(Release { uuid: order.uuid, state: *state, lines, user });
+            self.undone.push(*order);
+            if *refund != Refund::None {
+                self.settle(order, None, event);
+            }
+            return;
+        }
+        match state {
+            OrderState::PendingPayment => {
+                self.settle(order, Some(*state), event);
+                self.deadlines.extend(pay_before.map(|at| Deadline { order: *order, pay_before: at }));
+            }
+            OrderState::Paid => {
+                self.settle(order, Some(*state), event);
+                self.ends.push(*order);
+            }
+            OrderState::Refunded => self.settle(order, Some(*state), event),
+            // Their state came with the release; what is told here is the refund.
+            OrderState::Accepted
+            | OrderState::Pending
+            | OrderState::Expired
+            | OrderState::Cancelled
+            | OrderState::Failed => self.settle(order, None, event),
+        }
+    }
+
+    fn settle(&mut self, order: &OrderId, state: Option<OrderState>, event: &OrderEvent) {
+        let (pay_before, refund) = (event.pay_before, event.refund);
+        self.settles.push(Settle { uuid: order.uuid, state, pay_before, refund });
+    }
+}
+
+/// Carries out the steps that events ask for.
+#[derive(Debug)]
+pub struct Purchase {
+    redis: Redis,
+    store: Store,
+    shelves: Shelves,
+    deadlines: Deadlines,
+}
+
+impl Purchase {
+    /// Works on this Redis and these books.
+    pub fn new(redis: Redis, store: Store) -> Self {
+        let shelves = Shelves::new(redis.clone());
+        let deadlines = Deadlines::new(redis.clone(), store.clone());
+        Self { redis, store, shelves, deadlines }
+    }
+
+    /// Takes the steps of one message, segment by segment; once more is as good as once.
+    pub async fn step(&self, message: &OrderEvents) -> Result<(), StepError> {
+        let mut work: BTreeMap<Shelf, Work> = BTreeMap::new();
+        for event in &message.events {
+            let shelf = Shelf::new(event.sale.clone(), event.order.segment);
+            work.entry(shelf).or_default().add(event);
+        }
+        let mut failed = None;
+        for (shelf, work) in work {
+            // One segment that is frozen does not hold up the others of the message.
+            if let Err(error) = self.on_shelf(&shelf, &work).await {
+                failed = Some(error);
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    async fn on_shelf(&self, shelf: &Shelf, work: &Work) -> Result<(), StepError> {
+        let Some(scripts) = self.shelves.scripts(shelf).await? else {
+            return self.without_shelf(shelf, work).await;
+        };
+        let mut news = News::default();
+        if !work.releases.is_empty() {
+            let answers = self.thawed(shelf, scripts.release(&self.redis, &work.releases).await)?;
+            news.released(&work.releases, answers);
+        }
+        if !work.settles.is_empty() {
+            let answers = self.thawed(shelf, scripts.settle(&self.redis, &work.settles).await)?;
+            news.settled(&work.settles, answers);
+        }
+        self.publish(&shelf.sale, &news).await;
+        if let Some(what) = news.corrupt.first() {
+            return Err(StepError::Failed(format!("{}: {what}", shelf.name())));
+        }
+        self.deadlines.schedule(&work.deadlines).await?;
+        self.note(work, "done").await
+    }
+
+    /// Redis has no such segment. Once a sale is over its keys are deleted, and there is no shelf to
+    /// bring behind the books any more; else the warden is about to restore it.
+    async fn without_shelf(&self, shelf: &Shelf, work: &Work) -> Result<(), StepError> {
+        if self.store.sale_is_over(&shelf.sale).await? {
+            return self.note(work, "no shelf").await;
+        }
+        Err(StepError::NotNow(format!("{} is not in redis", shelf.name())))
+    }
+
+    async fn note(&self, work: &Work, outcome: &'static str) -> Result<(), StepError> {
+        let done = |orders: &[OrderId]| -> Vec<StepDone> {
+            orders.iter().map(|order| StepDone { order: *order, outcome }).collect()
+        };
+        self.store.saga_committed("settle", &done(&work.ends)).await?;
+        Ok(self.store.saga_undone("release", &done(&work.undone)).await?)
+    }
+
+    fn thawed<T>(&self, shelf: &Shelf, batch: Result<Batch<T>, Fault>) -> Result<Vec<T>, StepError> {
+        if matches!(batch, Err(Fault::NoScript { .. }) | Ok(Err(_))) {
+            self.shelves.forget(shelf);
+        }
+        batch?.map_err(|frozen| match frozen {
+            Frozen::Fenced(epoch) => StepError::NotNow(format!("{} is in epoch {epoch}", shelf.name())),
+            Frozen::Because(why) => StepError::NotNow(format!("{} is frozen: {why}", shelf.name())),
+        })
+    }
+
+    /// Tells the edges. A lost word costs little: they look for themselves now and then.
+    async fn publish(&self, sale: &SaleId, news: &News) {
+        let channel = sale_channel(sale);
+        let words = news.skus.iter().map(|sku| format!("release {sku}"));
+        let orders = news.records.iter().map(|(uuid, record)| format!("order {} {record}", hex::encode(uuid)));
+        let told = words.chain(orders).map(|payload| {
+            let publish = cmd("PUBLISH").arg(&channel).arg(payload).to_owned();
+            async move { self.redis.run::<i64>("publishing", &publish).await }
+        });
+        for answer in futures_util::future::join_all(told).await {
+            if let Err(fault) = answer {
+                tracing::debug!(%fault, "edges were not told");
+            }
+        }
+    }
+}
+
+/// What the scripts changed, for the edges; and what they found broken.
+#[derive(Debug, Default)]
+struct News {
+    skus: std::collections::BTreeSet<String>,
+    records: BTreeMap<[u8; 16], Record>,
+    corrupt: Vec<String>,
+}
+
+impl News {
+    fn released(&mut self, asked: &[Release], answers: Vec<Released>) {
+        for (release, answer) in asked.iter().zip(answers) {
+            match answer {
+                Released::Released(record) => {
+                    self.skus.extend(record.lines.iter().map(|(sku, _)| sku.to_string()));
+                    self.records.insert(release.uuid, *record);
+                }
+                // Told again: whoever released it may have died before it told.
+                Released::Already(record) | Released::Tombstone(record) => {
+                    self.records.insert(release.uuid, *record);
+                }
+                Released::Corrupt(what) => self.broken(&release.uuid, &what),
+            }
+        }
+    }
+
+    fn settled(&mut self, asked: &[Settle], answers: Vec<Settled>) {
+        for (settle, answer) in asked.iter().zip(answers) {
+            match answer {
+                Settled::Settled(record) | Settled::Already(record) => {
+                    self.records.insert(settle.uuid, *record);
+                }
+                // Its row is in the books, and the warden restores Redis from there.
+                Settled::Unknown => {}
+                Settled::Corrupt(what) => self.broken(&settle.uuid, &what),
+            }
+        }
+    }
+
+    fn broken(&mut self, uuid: &[u8; 16], what: &str) {
+        self.corrupt.push(format!("order {}: corrupt {what} in redis", hex::encode(uuid)));
+    }
+}
