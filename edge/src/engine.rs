@@ -2,18 +2,42 @@
 //! held until the broker has them, and the edge's place in the register.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
 use sluice_shared::clock::ServerClock;
 use sluice_shared::ids::OrderId;
 use sluice_shared::record::{OrderState, Record};
-use sluice_shared::redis::Fault;
+use sluice_shared::redis::{Fault, Redis, cmd};
 pub use sluice_shared::script::{Answer, Ask};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 
+mod beat;
+mod core;
+mod desk;
+mod erase;
 mod follow;
+mod held;
+mod lane;
+mod latch;
+mod metrics;
+mod pace;
+mod register;
+mod relay;
+mod reply;
+mod room;
 mod sales;
+mod stock;
+mod sweep;
+
+use core::Core;
+use follow::Topics;
+use register::Seat;
+use sales::Book;
 
 pub use follow::Follower;
 pub use sales::{LiveSale, PublicState};
@@ -106,55 +130,190 @@ pub enum EngineFault {
     NotRunning,
 }
 
+/// How long a stopping engine waits for the broker.
+const FAREWELL: Duration = Duration::from_secs(5);
+/// How long everything but a purchase may wait for Redis.
+const PATIENT: Duration = Duration::from_secs(2);
+/// A Redis that was silent for so long counts as gone.
+const SILENT: Duration = Duration::from_secs(2);
+
 /// The engine of one edge process.
 #[derive(Debug)]
 pub struct Engine {
-    clock: ServerClock,
+    core: Arc<Core>,
+    seat: Arc<Seat>,
+    book: Arc<Book>,
+    topics: Arc<Topics>,
+    running: Arc<OnceLock<Running>>,
+}
+
+/// What exists only while the engine runs.
+#[derive(Debug)]
+struct Running {
+    handle: Handle,
+    redis: Redis,
 }
 
 impl Engine {
     /// Takes the lock file; talks to nobody yet.
-    pub fn new(_config: EngineConfig, _registry: &mut Registry) -> anyhow::Result<Arc<Self>> {
-        Ok(Arc::new(Self { clock: ServerClock::default() }))
+    pub fn new(config: EngineConfig, registry: &mut Registry) -> anyhow::Result<Arc<Self>> {
+        Redis::check_url(&config.redis_url)?;
+        let seat = Seat::take(&config.state_dir, &config.name)?;
+        let topics = Arc::new(Topics::new(config.streams_max));
+        let metrics = metrics::Metrics::new(registry);
+        let core = Arc::new(Core::new(config, seat.instance.clone(), metrics));
+        let (book, running) = (Arc::default(), Arc::default());
+        Ok(Arc::new(Self { core, seat: Arc::new(seat), book, topics, running }))
     }
 
-    /// Works until stopped *and* everything held is confirmed, or 5 s have passed.
-    pub async fn run(self: Arc<Self>, mut stop: tokio::sync::watch::Receiver<bool>) {
+    /// Works until stopped *and* everything held is confirmed, or 5 s have passed. Purchases are
+    /// answered until the end.
+    pub async fn run(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
+        let (core, book) = (&self.core, &self.book);
+        let config = &core.config;
+        let connect = |deadline| Redis::lazy(&config.redis_url, deadline);
+        let (hot, cold) = match (connect(config.redis_deadline), connect(PATIENT)) {
+            (Ok(hot), Ok(cold)) => (hot, cold),
+            (Err(why), _) | (_, Err(why)) => return tracing::error!(%why, "the engine cannot run"),
+        };
+        if self.running.set(Running { handle: Handle::current(), redis: cold.clone() }).is_err() {
+            return tracing::error!("the engine runs already, or did");
+        }
+        let mut tasks = JoinSet::new();
+        tasks.spawn(sales::run(Arc::clone(core), Arc::clone(book), cold.clone(), hot));
+        tasks.spawn(beat::run(Arc::clone(core), Arc::clone(book), Arc::clone(&self.seat), cold.clone()));
+        tasks.spawn(stock::run(Arc::clone(core), Arc::clone(book), cold.clone()));
+        tasks.spawn(sweep::run(Arc::clone(core), Arc::clone(book), cold.clone()));
+        tasks.spawn(erase::run(Arc::clone(core), cold.clone()));
+        tasks.spawn(relay::run(Arc::clone(core), connection_name()));
+        tasks.spawn(follow::list(Arc::clone(core)));
+        tasks.spawn(follow::orders(Arc::clone(core), Arc::clone(book), Arc::clone(&self.topics)));
+        // Whoever could stop us has gone: that is a stop as well.
         let _ = stop.wait_for(|stopped| *stopped).await;
+        core.draining.store(true, Ordering::Relaxed);
+        core.beat.notify_one();
+        let settled = tokio::time::timeout(FAREWELL, self.settle()).await.is_ok();
+        book.clear();
+        tasks.shutdown().await;
+        if settled {
+            beat::leave(&self.seat, &cold).await;
+        } else {
+            let held = core.held().len();
+            tracing::warn!(held, "stopped with orders unconfirmed; the journal has them");
+        }
+    }
+
+    /// Comes back once nothing is asked, held or to be deleted.
+    async fn settle(&self) {
+        while self.core.room.taken() > 0 || self.core.dues().len() > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// Redis' clock, by which windows are judged.
     pub fn clock(&self) -> &ServerClock {
-        &self.clock
+        &self.core.clock
     }
 
     /// A sale by its id.
-    pub fn sale(&self, _id: &str) -> Option<Arc<LiveSale>> {
-        None
+    pub fn sale(&self, id: &str) -> Option<Arc<LiveSale>> {
+        self.book.sale(id)
     }
 
     /// A sale by its number in order ids.
-    pub fn sale_by_number(&self, _number: u32) -> Option<Arc<LiveSale>> {
-        None
+    pub fn sale_by_number(&self, number: u32) -> Option<Arc<LiveSale>> {
+        self.book.by_number(number)
     }
 
     /// Takes units for an order; what is answered as accepted is held before.
-    pub async fn reserve(&self, _sale: &LiveSale, _ask: Ask) -> Outcome {
-        Outcome::Unavailable
+    pub async fn reserve(&self, sale: &LiveSale, ask: Ask) -> Outcome {
+        let Some(place) = self.core.room.take() else { return Outcome::Overloaded };
+        match sale.desk(&ask.user) {
+            Some(desk) => desk.reserve(ask, place).await,
+            None => Outcome::Unavailable,
+        }
     }
 
     /// The record of an order; `None` where Redis does not know the sale or the order.
-    pub async fn record(&self, _order: &OrderId) -> Result<Option<Record>, EngineFault> {
-        Err(EngineFault::NotRunning)
+    pub async fn record(&self, order: &OrderId) -> Result<Option<Record>, EngineFault> {
+        self.reader().record(order).await
     }
 
-    /// Follows an order; `None` when too many are followed.
-    pub fn follow(&self, _order: &OrderId) -> Option<Follower> {
-        None
+    /// Follows an order; `None` when too many are followed, or its sale is not known here.
+    pub fn follow(&self, order: &OrderId) -> Option<Follower> {
+        let sale = self.book.by_number(order.sale)?.view.sale.clone();
+        let follower = Follower::new(&self.topics, *order, sale, self.reader());
+        self.core.listen.notify_one();
+        follower
+    }
+
+    fn reader(&self) -> Reader {
+        let (book, running) = (Arc::clone(&self.book), Arc::clone(&self.running));
+        Reader { book, running, deadline: self.core.config.redis_deadline }
     }
 
     /// Whether traffic should come here.
     pub fn readiness(&self) -> Readiness {
-        Readiness { state: ReadyState::Starting, reasons: Vec::new() }
+        let (core, sales) = (&self.core, self.book.now());
+        let away = core.silence().is_none_or(|silence| silence > SILENT);
+        let state = if core.draining.load(Ordering::Relaxed) {
+            ReadyState::Draining
+        } else if sales.generation.is_none() {
+            ReadyState::Starting
+        } else if away {
+            ReadyState::NoRedis
+        } else {
+            ReadyState::Ready
+        };
+        let mut reasons = Vec::new();
+        let mut say = |holds: bool, reason: &str| {
+            if holds {
+                reasons.push(reason.to_owned());
+            }
+        };
+        say(away, "redis does not answer");
+        say(!core.connected.load(Ordering::Relaxed), "rabbitmq is away: accepted orders are held");
+        say(core.blocked.load(Ordering::Relaxed), "rabbitmq blocks publishers: accepted orders are held");
+        say(!core.admitted.load(Ordering::Relaxed), "not admitted yet: no warden has registered this edge");
+        let mut frozen: Vec<_> = sales.all().filter(|sale| sale.frozen()).collect();
+        frozen.sort_by_key(|sale| sale.view.number);
+        reasons.extend(frozen.iter().take(10).map(|sale| format!("sale {} is frozen", sale.view.sale)));
+        if frozen.len() > 10 {
+            reasons.push(format!("{} more sales are frozen", frozen.len() - 10));
+        }
+        Readiness { state, reasons }
     }
+}
+
+/// Reads records from whatever runtime it is asked in.
+#[derive(Debug, Clone)]
+pub(crate) struct Reader {
+    book: Arc<Book>,
+    running: Arc<OnceLock<Running>>,
+    deadline: Duration,
+}
+
+impl Reader {
+    async fn record(&self, order: &OrderId) -> Result<Option<Record>, EngineFault> {
+        let Running { handle, redis } = self.running.get().ok_or(EngineFault::NotRunning)?;
+        let Some(shelf) = self.book.shelf(order) else { return Ok(None) };
+        let doing = "reading a record";
+        let (redis, deadline) = (redis.clone(), self.deadline);
+        let get = cmd("HGET").arg(shelf.orders()).arg(order.field()).to_owned();
+        // The client's own tasks belong to the engine's runtime, not to the one that asks.
+        let read = handle.spawn(async move {
+            let late = |_| Fault::Unknown { doing, why: "too late".to_owned() };
+            let read = redis.run::<Option<String>>(doing, &get);
+            tokio::time::timeout(deadline, read).await.map_err(late).flatten()
+        });
+        let Some(text) = read.await.map_err(|_| EngineFault::NotRunning)?? else { return Ok(None) };
+        let torn = || Fault::Unreadable { doing, why: "a torn record".to_owned() };
+        Ok(Some(Record::parse(&text).ok_or_else(torn)?))
+    }
+}
+
+/// What operators read in the broker's management UI.
+fn connection_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "?".to_owned());
+    format!("sluice-edge@{}#{} relay", host.trim(), std::process::id())
 }

@@ -1,9 +1,28 @@
-//! The sales of this gate.
+//! The sales of this gate, as the warden publishes them in Redis.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
 use sluice_shared::clock::Millis;
-use sluice_shared::ids::SkuId;
+use sluice_shared::ids::{OrderId, SaleId, SkuId};
+use sluice_shared::keys::{GENERATION, SALES, Shelf};
 use sluice_shared::lines::Lines;
-use sluice_shared::sale::SaleView;
+use sluice_shared::redis::{Fault, Redis, cmd};
+use sluice_shared::sale::{AcceptAfter, SaleStep, SaleView};
+use sluice_shared::segment::segment_of;
+
+use super::core::Core;
+use super::desk::{Desk, Terms};
+use super::latch::Latch;
+
+/// Sales of one gate, at the most.
+const MOST: usize = 10_000;
+/// Segments of one sale, at the most.
+const SEGMENTS: u16 = 1024;
+/// How often the list is read when nobody says that it changed.
+const EVERY: Duration = Duration::from_mins(5);
 
 /// A sale's state as buyers see it; the first that holds of frozen, paused, ended, scheduled, sold out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,26 +60,319 @@ impl PublicState {
 pub struct LiveSale {
     /// As the warden published it.
     pub view: SaleView,
+    desks: Vec<Arc<Desk>>,
+    latch: Arc<Latch>,
 }
 
 impl LiveSale {
-    /// Whether its books are being put right.
+    /// Whether nothing is sold in one of its segments, because its books are being put right or this
+    /// edge has not been admitted.
     pub fn frozen(&self) -> bool {
-        true
+        self.desks.iter().any(|desk| desk.frozen())
     }
 
     /// Whether a unit is left, as last known.
-    pub fn available(&self, _sku: &SkuId) -> bool {
-        true
+    pub fn available(&self, sku: &SkuId) -> bool {
+        self.latch.available(sku)
     }
 
     /// Whether the latch says sold out: true only when the order is certainly no replay.
-    pub fn sold_out(&self, _lines: &Lines, _uuid: &[u8; 16]) -> bool {
-        false
+    pub fn sold_out(&self, lines: &Lines, uuid: &[u8; 16]) -> bool {
+        self.latch.refuses(lines, uuid)
     }
 
     /// The state that buyers see.
-    pub fn state(&self, _now: Millis) -> PublicState {
+    pub fn state(&self, now: Millis) -> PublicState {
+        let facts = Facts { frozen: self.frozen(), sold_out: self.latch.sold_out() };
+        public_state(&self.view, facts, now)
+    }
+
+    /// The desk of a buyer.
+    pub(crate) fn desk(&self, user: &sluice_shared::ids::UserId) -> Option<&Arc<Desk>> {
+        self.desks.get(usize::from(segment_of(user, self.view.segments)))
+    }
+
+    /// All desks, one a segment.
+    pub(crate) fn desks(&self) -> &[Arc<Desk>] {
+        &self.desks
+    }
+
+    /// The sold-out latch.
+    pub(crate) fn latch(&self) -> &Arc<Latch> {
+        &self.latch
+    }
+
+    /// Segments that sell nothing for now.
+    pub(crate) fn frozen_segments(&self) -> usize {
+        self.desks.iter().filter(|desk| desk.frozen()).count()
+    }
+
+    /// Whether selling is over for good, as far as the list tells.
+    fn over(&self, now: Millis) -> bool {
+        self.view.step == SaleStep::Closed || now >= self.view.ends_at
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Facts {
+    frozen: bool,
+    sold_out: bool,
+}
+
+fn public_state(view: &SaleView, facts: Facts, now: Millis) -> PublicState {
+    let early = matches!(view.step, SaleStep::Created | SaleStep::Preloaded) || now < view.starts_at;
+    if facts.frozen {
         PublicState::Frozen
+    } else if view.step == SaleStep::Paused {
+        PublicState::Paused
+    } else if view.step == SaleStep::Closed || now >= view.ends_at {
+        PublicState::Ended
+    } else if early {
+        PublicState::Scheduled
+    } else if facts.sold_out {
+        PublicState::SoldOut
+    } else {
+        PublicState::Open
+    }
+}
+
+/// The list at one moment.
+#[derive(Debug, Default)]
+pub(crate) struct Sales {
+    by_id: HashMap<SaleId, Arc<LiveSale>>,
+    by_number: HashMap<u32, Arc<LiveSale>>,
+    /// What [`GENERATION`] was before the list was read; `None` before the first time.
+    pub(crate) generation: Option<u64>,
+}
+
+impl Sales {
+    /// All sales, in no order.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<LiveSale>> {
+        self.by_id.values()
+    }
+}
+
+/// The sales, replaced as a whole and read without a lock.
+#[derive(Debug, Default)]
+pub(crate) struct Book {
+    sales: ArcSwap<Sales>,
+}
+
+impl Book {
+    /// The list as it is now.
+    pub(crate) fn now(&self) -> Arc<Sales> {
+        self.sales.load_full()
+    }
+
+    /// A sale by its id.
+    pub(crate) fn sale(&self, id: &str) -> Option<Arc<LiveSale>> {
+        self.sales.load().by_id.get(id).cloned()
+    }
+
+    /// A sale by its number.
+    pub(crate) fn by_number(&self, number: u32) -> Option<Arc<LiveSale>> {
+        self.sales.load().by_number.get(&number).cloned()
+    }
+
+    /// The segment of an order, where its sale is known.
+    pub(crate) fn shelf(&self, order: &OrderId) -> Option<Shelf> {
+        let sale = self.by_number(order.sale)?;
+        (order.segment < sale.view.segments).then(|| Shelf::new(sale.view.sale.clone(), order.segment))
+    }
+
+    /// Lets all sales go; their desks close.
+    pub(crate) fn clear(&self) {
+        self.sales.store(Arc::default());
+    }
+}
+
+/// Reads the sales of a list; what cannot be read is left out and named.
+fn views(list: Vec<(String, String)>) -> Vec<SaleView> {
+    let mut views = Vec::with_capacity(list.len());
+    for (name, text) in list {
+        match serde_json::from_str::<SaleView>(&text) {
+            Ok(view) if view.sale.as_str() != name => {
+                tracing::error!(name, sale = view.sale.as_str(), "a sale stands under another's name");
+            }
+            Ok(view) if view.segments == 0 || view.segments > SEGMENTS => {
+                tracing::error!(
+                    name,
+                    segments = view.segments,
+                    "a sale has an impossible number of segments"
+                );
+            }
+            Ok(view) => views.push(view),
+            Err(why) => tracing::error!(name, %why, "a sale cannot be read"),
+        }
+    }
+    views.sort_by_key(|view| view.number);
+    if views.len() > MOST {
+        tracing::error!(found = views.len(), most = MOST, "too many sales; the oldest are left out");
+        views.drain(..views.len() - MOST);
+    }
+    views
+}
+
+/// The next list. A sale that vanished before it was over is kept: only a Redis that lost its data
+/// forgets one, and then it is frozen, not unknown.
+fn next(
+    old: &Sales,
+    list: Vec<(String, String)>,
+    generation: u64,
+    now: Millis,
+    mut open: impl FnMut(SaleView, Option<&LiveSale>) -> LiveSale,
+) -> Sales {
+    let mut sales = Sales { generation: Some(generation), ..Sales::default() };
+    for view in views(list) {
+        let before = old.by_id.get(&view.sale).filter(|before| before.view.number == view.number);
+        let sale = match before {
+            Some(same) if same.view == view => Arc::clone(same),
+            before => Arc::new(open(view, before.map(|sale| &**sale))),
+        };
+        sales.by_number.insert(sale.view.number, Arc::clone(&sale));
+        sales.by_id.insert(sale.view.sale.clone(), sale);
+    }
+    for (id, sale) in &old.by_id {
+        let taken = sales.by_id.contains_key(id) || sales.by_number.contains_key(&sale.view.number);
+        if !taken && !sale.over(now) && sales.by_id.len() < MOST {
+            tracing::warn!(sale = id.as_str(), "not on the list any more, but not over either: kept");
+            sales.by_number.insert(sale.view.number, Arc::clone(sale));
+            sales.by_id.insert(id.clone(), Arc::clone(sale));
+        }
+    }
+    sales
+}
+
+fn terms(view: &SaleView, segment: u16) -> Terms {
+    Terms {
+        epoch: view.epochs.get(usize::from(segment)).copied().unwrap_or(0),
+        after_broker: view.accept_after == AcceptAfter::Broker,
+        probe: view.items.first().and_then(|item| Lines::merge(vec![(item.sku.clone(), 1)]).ok()),
+    }
+}
+
+/// A sale with its desks; those of `before` go on where they fit.
+fn open(core: &Arc<Core>, redis: &Redis, view: SaleView, before: Option<&LiveSale>) -> LiveSale {
+    let skus = || view.items.iter().map(|item| &item.sku);
+    let before = before.filter(|before| before.latch.fits(skus(), view.segments));
+    let latch = match before {
+        Some(before) => Arc::clone(&before.latch),
+        None => Arc::new(Latch::new(skus().cloned(), view.segments)),
+    };
+    let desk = |segment: u16| {
+        let terms = terms(&view, segment);
+        if let Some(desk) = before.and_then(|before| before.desks.get(usize::from(segment))) {
+            desk.renew(terms);
+            return Arc::clone(desk);
+        }
+        let shelf = Shelf::new(view.sale.clone(), segment);
+        let (desk, clerk) = Desk::new(core, redis.clone(), shelf, view.number, terms, Arc::clone(&latch));
+        tokio::spawn(clerk);
+        desk
+    };
+    let desks = (0..view.segments).map(desk).collect();
+    LiveSale { view, desks, latch }
+}
+
+/// Reads the list once.
+async fn read(core: &Arc<Core>, book: &Book, redis: &Redis, hot: &Redis) -> Result<(), Fault> {
+    // The generation first: the list is then at least as new.
+    let generation: Option<u64> = redis.run("reading the generation", cmd("GET").arg(GENERATION)).await?;
+    let list: Vec<(String, String)> = redis.run("reading the sales", cmd("HGETALL").arg(SALES)).await?;
+    let old = book.now();
+    let now = core.clock.now();
+    let sales = next(&old, list, generation.unwrap_or(0), now, |view, before| open(core, hot, view, before));
+    core.metrics.sales.set(super::metrics::number(sales.by_id.len()));
+    core.held().prune(|sale| sales.by_id.contains_key(sale) || old.by_id.contains_key(sale));
+    book.sales.store(Arc::new(sales));
+    core.beat.notify_one();
+    core.listen.notify_one();
+    Ok(())
+}
+
+/// Keeps the list fresh: at the start, when told, when a heartbeat sees another generation, and every
+/// few minutes in any case.
+pub(crate) async fn run(core: Arc<Core>, book: Arc<Book>, redis: Redis, hot: Redis) {
+    loop {
+        let pause = match read(&core, &book, &redis, &hot).await {
+            Ok(()) => {
+                core.touch();
+                EVERY
+            }
+            Err(why) => {
+                tracing::warn!(%why, "the sale list could not be read; the last one stays");
+                Duration::from_millis(200)
+            }
+        };
+        // Either way the list is read again.
+        let _ = tokio::time::timeout(pause, core.refresh.notified()).await;
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn text(sale: &str, number: u32, step: &str) -> (String, String) {
+        let view = format!(
+            r#"{{"sale":"{sale}","number":{number},"step":"{step}","starts_at":100,"ends_at":200,"cfg":1,
+            "segments":1,"accept_after":"journal","epochs":[1],"items":[]}}"#
+        );
+        (sale.to_owned(), view)
+    }
+
+    fn bare(view: SaleView, before: Option<&LiveSale>) -> LiveSale {
+        let latch = before.map_or_else(|| Arc::new(Latch::new([], 1)), |sale| Arc::clone(&sale.latch));
+        LiveSale { view, desks: Vec::new(), latch }
+    }
+
+    fn after(old: &Sales, list: Vec<(String, String)>, now: i64) -> Sales {
+        next(old, list, 1, Millis(now), bare)
+    }
+
+    #[test]
+    fn one_unreadable_sale_does_not_hide_the_others() {
+        let torn = ("torn".to_owned(), "{".to_owned());
+        let (alias, other) = (("alias".to_owned(), text("b", 2, "open").1), text("a", 1, "open"));
+        let sales = after(&Sales::default(), vec![torn, other, alias], 150);
+        assert_eq!(sales.by_id.keys().map(SaleId::as_str).collect::<Vec<_>>(), ["a"]);
+        assert!(sales.by_number.contains_key(&1));
+    }
+
+    #[test]
+    fn a_sale_keeps_its_desks_and_latch_when_its_view_changes() {
+        let first = after(&Sales::default(), vec![text("a", 1, "open"), text("b", 2, "open")], 150);
+        let second = after(&first, vec![text("a", 1, "paused"), text("b", 2, "open")], 150);
+        assert!(Arc::ptr_eq(&first.by_id["b"], &second.by_id["b"]));
+        assert!(!Arc::ptr_eq(&first.by_id["a"], &second.by_id["a"]));
+        assert!(Arc::ptr_eq(&first.by_id["a"].latch, &second.by_id["a"].latch));
+        assert_eq!(second.by_id["a"].view.step, SaleStep::Paused);
+    }
+
+    #[test]
+    fn a_sale_that_vanishes_before_its_end_is_kept_and_one_that_is_over_goes() {
+        let first = after(&Sales::default(), vec![text("a", 1, "open"), text("b", 2, "closed")], 150);
+        let second = after(&first, Vec::new(), 150);
+        assert!(second.by_id.contains_key("a") && !second.by_id.contains_key("b"));
+        assert!(after(&second, Vec::new(), 200).by_id.is_empty());
+        let reused = after(&second, vec![text("c", 1, "open")], 150);
+        assert!(!reused.by_id.contains_key("a") && reused.by_number[&1].view.sale.as_str() == "c");
+    }
+
+    #[test]
+    fn the_state_is_the_first_that_holds() {
+        let view = |step| serde_json::from_str::<SaleView>(&text("a", 1, step).1).unwrap();
+        let state = |step, frozen, sold_out, now| {
+            public_state(&view(step), Facts { frozen, sold_out }, Millis(now)).as_str()
+        };
+        assert_eq!(state("paused", true, true, 300), "frozen");
+        assert_eq!(state("paused", false, true, 300), "paused");
+        assert_eq!(state("closed", false, true, 50), "ended");
+        assert_eq!(state("preloaded", false, false, 200), "ended");
+        assert_eq!(state("preloaded", false, true, 150), "scheduled");
+        assert_eq!(state("open", false, true, 99), "scheduled");
+        assert_eq!(state("open", false, true, 100), "sold_out");
+        assert_eq!(state("open", false, false, 199), "open");
     }
 }

@@ -1,0 +1,120 @@
+//! The sign of life: what the warden asks, and what this edge answers.
+//!
+//! A re-opening is answered in this order: close the epoch first, so that no late reply of it is
+//! accepted any more; then, once nothing of it is held, say so.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use sluice_shared::keys::{EDGES, GENERATION, REGISTER, REOPENING, Shelf};
+use sluice_shared::redis::{Fault, Redis, cmd};
+use sluice_shared::sale::Heartbeat;
+
+use super::core::Core;
+use super::register::Seat;
+use super::sales::Book;
+
+/// Between two signs of life.
+const EVERY: Duration = Duration::from_millis(500);
+/// The same while a re-opening waits for us.
+const HASTE: Duration = Duration::from_millis(100);
+
+/// Beats for as long as the engine runs.
+pub(crate) async fn run(core: Arc<Core>, book: Arc<Book>, seat: Arc<Seat>, redis: Redis) {
+    loop {
+        let reopening = match beat(&core, &book, &seat, &redis).await {
+            Ok(reopening) => reopening,
+            Err(why) => {
+                tracing::debug!(%why, "no sign of life given");
+                false
+            }
+        };
+        measure(&core, &book);
+        let pause = if reopening { HASTE } else { EVERY };
+        // Woken early when the sale list changed: somebody waits until every edge knows it.
+        let _ = tokio::time::timeout(pause, core.beat.notified()).await;
+    }
+}
+
+/// One beat; answers whether a re-opening is on.
+async fn beat(core: &Core, book: &Book, seat: &Seat, redis: &Redis) -> Result<bool, Fault> {
+    let doing = "looking for the warden's wishes";
+    let (generation, registered) = (cmd("GET").arg(GENERATION).to_owned(), in_register(seat));
+    let (now, generation, wishes, admitted) = tokio::try_join!(
+        redis.time(),
+        redis.run::<Option<u64>>(doing, &generation),
+        wishes(redis),
+        redis.run::<bool>(doing, &registered),
+    )?;
+    core.touch();
+    core.clock.observe(now);
+    core.admitted.store(admitted, Ordering::Relaxed);
+    // Any other generation: a Redis that was restored counts from its start again.
+    if generation.is_some() && generation != book.now().generation {
+        core.refresh.notify_one();
+    }
+    for (shelf, epoch) in &wishes {
+        core.held().close(shelf, *epoch);
+    }
+    let text = serde_json::to_string(&sign(core, book, seat)).unwrap_or_default();
+    let mut set = cmd("HSET");
+    set.arg(EDGES).arg(seat.instance.as_str()).arg(text);
+    redis.run::<u64>("giving a sign of life", &set).await?;
+    Ok(!wishes.is_empty())
+}
+
+fn in_register(seat: &Seat) -> sluice_shared::redis::Cmd {
+    cmd("HEXISTS").arg(REGISTER).arg(seat.instance.as_str()).to_owned()
+}
+
+async fn wishes(redis: &Redis) -> Result<Vec<(Shelf, u64)>, Fault> {
+    let all = cmd("HGETALL").arg(REOPENING).to_owned();
+    let wishes: BTreeMap<String, String> = redis.run("reading the re-openings", &all).await?;
+    let read = |(name, epoch): (String, String)| Some((Shelf::parse(&name)?, epoch.parse().ok()?));
+    Ok(wishes.into_iter().filter_map(read).collect())
+}
+
+fn sign(core: &Core, book: &Book, seat: &Seat) -> Heartbeat {
+    let held = core.held();
+    Heartbeat {
+        instance: seat.instance.clone(),
+        name: core.config.name.clone(),
+        lock: seat.lock.clone(),
+        start: seat.start,
+        at: core.clock.now(),
+        generation: book.now().generation.unwrap_or(0),
+        held: held.len() as u64,
+        draining: core.draining.load(Ordering::Relaxed),
+        closed: held.nothing_held(),
+        broker: core.connected.load(Ordering::Relaxed),
+    }
+}
+
+/// A last sign: nothing is held, nobody need wait for this instance.
+pub(crate) async fn leave(seat: &Seat, redis: &Redis) {
+    let gone = cmd("HDEL").arg(EDGES).arg(seat.instance.as_str()).to_owned();
+    if let Err(why) = redis.run::<u64>("leaving", &gone).await {
+        tracing::warn!(%why, "could not take leave; the warden will find this edge silent");
+    }
+}
+
+fn measure(core: &Core, book: &Book) {
+    let (metrics, sales) = (&core.metrics, book.now());
+    let (held, oldest) = {
+        let held = core.held();
+        (held.len(), held.oldest())
+    };
+    metrics.held.set(super::metrics::number(held));
+    metrics.lag.set(oldest.map_or(0.0, |since| Instant::now().duration_since(since).as_secs_f64()));
+    let frozen = sales.all().map(|sale| sale.frozen_segments()).sum();
+    metrics.frozen.set(super::metrics::number(frozen));
+    let mut latches = [0; 3];
+    for sale in sales.all() {
+        latches.iter_mut().zip(sale.latch().counts()).for_each(|(sum, count)| *sum += count);
+    }
+    for (word, count) in ["shut", "empty", "selling"].into_iter().zip(latches) {
+        metrics.latches(word, count);
+    }
+}

@@ -1,0 +1,99 @@
+//! What every part of the engine shares.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use sluice_shared::clock::ServerClock;
+use sluice_shared::ids::InstanceId;
+use tokio::sync::Notify;
+
+use super::EngineConfig;
+use super::erase::Dues;
+use super::held::Held;
+use super::metrics::Metrics;
+use super::room::Room;
+
+/// Shared by all tasks of the engine.
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) config: EngineConfig,
+    pub(crate) instance: InstanceId,
+    pub(crate) clock: ServerClock,
+    pub(crate) room: Room,
+    pub(crate) metrics: Metrics,
+    held: Mutex<Held>,
+    dues: Mutex<Dues>,
+    /// There is something to publish.
+    pub(crate) publish: Notify,
+    /// There is something to delete from a journal.
+    pub(crate) erase: Notify,
+    /// The sale list may have changed.
+    pub(crate) refresh: Notify,
+    /// The warden waits for a sign of life.
+    pub(crate) beat: Notify,
+    /// Somebody wants to hear of a sale's orders.
+    pub(crate) listen: Notify,
+    /// The broker is connected.
+    pub(crate) connected: AtomicBool,
+    /// The broker blocks publishers.
+    pub(crate) blocked: AtomicBool,
+    /// The engine is stopping.
+    pub(crate) draining: AtomicBool,
+    /// The warden has registered this instance.
+    pub(crate) admitted: AtomicBool,
+    born: Instant,
+    contact: AtomicU64,
+}
+
+impl Core {
+    pub(crate) fn new(config: EngineConfig, instance: InstanceId, metrics: Metrics) -> Self {
+        Self {
+            room: Room::new(config.held_max),
+            held: Mutex::new(Held::new(config.shards)),
+            dues: Mutex::default(),
+            clock: ServerClock::default(),
+            publish: Notify::new(),
+            erase: Notify::new(),
+            refresh: Notify::new(),
+            beat: Notify::new(),
+            listen: Notify::new(),
+            connected: AtomicBool::new(false),
+            blocked: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+            admitted: AtomicBool::new(false),
+            born: Instant::now(),
+            contact: AtomicU64::new(u64::MAX),
+            config,
+            instance,
+            metrics,
+        }
+    }
+
+    /// The orders held. Never kept over an await.
+    pub(crate) fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The journal entries to delete. Never kept over an await.
+    pub(crate) fn dues(&self) -> MutexGuard<'_, Dues> {
+        self.dues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Redis answered just now.
+    pub(crate) fn touch(&self) {
+        let age = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
+        self.contact.store(age, Ordering::Relaxed);
+    }
+
+    /// How long ago Redis answered; `None` when it never did.
+    pub(crate) fn silence(&self) -> Option<Duration> {
+        let last = self.contact.load(Ordering::Relaxed);
+        (last != u64::MAX).then(|| self.born.elapsed().saturating_sub(Duration::from_millis(last)))
+    }
+
+    /// Whether the broker takes messages now.
+    pub(crate) fn publishes(&self) -> bool {
+        self.connected.load(Ordering::Relaxed) && !self.blocked.load(Ordering::Relaxed)
+    }
+}

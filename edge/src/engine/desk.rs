@@ -1,0 +1,307 @@
+//! The desk of one sale segment: buyers queue here, the script answers them in groups.
+//!
+//! An order that comes alone goes at once; while calls are out, the next ones gather. What the script
+//! accepted is held before anybody is told, whether or not the buyer still waits.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use sluice_shared::ids::UserId;
+use sluice_shared::keys::Shelf;
+use sluice_shared::lines::Lines;
+use sluice_shared::redis::{Fault, Redis};
+use sluice_shared::script::{Ask, Reserved, ShelfScripts};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::Outcome;
+use super::core::Core;
+use super::latch::Latch;
+use super::pace::Pace;
+use super::reply::{Caller, Mark, Origin, Prepared, Reply, judge};
+use super::room::Place;
+
+/// How long an order may wait for its turn before it is turned away unasked.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a buyer waits for the broker, where the sale wants its confirm.
+const CONFIRM: Duration = Duration::from_millis(800);
+
+/// What the sale list says about a segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Terms {
+    /// The epoch that the scripts are called under; 0 while the warden keeps the segment shut.
+    pub(crate) epoch: u64,
+    /// Whether buyers are told of the broker's confirm.
+    pub(crate) after_broker: bool,
+    /// Lines that the sale knows, to ask whether it goes on.
+    pub(crate) probe: Option<Lines>,
+}
+
+#[derive(Debug)]
+struct Queued {
+    ask: Ask,
+    since: Instant,
+    caller: Caller,
+}
+
+/// Where buyers of one segment queue. Its clerk ends when the desk is dropped.
+#[derive(Debug)]
+pub(crate) struct Desk {
+    shelf: Arc<Shelf>,
+    inbox: mpsc::Sender<Queued>,
+    terms: watch::Sender<Terms>,
+    frozen: Arc<AtomicBool>,
+}
+
+impl Desk {
+    /// A desk and its clerk, who is to be spawned.
+    pub(crate) fn new(
+        core: &Arc<Core>,
+        redis: Redis,
+        shelf: Shelf,
+        number: u32,
+        terms: Terms,
+        latch: Arc<Latch>,
+    ) -> (Arc<Self>, impl Future<Output = ()> + Send + use<>) {
+        let shelf = Arc::new(shelf);
+        let (inbox, queue) = mpsc::channel(core.config.queue_max.max(1));
+        let frozen = Arc::new(AtomicBool::new(terms.epoch == 0));
+        let scripts = Arc::new(ShelfScripts::new((*shelf).clone(), terms.epoch));
+        let (terms, news) = watch::channel(terms);
+        let clerk = Clerk {
+            core: Arc::clone(core),
+            redis,
+            shelf: Arc::clone(&shelf),
+            number,
+            scripts,
+            news,
+            latch,
+            frozen: Arc::clone(&frozen),
+            pace: Pace::default(),
+            mark: Mark::default(),
+        };
+        (Arc::new(Self { shelf, inbox, terms, frozen }), clerk.serve(queue))
+    }
+
+    /// The segment.
+    pub(crate) fn shelf(&self) -> &Arc<Shelf> {
+        &self.shelf
+    }
+
+    /// Whether the segment sells nothing for now.
+    pub(crate) fn frozen(&self) -> bool {
+        self.frozen.load(Ordering::Relaxed)
+    }
+
+    /// The sale list was read again.
+    pub(crate) fn renew(&self, terms: Terms) {
+        self.terms.send_if_modified(|old| {
+            let changed = *old != terms;
+            *old = terms;
+            changed
+        });
+    }
+
+    /// Queues an order and waits for its answer.
+    pub(crate) async fn reserve(&self, ask: Ask, place: Place) -> Outcome {
+        let (reply, answer) = oneshot::channel();
+        let queued = Queued { ask, since: Instant::now(), caller: Caller { place, reply } };
+        if self.inbox.try_send(queued).is_err() {
+            return Outcome::Overloaded;
+        }
+        let Ok(Reply { outcome, confirm }) = answer.await else { return Outcome::Unavailable };
+        let Some(confirm) = confirm else { return outcome };
+        let confirmed = matches!(tokio::time::timeout(CONFIRM, confirm).await, Ok(Ok(())));
+        match outcome {
+            Outcome::Accepted { replayed, epoch, seq, .. } if !confirmed => {
+                let state = sluice_shared::record::OrderState::Pending;
+                Outcome::Accepted { state, replayed, epoch, seq }
+            }
+            outcome => outcome,
+        }
+    }
+}
+
+/// One call that is out.
+struct Called {
+    result: Result<Reserved, Fault>,
+    asks: Vec<Ask>,
+    callers: Vec<Caller>,
+    mark: Mark,
+    /// What the latch knew of releases when the call went out.
+    releases: u64,
+    took: Duration,
+}
+
+/// Serves the queue of one desk.
+struct Clerk {
+    core: Arc<Core>,
+    redis: Redis,
+    shelf: Arc<Shelf>,
+    number: u32,
+    scripts: Arc<ShelfScripts>,
+    news: watch::Receiver<Terms>,
+    latch: Arc<Latch>,
+    frozen: Arc<AtomicBool>,
+    pace: Pace,
+    mark: Mark,
+}
+
+impl Clerk {
+    async fn serve(mut self, mut queue: mpsc::Receiver<Queued>) {
+        let (most, limit) = (self.core.config.batches_inflight.max(1), self.core.config.batch_max.max(1));
+        let mut calls = FuturesUnordered::new();
+        let mut waiting = Vec::with_capacity(limit);
+        calls.extend(self.probe().map(|ask| self.call(vec![ask], Vec::new())));
+        loop {
+            let due = self.pace.due().filter(|_| calls.is_empty());
+            tokio::select! {
+                biased;
+                Some(called) = calls.next(), if !calls.is_empty() => self.settle(called),
+                changed = self.news.changed() => {
+                    if changed.is_err() { break }
+                    self.renew();
+                    calls.extend(self.probe().map(|ask| self.call(vec![ask], Vec::new())));
+                }
+                taken = queue.recv_many(&mut waiting, limit), if calls.len() < most || self.shut() => {
+                    if taken == 0 { break }
+                    let batch = self.admit(&mut waiting);
+                    calls.extend(batch.map(|(asks, callers)| self.call(asks, callers)));
+                }
+                () = until(due) => {
+                    self.pace.probe(Instant::now());
+                    calls.extend(self.probe().map(|ask| self.call(vec![ask], Vec::new())));
+                }
+            }
+        }
+        // The sale is gone, but what was asked may have been done.
+        while let Some(called) = calls.next().await {
+            self.settle(called);
+        }
+    }
+
+    /// Whether nothing is asked under the present epoch: the warden keeps it shut, it was closed for a
+    /// re-opening, or Redis said that it is frozen.
+    fn shut(&self) -> bool {
+        let epoch = self.scripts.epoch;
+        self.pace.is_frozen() || epoch == 0 || epoch <= self.core.held().closed(&self.shelf)
+    }
+
+    fn renew(&mut self) {
+        let epoch = self.news.borrow_and_update().epoch;
+        if epoch != self.scripts.epoch {
+            self.scripts = Arc::new(ShelfScripts::new((*self.shelf).clone(), epoch));
+        }
+        self.show();
+    }
+
+    fn show(&self) {
+        self.frozen.store(self.shut(), Ordering::Relaxed);
+    }
+
+    /// An order that the script can only refuse: its token has expired and nobody has its id.
+    fn probe(&self) -> Option<Ask> {
+        let lines = self.news.borrow().probe.clone()?;
+        let user = UserId::parse("sluice-probe").ok()?;
+        (self.scripts.epoch > 0).then_some(Ask { uuid: [0; 16], user, lines, expired: true })
+    }
+
+    /// Turns away whom there is no use in asking for; the others make a batch.
+    fn admit(&mut self, waiting: &mut Vec<Queued>) -> Option<(Vec<Ask>, Vec<Caller>)> {
+        let now = Instant::now();
+        let shut = self.shut();
+        let (mut asks, mut callers) = (Vec::with_capacity(waiting.len()), Vec::with_capacity(waiting.len()));
+        for Queued { ask, since, caller } in waiting.drain(..) {
+            let turned = if shut {
+                self.pace.turned_away(now);
+                Outcome::Frozen
+            } else if now.duration_since(since) > PATIENCE {
+                Outcome::Overloaded
+            } else {
+                asks.push(ask);
+                callers.push(caller);
+                continue;
+            };
+            // A buyer who went away needs no answer.
+            let _ = caller.reply.send(Reply::plain(turned));
+        }
+        self.show();
+        (!asks.is_empty()).then_some((asks, callers))
+    }
+
+    fn call(&self, asks: Vec<Ask>, callers: Vec<Caller>) -> impl Future<Output = Called> + Send + use<> {
+        let (core, redis, scripts) = (Arc::clone(&self.core), self.redis.clone(), Arc::clone(&self.scripts));
+        let (mark, releases) = (self.mark, self.latch.releases());
+        async move {
+            let start = Instant::now();
+            let asked = scripts.reserve(&redis, &core.instance, &asks);
+            let late = |_| Fault::Unknown { doing: "reserving", why: "too late".to_owned() };
+            let result =
+                tokio::time::timeout(core.config.redis_deadline, asked).await.map_err(late).flatten();
+            Called { result, asks, callers, mark, releases, took: start.elapsed() }
+        }
+    }
+
+    fn settle(&mut self, called: Called) {
+        let (now, metrics) = (Instant::now(), &self.core.metrics);
+        let Called { result, asks, callers, mark, releases, took } = called;
+        metrics.call.observe(took.as_secs_f64());
+        if !callers.is_empty() {
+            metrics.batches.inc();
+            metrics.batch_size.observe(asks.len() as f64);
+        }
+        let answers = match judge(result) {
+            Ok(answers) => answers,
+            Err(refused) => {
+                metrics.fault(refused.kind);
+                if refused.freezes {
+                    self.freeze(refused.kind, now);
+                }
+                return refuse(callers, &refused.outcome);
+            }
+        };
+        self.core.touch();
+        let Some(after) = mark.after(&answers) else {
+            tracing::error!(shelf = self.shelf.name(), "redis shows older data than before; not sold from");
+            metrics.fault("older");
+            self.freeze("older", now);
+            return refuse(callers, &Outcome::Unavailable);
+        };
+        self.mark = self.mark.max(after);
+        self.pace.thaw();
+        self.show();
+        self.latch.told(self.shelf.segment, &answers.left, releases);
+        let after_broker = self.news.borrow().after_broker;
+        let origin = Origin { shelf: &self.shelf, number: self.number, after_broker };
+        let prepared = Prepared::new(origin, answers, &asks, callers);
+        let kept = prepared.hold(&mut self.core.held(), &self.shelf, now);
+        if kept.count > 0 {
+            self.core.publish.notify_one();
+        }
+        kept.tell();
+    }
+
+    fn freeze(&mut self, kind: &'static str, now: Instant) {
+        if !self.pace.is_frozen() {
+            tracing::warn!(shelf = self.shelf.name(), kind, "frozen: nothing is sold until it is put right");
+        }
+        self.pace.freeze(now);
+        self.show();
+    }
+}
+
+fn refuse(callers: Vec<Caller>, outcome: &Outcome) {
+    for caller in callers {
+        // A buyer who went away needs no answer.
+        let _ = caller.reply.send(Reply::plain(outcome.clone()));
+    }
+}
+
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,112 @@
+//! Reads stock and, where a SKU is sold out, the ids of the sale's orders: what the latch judges by.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use sluice_shared::ids::{SaleId, SkuId, parse_field};
+use sluice_shared::keys::Shelf;
+use sluice_shared::redis::{Fault, Redis, cmd};
+use sluice_shared::sale::SaleStep;
+
+use super::core::Core;
+use super::sales::{Book, LiveSale};
+
+/// How often the stock of a selling sale is read.
+const EVERY: Duration = Duration::from_millis(500);
+/// The stock of a sale that does not sell is read every so many times.
+const SELDOM: u64 = 10;
+/// Sales whose stock is read at the same time.
+const ABREAST: usize = 32;
+/// Fields in one step of a scan.
+const STEP: usize = 1000;
+/// Reading ids again waits this many times as long as it took: a large sale that sells unit by unit
+/// must not be read all the time.
+const REST: u32 = 10;
+/// Order ids of one sale, at the most; a larger sale is never latched.
+const IDS: usize = 4_000_000;
+
+/// When the ids of each sale may be read again.
+type Rests = HashMap<SaleId, Instant>;
+
+/// Reads for as long as the engine runs.
+pub(crate) async fn run(core: Arc<Core>, book: Arc<Book>, redis: Redis) {
+    let mut tick = tokio::time::interval(EVERY);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let (mut round, mut rests) = (0_u64, Rests::new());
+    loop {
+        tick.tick().await;
+        let (sales, now) = (book.now(), core.clock.now());
+        let due = sales.all().filter(|sale| {
+            let view = &sale.view;
+            let sells = view.step == SaleStep::Open && view.starts_at <= now && now < view.ends_at;
+            sells || round.is_multiple_of(SELDOM) || sale.latch().unread()
+        });
+        futures_util::stream::iter(due).for_each_concurrent(ABREAST, |sale| read(&redis, sale)).await;
+        round += 1;
+        rests.retain(|_, until| *until > Instant::now());
+        for sale in sales.all() {
+            if rests.contains_key(&sale.view.sale) {
+                continue;
+            }
+            let start = Instant::now();
+            if ids(&redis, sale).await {
+                rests.insert(sale.view.sale.clone(), Instant::now() + start.elapsed() * REST);
+            }
+        }
+    }
+}
+
+/// Reads every segment's stock and sequence.
+async fn read(redis: &Redis, sale: &LiveSale) {
+    for desk in sale.desks() {
+        let (shelf, latch) = (desk.shelf(), sale.latch());
+        let releases = latch.releases();
+        match stock(redis, shelf).await {
+            Ok(Some((left, seq))) => latch.read(shelf.segment, &left, seq, releases),
+            Ok(None) => {}
+            Err(why) => tracing::debug!(shelf = shelf.name(), %why, "stock not read"),
+        }
+    }
+}
+
+/// Units left by SKU, and the sequence before they were read; `None` where the keys are gone.
+async fn stock(redis: &Redis, shelf: &Shelf) -> Result<Option<(Vec<(SkuId, u64)>, u64)>, Fault> {
+    let doing = "reading the stock";
+    let seq: Option<u64> = redis.run(doing, cmd("HGET").arg(shelf.meta()).arg("seq")).await?;
+    let left: Vec<(String, u64)> = redis.run(doing, cmd("HGETALL").arg(shelf.stock())).await?;
+    let known = |(sku, units): (String, u64)| SkuId::parse(&sku).ok().map(|sku| (sku, units));
+    Ok(seq.map(|seq| (left.into_iter().filter_map(known).collect(), seq)))
+}
+
+/// Reads the order ids of a sale where its latch wants them; answers whether it did.
+async fn ids(redis: &Redis, sale: &LiveSale) -> bool {
+    let Some(seqs) = sale.latch().wants_ids() else { return false };
+    let mut ids = HashSet::new();
+    for desk in sale.desks() {
+        if let Err(why) = scan(redis, desk.shelf(), &mut ids).await {
+            tracing::debug!(shelf = desk.shelf().name(), %why, "order ids not read");
+            return true;
+        }
+        if ids.len() > IDS {
+            return true;
+        }
+    }
+    sale.latch().ids(ids, seqs);
+    true
+}
+
+async fn scan(redis: &Redis, shelf: &Shelf, ids: &mut HashSet<[u8; 16]>) -> Result<(), Fault> {
+    let mut cursor = "0".to_owned();
+    loop {
+        let mut step = cmd("HSCAN");
+        step.arg(shelf.orders()).arg(&cursor).arg("COUNT").arg(STEP);
+        let (next, found): (String, Vec<(String, String)>) = redis.run("reading order ids", &step).await?;
+        ids.extend(found.iter().filter_map(|(field, _)| parse_field(field)));
+        if next == "0" || ids.len() > IDS {
+            return Ok(());
+        }
+        cursor = next;
+    }
+}
