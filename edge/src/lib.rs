@@ -1,1 +1,22 @@
-//! x
+//! The gate at the edge.
+//!
+//! A request comes in by [`front`] (deadlines, keep-alive), is routed and judged by [`gate`] and
+//! [`chain`] with its [`filter`]s, and leaves by [`respond`], or goes on to a server behind us by
+//! [`upstream`]. What is accepted belongs to the [`engine`], on threads of its own.
+
+pub mod buckets;
+pub mod chain;
+pub mod config;
+pub mod engine;
+pub mod events;
+pub mod exchange;
+pub mod filter;
+pub mod front;
+pub mod gate;
+pub mod metrics;
+pub mod respond;
+pub mod route;
+pub mod server;
+pub mod status;
+pub mod upstream;
+pub mod view;

@@ -1,0 +1,286 @@
+//! The life of a request: each call of the gate as the list of what may stop it, in the order that
+//! the outside contract fixes. Read [`buy`] first.
+
+use http::header::{ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, LOCATION, ORIGIN};
+use http::{HeaderName, HeaderValue, Method};
+use sluice_shared::clock::Millis;
+use sluice_shared::ids::{OrderId, SaleId, UserId};
+use sluice_shared::lines::Lines;
+use sluice_shared::record::Record;
+use sluice_shared::sale::SaleStep;
+use sluice_shared::token::Claim;
+use sluice_shared::verdict::{Code, Rejection};
+
+use crate::engine::{Ask, LiveSale, PublicState};
+use crate::events;
+use crate::exchange::{Exchange, Stop, Target};
+use crate::filter::{body, guard, latch, reserve, token};
+use crate::gate::Gate;
+use crate::metrics::Kind;
+use crate::respond::Reply;
+use crate::route::{Call, Route, normalise, route};
+use crate::view;
+
+const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+const TRUE: HeaderValue = HeaderValue::from_static("true");
+
+/// What happens to a request that nothing stopped.
+#[derive(Debug)]
+pub enum Next {
+    /// It is answered.
+    Reply(Reply),
+    /// It goes to the context's target.
+    Forward,
+    /// Its answer was a stream, which has ended.
+    Done,
+}
+
+/// Judges one request.
+pub async fn judge(gate: &Gate, exchange: &mut Exchange<'_>) -> Result<Next, Stop> {
+    guard::head(exchange, &gate.limits)?;
+    let Some(target) = exchange.head().uri.path_and_query().cloned() else {
+        return Err(nothing_here().into());
+    };
+    let path = normalise(target.path());
+    match route(&path) {
+        Route::Private => Err(nothing_here().into()),
+        Route::Elsewhere => elsewhere(gate, exchange),
+        Route::Ours(call) => {
+            exchange.context.origin = gate.origin(exchange.head().headers.get(ORIGIN));
+            if preflight(exchange, call) {
+                return Ok(Next::Reply(gate.preflight(call)));
+            }
+            let has_body = exchange.has_body();
+            guard::ours(&exchange.head().headers, has_body)?;
+            if !call.allows(&exchange.head().method) {
+                exchange.context.allow = call.allow();
+                let detail = format!("allowed here: {}", call.allow());
+                return Err(Rejection::new(Code::MethodNotAllowed, detail).into());
+            }
+            guard::length(&exchange.head().headers, gate.limits.body_bytes)?;
+            ours(gate, exchange, call, target.query()).await
+        }
+    }
+}
+
+async fn ours(
+    gate: &Gate,
+    exchange: &mut Exchange<'_>,
+    call: Call<'_>,
+    query: Option<&str>,
+) -> Result<Next, Stop> {
+    exchange.context.kind = match call {
+        Call::Sale(_) => Kind::Sale,
+        Call::Token(_) => Kind::Token,
+        Call::Buy(_) => Kind::Buy,
+        Call::Order(_) => Kind::Order,
+        Call::Events(_) => Kind::Events,
+        Call::Callback => Kind::Callback,
+        Call::Nothing => Kind::Other,
+    };
+    match call {
+        Call::Sale(id) => show(gate, exchange, id),
+        Call::Token(id) => issue(gate, exchange, id).await,
+        Call::Buy(id) => buy(gate, exchange, id).await,
+        Call::Order(id) => order(gate, exchange, id).await,
+        Call::Events(id) => follow(gate, exchange, id, query).await,
+        Call::Callback => {
+            from(gate, exchange)?;
+            exchange.context.target = Target::Callback;
+            Ok(Next::Forward)
+        }
+        Call::Nothing => Err(nothing_here().into()),
+    }
+}
+
+/// `POST /v1/sales/{sale}/orders`: the purchase.
+async fn buy(gate: &Gate, exchange: &mut Exchange<'_>, id: &str) -> Result<Next, Stop> {
+    let sale = known(gate, id)?;
+    from(gate, exchange)?;
+    let user = identity(gate, exchange)?;
+    limited(gate, exchange, &user, &sale)?;
+    let claim = token::claim(&gate.token.keys, &exchange.head().headers, &sale.view, &user)?;
+    let lines = body::lines(&exchange.body(gate.limits.body_bytes, gate.limits.body_timeout).await?)?;
+    if sale.frozen() {
+        return Err(reserve::frozen().into());
+    }
+    latch::judge(&sale, &claim, &lines, gate.engine.clock().now())?;
+    take(gate, &sale, user, claim, lines).await
+}
+
+async fn take(gate: &Gate, sale: &LiveSale, user: UserId, claim: Claim, lines: Lines) -> Result<Next, Stop> {
+    let expired = gate.engine.clock().now() >= claim.expires;
+    let ask = Ask { uuid: claim.order.uuid, user, lines, expired };
+    let taken = reserve::judge(gate.engine.reserve(sale, ask).await, &sale.view)?;
+    gate.metrics.accepted(taken.replayed);
+    let status_url = format!("/v1/orders/{}", claim.order);
+    let body = view::accepted(&claim.order, taken.state, &status_url, &gate.ticket(&claim.order));
+    // An order id is plain ASCII.
+    let location = HeaderValue::from_str(&status_url).unwrap_or(HeaderValue::from_static("/v1/orders"));
+    let reply = Reply::json(202, body).with(LOCATION, location);
+    Ok(Next::Reply(if taken.replayed { reply.with(REPLAYED, TRUE) } else { reply }))
+}
+
+/// `POST /v1/sales/{sale}/token`.
+async fn issue(gate: &Gate, exchange: &mut Exchange<'_>, id: &str) -> Result<Next, Stop> {
+    let sale = known(gate, id)?;
+    from(gate, exchange)?;
+    let user = identity(gate, exchange)?;
+    limited(gate, exchange, &user, &sale)?;
+    body::nothing(&exchange.body(gate.limits.body_bytes, gate.limits.body_timeout).await?)?;
+    let (view, now) = (&sale.view, gate.engine.clock().now());
+    let armed = view.step == SaleStep::Open && now.after(gate.token.lead) >= view.starts_at;
+    match sale.state(now) {
+        PublicState::Frozen => return Err(reserve::frozen().into()),
+        PublicState::Paused => return Err(reserve::paused().into()),
+        PublicState::Ended => return Err(reserve::ended().into()),
+        PublicState::Scheduled if !armed => return Err(reserve::not_started(view).into()),
+        PublicState::Scheduled | PublicState::Open | PublicState::SoldOut => {}
+    }
+    let expires = view.ends_at.min(now.after(gate.token.max));
+    let issued = gate.token.keys.issue(&view.sale, view.number, view.segments, &user, expires);
+    let (token, order) = issued.ok_or_else(reserve::unknown)?;
+    Ok(Next::Reply(Reply::json(200, view::token(&token, &order, expires))))
+}
+
+/// `GET /v1/sales/{sale}`.
+fn show(gate: &Gate, exchange: &mut Exchange<'_>, id: &str) -> Result<Next, Stop> {
+    let sale = known(gate, id)?;
+    from(gate, exchange)?;
+    Ok(Next::Reply(Reply::json(200, view::sale(&sale, gate.engine.clock().now()))))
+}
+
+/// `GET` and `DELETE /v1/orders/{id}`.
+async fn order(gate: &Gate, exchange: &mut Exchange<'_>, id: &str) -> Result<Next, Stop> {
+    let id = OrderId::parse(id).ok_or_else(nothing_here)?;
+    from(gate, exchange)?;
+    let user = identity(gate, exchange)?;
+    gate.rates.user(&user, None, &mut exchange.context.rate)?;
+    exchange.context.user = Some(user.clone());
+    exchange.context.target = Target::Order(id, false);
+    if exchange.head().method == Method::DELETE {
+        return Ok(Next::Forward);
+    }
+    let Some((record, sale)) = record(gate, &id).await? else { return Ok(Next::Forward) };
+    if record.user != user {
+        return Err(nothing_here().into());
+    }
+    Ok(Next::Reply(Reply::json(200, view::order(&id, &record, &sale.view))))
+}
+
+/// `GET /v1/orders/{id}/events`.
+async fn follow(
+    gate: &Gate,
+    exchange: &mut Exchange<'_>,
+    id: &str,
+    query: Option<&str>,
+) -> Result<Next, Stop> {
+    let id = OrderId::parse(id).ok_or_else(nothing_here)?;
+    from(gate, exchange)?;
+    let ticket = query.and_then(|query| query.split('&').find_map(|pair| pair.strip_prefix("ticket=")));
+    let user = match ticket {
+        Some(ticket) if gate.admits(ticket, &id) => None,
+        Some(_) => {
+            let detail = "the ticket is not one of this order, or has expired";
+            return Err(Rejection::new(Code::Unauthenticated, detail).into());
+        }
+        None => {
+            let user = identity(gate, exchange)?;
+            gate.rates.user(&user, None, &mut exchange.context.rate)?;
+            Some(user)
+        }
+    };
+    // Followed before it is read: no change between the two is missed.
+    let follower = gate.engine.follow(&id);
+    let Some((record, sale)) = record(gate, &id).await? else {
+        exchange.context.user = user;
+        exchange.context.target = Target::Order(id, true);
+        return Ok(Next::Forward);
+    };
+    if user.is_some_and(|user| user != record.user) {
+        return Err(nothing_here().into());
+    }
+    let follower = follower.ok_or_else(|| {
+        Rejection::new(Code::Overloaded, "too many event streams are open; poll the order instead")
+    })?;
+    let place = gate.streams.open(&record.user).ok_or_else(|| {
+        Rejection::new(Code::RateLimited, "too many event streams of this user are open; close one")
+    })?;
+    events::stream(gate, exchange, &id, record, &sale, follower).await?;
+    drop(place);
+    Ok(Next::Done)
+}
+
+/// What is not ours: for the shop, if there is one.
+fn elsewhere(gate: &Gate, exchange: &mut Exchange<'_>) -> Result<Next, Stop> {
+    if !gate.has_upstream() {
+        return Err(nothing_here().into());
+    }
+    locate(gate, exchange);
+    if gate.limit_proxied {
+        gate.rates.address(exchange.context.client, &mut exchange.context.rate)?;
+    }
+    guard::length(&exchange.head().headers, gate.limits.upstream_body_bytes)?;
+    let headers = &exchange.head().headers;
+    // Two of them might mean one user to us and another to the shop.
+    if headers.get_all(AUTHORIZATION).iter().nth(1).is_none() && headers.contains_key(AUTHORIZATION) {
+        exchange.context.user = gate.identity.user(headers, Millis::now()).ok();
+    }
+    exchange.context.target = Target::Upstream;
+    Ok(Next::Forward)
+}
+
+/// `unknown_sale`.
+fn known(gate: &Gate, id: &str) -> Result<std::sync::Arc<LiveSale>, Rejection> {
+    let sale = SaleId::parse(id).ok().and_then(|_| gate.engine.sale(id));
+    sale.ok_or_else(|| Rejection::new(Code::UnknownSale, "there is no such sale; check its id"))
+}
+
+/// `rate_limited`, by address.
+fn from(gate: &Gate, exchange: &mut Exchange<'_>) -> Result<(), Rejection> {
+    locate(gate, exchange);
+    gate.rates.address(exchange.context.client, &mut exchange.context.rate)
+}
+
+fn locate(gate: &Gate, exchange: &mut Exchange<'_>) {
+    let peer = exchange.session.downstream_session.client_addr().and_then(|address| address.as_inet());
+    if let Some(peer) = peer.map(std::net::SocketAddr::ip) {
+        exchange.context.peer = peer.to_canonical();
+        exchange.context.client = gate.trusted.client(peer, &exchange.head().headers);
+    }
+}
+
+/// `unauthenticated`.
+fn identity(gate: &Gate, exchange: &Exchange<'_>) -> Result<UserId, Rejection> {
+    gate.identity.user(&exchange.head().headers, Millis::now())
+}
+
+/// `rate_limited`, by user, sale and in total; from here on the answer tells what is left.
+fn limited(
+    gate: &Gate,
+    exchange: &mut Exchange<'_>,
+    user: &UserId,
+    sale: &LiveSale,
+) -> Result<(), Rejection> {
+    gate.rates.tell(&mut exchange.context.rate);
+    gate.rates.user(user, Some(sale.view.number), &mut exchange.context.rate)
+}
+
+/// The record of an order and its sale, where Redis has them.
+async fn record(gate: &Gate, id: &OrderId) -> Result<Option<(Record, std::sync::Arc<LiveSale>)>, Rejection> {
+    let record = gate.engine.record(id).await.map_err(|_| {
+        Rejection::new(Code::Unavailable, "the state of the order cannot be read at the moment")
+    })?;
+    Ok(record.zip(gate.engine.sale_by_number(id.sale)))
+}
+
+fn preflight(exchange: &Exchange<'_>, call: Call<'_>) -> bool {
+    exchange.context.origin.is_some()
+        && exchange.head().method == Method::OPTIONS
+        && exchange.head().headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD)
+        && call != Call::Nothing
+}
+
+fn nothing_here() -> Rejection {
+    Rejection::new(Code::NotFound, "there is nothing at this address, or it is not yours")
+}

@@ -1,0 +1,254 @@
+//! One request and its answer, as the filters see it.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue};
+use pingora::http::RequestHeader;
+use pingora::proxy::Session;
+use pingora::{Error, ErrorType};
+use sluice_shared::ids::{OrderId, UserId};
+use sluice_shared::verdict::{Code, Rejection};
+
+use crate::filter::rate::Left;
+use crate::front::Conn;
+use crate::metrics::Kind;
+use crate::respond::REQUEST_ID;
+
+/// Bodies up to this size are read to the end before a refusal, so that the connection lives on.
+const DRAIN_BYTES: usize = 64 * 1024;
+
+/// Where a request goes when we do not answer it ourselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Target {
+    /// Nowhere: it is answered here.
+    #[default]
+    Here,
+    /// The shop.
+    Upstream,
+    /// The workers: an order, and whether its one answer is wanted as an event.
+    Order(OrderId, bool),
+    /// The workers: a payment notice.
+    Callback,
+}
+
+/// What is known of a request while it is served.
+#[derive(Debug)]
+pub struct Context {
+    /// When its head was read.
+    pub started: Instant,
+    /// What is asked.
+    pub kind: Kind,
+    /// Where it goes.
+    pub target: Target,
+    /// The buyer's address.
+    pub client: IpAddr,
+    /// The peer's address.
+    pub peer: IpAddr,
+    /// The verified user, if there is one.
+    pub user: Option<UserId>,
+    /// `Allow` of the path.
+    pub allow: &'static str,
+    /// The refusal, if it was refused.
+    pub verdict: Option<Code>,
+    /// The status of the answer.
+    pub status: u16,
+    /// What is left in its buckets.
+    pub rate: Left,
+    /// What the browser may be told, as `Access-Control-Allow-Origin`.
+    pub origin: Option<HeaderValue>,
+    /// Bytes of a proxied body so far.
+    pub forwarded: usize,
+    /// The workers' answer while it is made into an event.
+    pub event: Vec<u8>,
+    /// The connection that it came on.
+    pub conn: Option<Arc<Conn>>,
+    request_id: Option<HeaderValue>,
+    busy: Arc<AtomicUsize>,
+}
+
+impl Context {
+    /// A new request; `busy` counts those being served.
+    pub fn new(busy: Arc<AtomicUsize>) -> Self {
+        busy.fetch_add(1, Ordering::Relaxed);
+        let nobody = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        Self {
+            started: Instant::now(),
+            kind: Kind::Proxied,
+            target: Target::Here,
+            client: nobody,
+            peer: nobody,
+            user: None,
+            allow: "",
+            verdict: None,
+            status: 0,
+            rate: Left::default(),
+            origin: None,
+            forwarded: 0,
+            event: Vec::new(),
+            conn: None,
+            request_id: None,
+            busy,
+        }
+    }
+
+    /// Takes the client's id of the request when it is a sane one, else mints one.
+    pub fn identify(&mut self, headers: &HeaderMap) {
+        let sane = |id: &&HeaderValue| {
+            let good = |byte: &u8| byte.is_ascii_alphanumeric() || b"_.-".contains(byte);
+            (1..=64).contains(&id.len()) && id.as_bytes().iter().all(good)
+        };
+        self.request_id = Some(headers.get(REQUEST_ID).filter(sane).cloned().unwrap_or_else(mint));
+    }
+
+    /// The id of the request.
+    pub fn request_id(&self) -> HeaderValue {
+        self.request_id.clone().unwrap_or_else(mint)
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        self.busy.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn mint() -> HeaderValue {
+    let id = format!("{:016x}", rand::random::<u64>());
+    HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("0"))
+}
+
+/// Why a request is not served further.
+#[derive(Debug)]
+pub enum Stop {
+    /// It is refused.
+    Refused(Rejection),
+    /// There is nobody to answer any more.
+    Gone(Box<Error>),
+}
+
+impl From<Rejection> for Stop {
+    fn from(rejection: Rejection) -> Self {
+        Self::Refused(rejection)
+    }
+}
+
+impl From<Box<Error>> for Stop {
+    fn from(error: Box<Error>) -> Self {
+        Self::Gone(error)
+    }
+}
+
+/// One request and its answer.
+pub struct Exchange<'a> {
+    /// The connection's present request.
+    pub session: &'a mut Session,
+    /// What is known of it.
+    pub context: &'a mut Context,
+}
+
+impl Exchange<'_> {
+    /// Its head.
+    pub fn head(&self) -> &RequestHeader {
+        self.session.downstream_session.req_header()
+    }
+
+    /// Whether a body follows the head.
+    pub fn has_body(&mut self) -> bool {
+        !self.session.downstream_session.is_body_empty()
+    }
+
+    /// Reads the whole body within a size and a time.
+    pub async fn body(&mut self, limit: usize, time: Duration) -> Result<Bytes, Stop> {
+        if !self.has_body() {
+            return Ok(Bytes::new());
+        }
+        self.proceed().await?;
+        let read = tokio::time::timeout(time, collect(self.session, limit.max(DRAIN_BYTES))).await;
+        match read {
+            Ok(Ok(Some(body))) if body.len() <= limit => Ok(body),
+            Ok(Ok(whole)) => {
+                if whole.is_none() {
+                    self.close();
+                }
+                let detail = format!("the body may have {limit} bytes");
+                Err(Rejection::new(Code::BodyTooLarge, detail).into())
+            }
+            Ok(Err(error)) if framing(&error) => {
+                self.close();
+                Err(Rejection::field("body", "the chunks of the body are malformed").into())
+            }
+            Ok(Err(error)) => Err(Stop::Gone(error)),
+            Err(_) => {
+                self.close();
+                let detail = format!("the body did not come within {} s", time.as_secs_f32());
+                Err(Rejection::new(Code::RequestTimeout, detail).into())
+            }
+        }
+    }
+
+    /// Reads a small body to its end before a refusal, and else sees that the connection closes
+    /// softly. `false` when nobody is left to be told.
+    pub async fn drain(&mut self, time: Duration) -> bool {
+        if self.session.downstream_session.is_body_done() {
+            return true;
+        }
+        let length = self.head().headers.get(http::header::CONTENT_LENGTH);
+        let length = length.and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+        let last = self.session.downstream_session.get_keepalive().is_none();
+        if last || length.is_some_and(|length| length > DRAIN_BYTES) {
+            self.close();
+            return true;
+        }
+        match self.body(DRAIN_BYTES, time).await {
+            Ok(_) | Err(Stop::Refused(_)) => true,
+            Err(Stop::Gone(_)) => false,
+        }
+    }
+
+    /// Tells a client that waits for it to send the body (RFC 9110 §10.1.1).
+    pub async fn proceed(&mut self) -> Result<(), Box<Error>> {
+        let expects = self.head().headers.get(http::header::EXPECT);
+        if expects.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+            self.session.downstream_session.write_continue_response().await?;
+        }
+        Ok(())
+    }
+
+    /// This is the connection's last answer, and not everything that was sent is read.
+    pub fn close(&mut self) {
+        self.session.downstream_session.set_keepalive(None);
+        if let Some(conn) = &self.context.conn {
+            conn.linger();
+        }
+    }
+}
+
+async fn collect(session: &mut Session, limit: usize) -> pingora::Result<Option<Bytes>> {
+    let session = &mut session.downstream_session;
+    let Some(first) = session.read_request_body().await? else { return Ok(Some(Bytes::new())) };
+    if first.len() > limit {
+        return Ok(None);
+    }
+    let Some(second) = session.read_request_body().await? else { return Ok(Some(first)) };
+    let mut whole = BytesMut::from(first);
+    whole.extend_from_slice(&second);
+    while whole.len() <= limit {
+        match session.read_request_body().await? {
+            Some(more) => whole.extend_from_slice(&more),
+            None => return Ok(Some(whole.freeze())),
+        }
+    }
+    Ok(None)
+}
+
+/// Whether the body's framing is broken, rather than its connection.
+pub fn framing(error: &Error) -> bool {
+    !matches!(
+        error.etype(),
+        ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::ReadTimedout | ErrorType::WriteError
+    )
+}

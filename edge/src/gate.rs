@@ -1,0 +1,350 @@
+//! The gate as pingora's application: our calls are answered before anything is proxied.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::HeaderValue;
+use http::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_MAX_AGE, EXPECT, VARY,
+};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
+use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorSource, ErrorType};
+use sluice_shared::clock::Millis;
+use sluice_shared::ids::OrderId;
+use sluice_shared::verdict::{Code, Rejection};
+use tokio::sync::watch;
+
+use crate::chain::{self, Next};
+use crate::config::{Config, Limits, Token};
+use crate::engine::Engine;
+use crate::events::{self, Streams};
+use crate::exchange::{Context, Exchange, Stop, Target, framing};
+use crate::filter::address::Networks;
+use crate::filter::identity::Identity;
+use crate::filter::rate;
+use crate::front::Conn;
+use crate::metrics::{Gauges, Metrics};
+use crate::respond::{self, Reply};
+use crate::route::Call;
+use crate::upstream::Peers;
+
+/// A client that reads nothing for so long is given up.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Everything that requests are judged with.
+#[derive(Debug)]
+pub struct Gate {
+    /// Sales, reservations, orders.
+    pub engine: Arc<Engine>,
+    /// What a request may be.
+    pub limits: Limits,
+    /// Who may name the buyer's address.
+    pub trusted: Networks,
+    /// Who the buyer is.
+    pub identity: Arc<Identity>,
+    /// Sale tokens and tickets.
+    pub token: Token,
+    /// Rate limits.
+    pub rates: Arc<rate::Limits>,
+    /// Whether proxied requests count for their address.
+    pub limit_proxied: bool,
+    /// Places for event streams.
+    pub streams: Streams,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Turns true when this edge stops.
+    pub stopping: watch::Receiver<bool>,
+    peers: Peers,
+    cors: Vec<HeaderValue>,
+    ticket: Duration,
+}
+
+#[derive(Debug)]
+struct GateGauges {
+    identity: Arc<Identity>,
+    rates: Arc<rate::Limits>,
+}
+
+impl Gauges for GateGauges {
+    fn read(&self) -> Vec<(&'static str, &'static str, u64)> {
+        vec![
+            ("identity_known", "Verified JWTs remembered", self.identity.known()),
+            ("rate_evicted", "Buckets given up while they still limited somebody", self.rates.evicted()),
+        ]
+    }
+}
+
+impl Gate {
+    /// A gate as configured.
+    pub fn new(
+        config: Config,
+        engine: Arc<Engine>,
+        metrics: Arc<Metrics>,
+        stopping: watch::Receiver<bool>,
+    ) -> Self {
+        Self {
+            engine,
+            limits: config.limits,
+            trusted: config.trusted,
+            identity: Arc::new(Identity::new(config.verifier, config.identity_cache)),
+            token: config.token,
+            rates: Arc::new(rate::Limits::new(&config.rate)),
+            limit_proxied: config.rate.proxied,
+            streams: Streams::new(config.events.per_user),
+            metrics,
+            stopping,
+            peers: Peers::new(config.api, config.upstream),
+            cors: config.cors.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()).collect(),
+            ticket: config.events.ticket,
+        }
+    }
+
+    /// What operators may see of it.
+    pub fn gauges(&self) -> Box<dyn Gauges> {
+        Box::new(GateGauges { identity: self.identity.clone(), rates: self.rates.clone() })
+    }
+
+    /// Whether there is a shop behind.
+    pub fn has_upstream(&self) -> bool {
+        self.peers.has_upstream()
+    }
+
+    /// What `Access-Control-Allow-Origin` may say to a request from this origin.
+    pub fn origin(&self, origin: Option<&HeaderValue>) -> Option<HeaderValue> {
+        let origin = origin.filter(|_| !self.cors.is_empty())?;
+        self.cors.iter().any(|allowed| allowed == origin || allowed == "*").then(|| origin.clone())
+    }
+
+    /// The answer to a browser that asks whether its page may call.
+    pub fn preflight(&self, call: Call<'_>) -> Reply {
+        let headers = "Authorization, Content-Type, X-Sale-Token, X-Request-Id";
+        Reply { status: 204, body: Bytes::new(), fields: Vec::new() }
+            .with(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(call.allow()))
+            .with(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(headers))
+            .with(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"))
+            .with(VARY, HeaderValue::from_static("Origin, Access-Control-Request-Method"))
+    }
+
+    /// A ticket for an order's event stream.
+    pub fn ticket(&self, order: &OrderId) -> String {
+        let expires = Millis::now().after(self.ticket);
+        self.token.tickets.first().map(|key| key.issue(order, expires)).unwrap_or_default()
+    }
+
+    /// Whether a ticket opens an order's event stream.
+    pub fn admits(&self, ticket: &str, order: &OrderId) -> bool {
+        let now = Millis::now();
+        self.token.tickets.iter().any(|key| key.verify(ticket, order, now))
+    }
+
+    /// Puts the connection's next request under its own time limits.
+    fn begin(&self, session: &mut Session, context: &mut Context) {
+        context.identify(&session.req_header().headers);
+        let session = &mut session.downstream_session;
+        // The parser left "for ever"; `None` stays: the client, or HTTP/1.0, wants no more.
+        if session.get_keepalive().is_some() {
+            let idle = (!*self.stopping.borrow()).then(|| self.limits.idle_timeout.as_secs());
+            session.set_keepalive(idle);
+        }
+        session.set_read_timeout(Some(self.limits.body_timeout));
+        session.set_write_timeout(Some(WRITE_TIMEOUT));
+    }
+
+    async fn refuse(&self, exchange: &mut Exchange<'_>, rejection: &Rejection) -> pingora::Result<bool> {
+        if exchange.drain(self.limits.body_timeout).await {
+            respond::refuse(exchange, rejection).await?;
+        }
+        Ok(true)
+    }
+
+    /// The refusal that a failure behind or before us amounts to; `None` when nobody listens.
+    fn failure(&self, error: &Error, target: Target) -> Option<Rejection> {
+        let late = matches!(
+            error.etype(),
+            ErrorType::ConnectTimedout | ErrorType::ReadTimedout | ErrorType::WriteTimedout
+        );
+        let behind = *error.esource() == ErrorSource::Upstream;
+        match error.etype() {
+            ErrorType::HTTPStatus(413) => {
+                let detail = format!("the body may have {} bytes", self.body_limit(target));
+                return Some(Rejection::new(Code::BodyTooLarge, detail));
+            }
+            _ if *error.esource() == ErrorSource::Downstream => {
+                if late {
+                    return Some(Rejection::new(Code::RequestTimeout, "the body did not come in time"));
+                }
+                let malformed = "the framing of the body is malformed";
+                return framing(error).then(|| Rejection::field("body", malformed));
+            }
+            _ => {}
+        }
+        Some(match target {
+            Target::Order(..) | Target::Callback => {
+                Rejection::new(Code::Unavailable, "the books cannot be asked at the moment; try again")
+            }
+            Target::Upstream if late && behind => {
+                Rejection::new(Code::GatewayTimeout, "the upstream took too long")
+            }
+            Target::Upstream | Target::Here => {
+                Rejection::new(Code::BadGateway, "the upstream did not answer properly")
+            }
+        })
+    }
+
+    fn body_limit(&self, target: Target) -> usize {
+        match target {
+            Target::Upstream => self.limits.upstream_body_bytes,
+            Target::Here | Target::Order(..) | Target::Callback => self.limits.body_bytes,
+        }
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for Gate {
+    type CTX = Context;
+
+    fn new_ctx(&self) -> Context {
+        Context::new(self.metrics.busy.clone())
+    }
+
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
+
+    fn on_connection_reuse(&self, _: &mut Session, context: &mut Context, conn: Box<dyn Any + Send + Sync>) {
+        if let Ok(conn) = conn.downcast::<Arc<Conn>>() {
+            conn.take_over();
+            context.conn = Some(*conn);
+        }
+    }
+
+    async fn request_filter(&self, session: &mut Session, context: &mut Context) -> pingora::Result<bool> {
+        self.begin(session, context);
+        let mut exchange = Exchange { session, context };
+        match chain::judge(self, &mut exchange).await {
+            Ok(Next::Reply(reply)) => {
+                if exchange.drain(self.limits.body_timeout).await {
+                    respond::reply(&mut exchange, reply).await?;
+                }
+                Ok(true)
+            }
+            Ok(Next::Done) => Ok(true),
+            Ok(Next::Forward) => {
+                if exchange.context.target != Target::Upstream {
+                    exchange.proceed().await?;
+                }
+                Ok(false)
+            }
+            Err(Stop::Refused(rejection)) => self.refuse(&mut exchange, &rejection).await,
+            Err(Stop::Gone(error)) => Err(error),
+        }
+    }
+
+    async fn upstream_peer(&self, _: &mut Session, context: &mut Context) -> pingora::Result<Box<HttpPeer>> {
+        self.peers.peer(context.target).await
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        _: &mut Session,
+        request: &mut RequestHeader,
+        context: &mut Context,
+    ) -> pingora::Result<()> {
+        if context.target != Target::Upstream {
+            request.remove_header(&EXPECT);
+        }
+        self.peers.rewrite(request, context, &self.trusted)
+    }
+
+    async fn request_body_filter(
+        &self,
+        _: &mut Session,
+        body: &mut Option<Bytes>,
+        _: bool,
+        context: &mut Context,
+    ) -> pingora::Result<()> {
+        context.forwarded += body.as_ref().map_or(0, Bytes::len);
+        if context.forwarded > self.body_limit(context.target) {
+            return Err(Error::explain(ErrorType::HTTPStatus(413), "the body is too large"));
+        }
+        Ok(())
+    }
+
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        head: &mut ResponseHeader,
+        context: &mut Context,
+    ) -> pingora::Result<()> {
+        context.status = head.status.as_u16();
+        match context.target {
+            Target::Order(_, event) => {
+                respond::ours(context.request_id(), head)?;
+                respond::allow_origin(context.origin.as_ref(), head)?;
+                if event && context.status == 200 {
+                    events::as_stream(head, session.req_header().version)?;
+                }
+                Ok(())
+            }
+            Target::Callback => respond::ours(context.request_id(), head),
+            Target::Upstream | Target::Here => Ok(()),
+        }
+    }
+
+    fn response_body_filter(
+        &self,
+        _: &mut Session,
+        body: &mut Option<Bytes>,
+        last: bool,
+        context: &mut Context,
+    ) -> pingora::Result<Option<Duration>> {
+        if matches!(context.target, Target::Order(_, true)) && context.status == 200 {
+            events::wrap(&mut context.event, body, last);
+        }
+        Ok(None)
+    }
+
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        error: &Error,
+        context: &mut Context,
+    ) -> FailToProxy {
+        let (target, nothing) = (context.target, FailToProxy { error_code: 0, can_reuse_downstream: false });
+        if session.response_written().is_some_and(|head| !head.status.is_informational()) {
+            return nothing;
+        }
+        let Some(rejection) = self.failure(error, target) else { return nothing };
+        let mut exchange = Exchange { session, context };
+        // pingora gives the connection up after a failure.
+        exchange.close();
+        match respond::refuse(&mut exchange, &rejection).await {
+            Ok(()) => FailToProxy { error_code: rejection.code.status(), can_reuse_downstream: false },
+            Err(_) => nothing,
+        }
+    }
+
+    async fn logging(&self, _: &mut Session, _: Option<&Error>, context: &mut Context) {
+        self.metrics.answered(context.kind, context.verdict, context.started.elapsed());
+    }
+
+    fn suppress_error_log(&self, _: &Session, context: &Context, error: &Error) -> bool {
+        // Clients that leave or send nonsense are no errors of ours; servers behind us that fail are.
+        *error.esource() != ErrorSource::Upstream || context.target == Target::Here
+    }
+
+    fn suppress_proxy_warn_log(&self, _: &Session, _: &Context, _: &Error, _: ProxyWarnLogContext) -> bool {
+        true
+    }
+
+    fn request_summary(&self, session: &Session, context: &Context) -> String {
+        // Without the query: it may hold a ticket.
+        let head = session.req_header();
+        let id = context.request_id();
+        format!("{} {} request {}", head.method, head.uri.path(), id.to_str().unwrap_or_default())
+    }
+}

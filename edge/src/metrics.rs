@@ -1,0 +1,211 @@
+//! What the HTTP side counts. Labels are closed sets: a code, a kind of call; never a user.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+use sluice_shared::verdict::Code;
+
+/// What a request asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Something of the upstream's.
+    Proxied,
+    /// A sale.
+    Sale,
+    /// A token.
+    Token,
+    /// An order to be taken.
+    Buy,
+    /// An order that exists.
+    Order,
+    /// Its changes.
+    Events,
+    /// A payment notice.
+    Callback,
+    /// Nothing that there is.
+    Other,
+}
+
+impl Kind {
+    const ALL: [Self; 8] = [
+        Self::Proxied,
+        Self::Sale,
+        Self::Token,
+        Self::Buy,
+        Self::Order,
+        Self::Events,
+        Self::Callback,
+        Self::Other,
+    ];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Proxied => "proxied",
+            Self::Sale => "sale",
+            Self::Token => "token",
+            Self::Buy => "buy",
+            Self::Order => "order",
+            Self::Events => "events",
+            Self::Callback => "callback",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// Upper bounds of the latency buckets in microseconds.
+const BOUNDS: [u64; 12] =
+    [50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 100_000, 500_000, 2_500_000];
+
+/// A histogram of fixed buckets without a lock.
+#[derive(Debug, Default)]
+struct Latency {
+    buckets: [AtomicU64; BOUNDS.len() + 1],
+    micros: AtomicU64,
+}
+
+impl Latency {
+    fn observe(&self, took: Duration) {
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let at = BOUNDS.iter().position(|bound| micros <= *bound).unwrap_or(BOUNDS.len());
+        self.buckets[at].fetch_add(1, Ordering::Relaxed);
+        self.micros.fetch_add(micros, Ordering::Relaxed);
+    }
+}
+
+/// Counters of one edge's HTTP side.
+#[derive(Debug)]
+pub struct Metrics {
+    refused: Vec<AtomicU64>,
+    /// Orders answered as accepted: new ones, and replays.
+    accepted: [AtomicU64; 2],
+    latency: [Latency; Kind::ALL.len()],
+    /// Connections open.
+    pub connections: Arc<AtomicUsize>,
+    /// Requests being served.
+    pub busy: Arc<AtomicUsize>,
+    /// Event streams open.
+    pub streams: AtomicUsize,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            refused: Code::ALL.iter().map(|_| AtomicU64::new(0)).collect(),
+            accepted: Default::default(),
+            latency: Default::default(),
+            connections: Arc::default(),
+            busy: Arc::default(),
+            streams: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl Metrics {
+    /// Counts a request that was answered.
+    pub fn answered(&self, kind: Kind, verdict: Option<Code>, took: Duration) {
+        if let Some(count) = verdict.and_then(|code| self.refused.get(code as usize)) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        self.latency[kind as usize].observe(took);
+    }
+
+    /// Counts an order answered as accepted.
+    pub fn accepted(&self, replayed: bool) {
+        self.accepted[usize::from(replayed)].fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Numbers that live elsewhere and are read when somebody looks.
+pub trait Gauges: std::fmt::Debug + Send + Sync + 'static {
+    /// Name, help, value.
+    fn read(&self) -> Vec<(&'static str, &'static str, u64)>;
+}
+
+/// Puts everything on the registry.
+pub fn register(registry: &mut Registry, metrics: Arc<Metrics>, gauges: Box<dyn Gauges>) {
+    registry.register_collector(Box::new(Exporter { metrics, gauges }));
+}
+
+#[derive(Debug)]
+struct Exporter {
+    metrics: Arc<Metrics>,
+    gauges: Box<dyn Gauges>,
+}
+
+struct Counts<'a>(&'a str, Vec<(&'a str, u64)>);
+
+impl EncodeMetric for Counts<'_> {
+    fn encode(&self, mut encoder: MetricEncoder) -> Result<(), std::fmt::Error> {
+        for (value, count) in &self.1 {
+            let labels = [(self.0, *value)];
+            encoder.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(count, None)?;
+        }
+        Ok(())
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Counter
+    }
+}
+
+struct Latencies<'a>(&'a [Latency]);
+
+impl EncodeMetric for Latencies<'_> {
+    fn encode(&self, mut encoder: MetricEncoder) -> Result<(), std::fmt::Error> {
+        for (kind, latency) in Kind::ALL.iter().zip(self.0) {
+            let counts: Vec<u64> = latency.buckets.iter().map(|n| n.load(Ordering::Relaxed)).collect();
+            let seconds = |micros: u64| Duration::from_micros(micros).as_secs_f64();
+            let bounds = BOUNDS.iter().map(|bound| seconds(*bound)).chain([f64::MAX]);
+            let buckets: Vec<(f64, u64)> = bounds.zip(counts.iter().copied()).collect();
+            let sum = seconds(latency.micros.load(Ordering::Relaxed));
+            let labels = [("call", kind.as_str())];
+            let mut family = encoder.encode_family(&labels)?;
+            family.encode_histogram::<NoLabelSet>(sum, counts.iter().sum(), &buckets, None)?;
+        }
+        Ok(())
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
+    }
+}
+
+impl Collector for Exporter {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let metrics = &self.metrics;
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let refused = Code::ALL.iter().zip(&metrics.refused).map(|(code, n)| (code.as_str(), load(n)));
+        let refused = Counts("code", refused.collect());
+        let what = "Requests that were refused, by the code of the refusal";
+        refused.encode(encoder.encode_descriptor("http_refused", what, None, MetricType::Counter)?)?;
+        let [new, replayed] = &metrics.accepted;
+        let accepted = Counts("kind", vec![("new", load(new)), ("replayed", load(replayed))]);
+        let what = "Orders answered as accepted";
+        accepted.encode(encoder.encode_descriptor("http_accepted", what, None, MetricType::Counter)?)?;
+        let what = "Seconds from the head of a request to its answer";
+        let name = "http_request_seconds";
+        Latencies(&metrics.latency).encode(encoder.encode_descriptor(
+            name,
+            what,
+            None,
+            MetricType::Histogram,
+        )?)?;
+        let count = |n: &AtomicUsize| u64::try_from(n.load(Ordering::Relaxed)).unwrap_or(u64::MAX);
+        let mut gauges = vec![
+            ("http_connections", "Connections open", count(&metrics.connections)),
+            ("http_requests_busy", "Requests being served", count(&metrics.busy)),
+            ("http_streams", "Event streams open", count(&metrics.streams)),
+        ];
+        gauges.extend(self.gauges.read());
+        for (name, what, value) in gauges {
+            let value = i64::try_from(value).unwrap_or(i64::MAX);
+            encoder.encode_descriptor(name, what, None, MetricType::Gauge)?.encode_gauge(&value)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,221 @@
+//! The servers behind us: where they are, and what a request looks like on its way there.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use http::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING, UPGRADE,
+};
+use http::{HeaderName, HeaderValue, Method};
+use pingora::http::RequestHeader;
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorType, OrErr};
+
+use crate::config::{Api, Upstream};
+use crate::exchange::{Context, Target};
+use crate::filter::address::Networks;
+use crate::respond::REQUEST_ID;
+
+/// The verified user, for the shop and for the workers.
+pub const USER: HeaderName = HeaderName::from_static("x-sluice-user");
+const SIGNATURE: HeaderName = HeaderName::from_static("x-payment-signature");
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// How long a resolved name is believed.
+const RESOLVED_FOR: Duration = Duration::from_secs(10);
+
+/// A server by `host:port`.
+#[derive(Debug)]
+struct Place {
+    text: String,
+    resolved: ArcSwapOption<(SocketAddr, Option<Instant>)>,
+}
+
+impl Place {
+    fn new(text: &str) -> Self {
+        let fixed = text.parse().ok().map(|address| Arc::new((address, None)));
+        Self { text: text.to_owned(), resolved: ArcSwapOption::new(fixed) }
+    }
+
+    async fn address(&self) -> pingora::Result<SocketAddr> {
+        if let Some(known) = self.resolved.load().as_deref()
+            && known.1.is_none_or(|since| since.elapsed() < RESOLVED_FOR)
+        {
+            return Ok(known.0);
+        }
+        let context = || format!("resolving {}", self.text);
+        let mut found =
+            tokio::net::lookup_host(&self.text).await.or_err_with(ErrorType::ConnectError, context)?;
+        let address = found.next().ok_or_else(|| Error::explain(ErrorType::ConnectError, context()))?;
+        self.resolved.store(Some(Arc::new((address, Some(Instant::now())))));
+        Ok(address)
+    }
+}
+
+/// All servers behind us.
+#[derive(Debug)]
+pub struct Peers {
+    api: Api,
+    api_place: Place,
+    api_bearer: HeaderValue,
+    upstream: Option<(Upstream, Place)>,
+}
+
+impl Peers {
+    /// As configured.
+    pub fn new(api: Api, upstream: Option<Upstream>) -> Self {
+        let api_place = Place::new(&api.address);
+        let bearer = format!("Bearer {}", api.secret.reveal());
+        let mut api_bearer = HeaderValue::from_str(&bearer).unwrap_or(HeaderValue::from_static(""));
+        api_bearer.set_sensitive(true);
+        let upstream = upstream.map(|upstream| {
+            let place = Place::new(&upstream.address);
+            (upstream, place)
+        });
+        Self { api, api_place, api_bearer, upstream }
+    }
+
+    /// Whether there is a shop.
+    pub fn has_upstream(&self) -> bool {
+        self.upstream.is_some()
+    }
+
+    /// Where a request goes.
+    pub async fn peer(&self, target: Target) -> pingora::Result<Box<HttpPeer>> {
+        let (place, tls, host, connect, read) = match (target, &self.upstream) {
+            (Target::Upstream, Some((upstream, place))) => {
+                (place, upstream.tls, upstream.host.clone(), upstream.connect, upstream.read)
+            }
+            (Target::Order(..) | Target::Callback, _) => {
+                (&self.api_place, false, String::new(), self.api.connect, self.api.read)
+            }
+            (Target::Here, _) | (Target::Upstream, None) => {
+                return Err(Error::explain(ErrorType::InternalError, "nowhere to go"));
+            }
+        };
+        let mut peer = Box::new(HttpPeer::new(place.address().await?, tls, host));
+        peer.options.connection_timeout = Some(connect);
+        peer.options.total_connection_timeout = Some(connect);
+        peer.options.read_timeout = Some(read);
+        peer.options.write_timeout = Some(read);
+        peer.options.idle_timeout = Some(Duration::from_secs(30));
+        Ok(peer)
+    }
+
+    /// Makes the request what the server behind shall see.
+    pub fn rewrite(
+        &self,
+        request: &mut RequestHeader,
+        context: &Context,
+        trusted: &Networks,
+    ) -> pingora::Result<()> {
+        match context.target {
+            Target::Order(id, _) => self.internal(request, context, &format!("/internal/v1/orders/{id}")),
+            Target::Callback => self.internal(request, context, "/internal/v1/payments/callback"),
+            Target::Upstream | Target::Here => self.shop(request, context, trusted),
+        }
+    }
+
+    /// For the workers: a head of our own, with nothing of the client's but the body's fields.
+    fn internal(&self, request: &mut RequestHeader, context: &Context, path: &str) -> pingora::Result<()> {
+        let mut head = RequestHeader::build(request.method.clone(), path.as_bytes(), Some(8))?;
+        for name in [CONTENT_LENGTH, TRANSFER_ENCODING, CONTENT_TYPE, SIGNATURE] {
+            for value in request.headers.get_all(&name) {
+                head.append_header(name.clone(), value.clone())?;
+            }
+        }
+        if head.headers.get(CONTENT_LENGTH).is_none()
+            && head.method == Method::POST
+            && head.headers.get(TRANSFER_ENCODING).is_none()
+        {
+            head.insert_header(CONTENT_LENGTH, HeaderValue::from_static("0"))?;
+        }
+        head.insert_header(HOST, self.api.address.as_str())?;
+        head.insert_header(AUTHORIZATION, self.api_bearer.clone())?;
+        head.insert_header(REQUEST_ID, context.request_id())?;
+        if let Some(user) = &context.user {
+            head.insert_header(USER, user.as_str())?;
+        }
+        head.insert_header(FORWARDED_FOR, context.client.to_string())?;
+        *request = head;
+        Ok(())
+    }
+
+    /// For the shop: the client's head without what only we may say.
+    fn shop(
+        &self,
+        request: &mut RequestHeader,
+        context: &Context,
+        trusted: &Networks,
+    ) -> pingora::Result<()> {
+        let ours: Vec<HeaderName> = request.headers.keys().filter(|name| is_ours(name)).cloned().collect();
+        for name in &ours {
+            request.remove_header(name);
+        }
+        // What an upgrade needs stays; nothing else of the client's connection concerns the shop, and
+        // httpoxy's `Proxy` nobody.
+        if !request.headers.contains_key(UPGRADE) {
+            request.remove_header(&CONNECTION);
+        }
+        for name in ["keep-alive", "proxy-connection", "proxy"] {
+            request.remove_header(name);
+        }
+        if let Some(user) = &context.user {
+            request.insert_header(USER, user.as_str())?;
+        }
+        request.insert_header(REQUEST_ID, context.request_id())?;
+        let told = trusted.trusts(context.peer);
+        let peer = context.peer.to_string();
+        let before = request.headers.get_all(FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok());
+        let chain: Vec<&str> = before.filter(|_| told).chain([peer.as_str()]).collect();
+        request.insert_header(FORWARDED_FOR, chain.join(", "))?;
+        if !told || !request.headers.contains_key(FORWARDED_PROTO) {
+            request.insert_header(FORWARDED_PROTO, HeaderValue::from_static("http"))?;
+        }
+        let host = request.headers.get(HOST).cloned();
+        if !told || !request.headers.contains_key(FORWARDED_HOST) {
+            match host {
+                Some(host) => request.insert_header(FORWARDED_HOST, host)?,
+                None => drop(request.remove_header(&FORWARDED_HOST)),
+            }
+        }
+        match &self.upstream {
+            Some((upstream, _)) if !upstream.host.is_empty() => {
+                request.insert_header(HOST, upstream.host.as_str())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// `X-User-…` and `X-Sluice-…`, also with underscores, which some servers take for dashes.
+fn is_ours(name: &HeaderName) -> bool {
+    let name = name.as_str().as_bytes();
+    [&b"x-user-"[..], b"x-sluice-"].iter().any(|prefix| {
+        let same = |(a, b): (&u8, &u8)| a == b || (*a == b'_' && *b == b'-');
+        name.len() >= prefix.len() && name.iter().zip(*prefix).all(same)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_we_may_say_who_the_user_is() {
+        for (name, ours) in [
+            ("x-user-id", true),
+            ("x-sluice-user", true),
+            ("x_sluice_user", true),
+            ("x-user_id", true),
+            ("x-username", false),
+            ("x-sluic", false),
+            ("user-agent", false),
+        ] {
+            assert_eq!(is_ours(&HeaderName::from_static(name)), ours, "{name}");
+        }
+    }
+}
