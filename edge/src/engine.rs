@@ -180,8 +180,9 @@ impl Engine {
             return tracing::error!("the engine runs already, or did");
         }
         let mut tasks = JoinSet::new();
-        tasks.spawn(sales::run(Arc::clone(core), Arc::clone(book), cold.clone(), hot));
-        tasks.spawn(beat::run(Arc::clone(core), Arc::clone(book), Arc::clone(&self.seat), cold.clone()));
+        let seat = Arc::clone(&self.seat);
+        tasks.spawn(sales::run(Arc::clone(core), Arc::clone(book), cold.clone(), hot.clone()));
+        tasks.spawn(beat::run(Arc::clone(core), Arc::clone(book), seat, cold.clone(), hot));
         tasks.spawn(stock::run(Arc::clone(core), Arc::clone(book), cold.clone()));
         tasks.spawn(sweep::run(Arc::clone(core), Arc::clone(book), cold.clone()));
         tasks.spawn(erase::run(Arc::clone(core), cold.clone()));

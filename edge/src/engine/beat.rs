@@ -22,8 +22,16 @@ const EVERY: Duration = Duration::from_millis(500);
 const HASTE: Duration = Duration::from_millis(100);
 
 /// Beats for as long as the engine runs.
-pub(crate) async fn run(core: Arc<Core>, book: Arc<Book>, seat: Arc<Seat>, redis: Redis) {
+pub(crate) async fn run(core: Arc<Core>, book: Arc<Book>, seat: Arc<Seat>, redis: Redis, hot: Redis) {
     loop {
+        // By the buyers' connection: it is mended before they need it, and counts when it is not.
+        match hot.time().await {
+            Ok(now) => {
+                core.touch();
+                core.clock.observe(now);
+            }
+            Err(why) => tracing::debug!(%why, "redis does not answer"),
+        }
         let reopening = match beat(&core, &book, &seat, &redis).await {
             Ok(reopening) => reopening,
             Err(why) => {
@@ -42,14 +50,11 @@ pub(crate) async fn run(core: Arc<Core>, book: Arc<Book>, seat: Arc<Seat>, redis
 async fn beat(core: &Core, book: &Book, seat: &Seat, redis: &Redis) -> Result<bool, Fault> {
     let doing = "looking for the warden's wishes";
     let (generation, registered) = (cmd("GET").arg(GENERATION).to_owned(), in_register(seat));
-    let (now, generation, wishes, admitted) = tokio::try_join!(
-        redis.time(),
+    let (generation, wishes, admitted) = tokio::try_join!(
         redis.run::<Option<u64>>(doing, &generation),
         wishes(redis),
         redis.run::<bool>(doing, &registered),
     )?;
-    core.touch();
-    core.clock.observe(now);
     core.admitted.store(admitted, Ordering::Relaxed);
     // Any other generation: a Redis that was restored counts from its start again.
     if generation.is_some() && generation != book.now().generation {

@@ -13,7 +13,7 @@ use sluice_shared::ids::UserId;
 use sluice_shared::keys::Shelf;
 use sluice_shared::lines::Lines;
 use sluice_shared::redis::{Fault, Redis};
-use sluice_shared::script::{Ask, Reserved, ShelfScripts};
+use sluice_shared::script::{Answer, Ask, Reserved, ShelfScripts};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::Outcome;
@@ -272,7 +272,8 @@ impl Clerk {
         self.mark = self.mark.max(after);
         self.pace.thaw();
         self.show();
-        self.latch.told(self.shelf.segment, &answers.left, releases);
+        let sold = answers.answers.iter().any(|answer| matches!(answer, Answer::Ok(_)));
+        self.latch.told(self.shelf.segment, &answers.left, releases, sold);
         let after_broker = self.news.borrow().after_broker;
         let origin = Origin { shelf: &self.shelf, number: self.number, after_broker };
         let prepared = Prepared::new(origin, answers, &asks, callers);

@@ -262,7 +262,7 @@ mod tests {
 
     #[test]
     fn what_a_channel_tells_is_read() {
-        let record = "Ph|1|2|3|4|5|-|phone=1|a b|c";
+        let record = "Ph|1|2|3|4|5|-|phone=1|a|c";
         let uuid = "0190163d8694739b9f8a1c5c2b2b2b2b";
         let told = parse(&format!("order {uuid} {record}"));
         let Some(Told::Order(id, read)) = told else { panic!("{told:?}") };

@@ -100,10 +100,13 @@ impl Latch {
         self.empty.load(Ordering::Relaxed)
     }
 
-    /// A reply told what is left; it was asked when `releases` were known.
-    pub(crate) fn told(&self, segment: u16, left: &[(SkuId, u64)], releases: u64) {
-        let state = self.state();
-        self.note(segment, left, releases);
+    /// A reply told what is left; it was asked when `releases` were known. Where it sold, or where the
+    /// last unit went unseen, there are orders that the known ids lack.
+    pub(crate) fn told(&self, segment: u16, left: &[(SkuId, u64)], releases: u64, sold: bool) {
+        let mut state = self.state();
+        if self.note(segment, left, releases) || sold {
+            state.known = None;
+        }
         self.decide(&state);
     }
 
@@ -121,13 +124,15 @@ impl Latch {
         self.decide(&state);
     }
 
-    fn note(&self, segment: u16, left: &[(SkuId, u64)], releases: u64) {
-        let stale = releases != self.releases();
+    /// Notes units left; answers whether some SKU ran out with it.
+    fn note(&self, segment: u16, left: &[(SkuId, u64)], releases: u64) -> bool {
+        let (stale, mut ran_out) = (releases != self.releases(), false);
         for (sku, units) in left.iter().filter(|(_, units)| *units > 0 || !stale) {
             if let Some(count) = self.left.get(sku).and_then(|counts| counts.get(usize::from(segment))) {
-                count.store(*units, Ordering::Relaxed);
+                ran_out |= count.swap(*units, Ordering::Relaxed) != 0 && *units == 0;
             }
         }
+        ran_out
     }
 
     /// Units of a SKU came back somewhere.
@@ -288,7 +293,7 @@ mod tests {
         let before = latch.releases();
         latch.released(&sku());
         assert!(!latch.refuses(&lines(), &NEWCOMER) && latch.available(&sku()));
-        latch.told(0, &left(0), before);
+        latch.told(0, &left(0), before, false);
         assert!(!latch.refuses(&lines(), &NEWCOMER), "asked before the release");
         latch.read(0, &left(0), 1, latch.releases());
         assert!(latch.refuses(&lines(), &NEWCOMER));
@@ -312,6 +317,21 @@ mod tests {
         latch.ids(Ids::from([BUYER, NEWCOMER]), vec![2]);
         assert!(latch.refuses(&lines(), &[3; 16]));
         assert!(!latch.refuses(&lines(), &NEWCOMER));
+    }
+
+    #[test]
+    fn a_unit_that_came_back_and_was_sold_again_here_makes_them_read_again() {
+        let latch = shut();
+        latch.released(&sku());
+        latch.told(0, &left(0), latch.releases(), true);
+        assert!(!latch.refuses(&lines(), &NEWCOMER), "it may be his");
+        let latch = shut();
+        latch.told(0, &left(1), 0, false);
+        latch.told(0, &left(0), 0, false);
+        assert!(!latch.refuses(&lines(), &NEWCOMER), "somebody bought it");
+        let latch = shut();
+        latch.told(0, &left(0), 0, false);
+        assert!(latch.refuses(&lines(), &NEWCOMER), "nothing new");
     }
 
     #[test]

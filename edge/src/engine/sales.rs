@@ -295,10 +295,7 @@ async fn read(core: &Arc<Core>, book: &Book, redis: &Redis, hot: &Redis) -> Resu
 pub(crate) async fn run(core: Arc<Core>, book: Arc<Book>, redis: Redis, hot: Redis) {
     loop {
         let pause = match read(&core, &book, &redis, &hot).await {
-            Ok(()) => {
-                core.touch();
-                EVERY
-            }
+            Ok(()) => EVERY,
             Err(why) => {
                 tracing::warn!(%why, "the sale list could not be read; the last one stays");
                 Duration::from_millis(200)

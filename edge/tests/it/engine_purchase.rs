@@ -1,0 +1,160 @@
+//! From the desk to the queue, with the real servers.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use sluice_edge::engine::{Answer, Outcome, PublicState, ReadyState};
+use sluice_shared::keys::sale_channel;
+use sluice_shared::lines::Lines;
+use sluice_shared::record::OrderState;
+use sluice_shared::sale::AcceptAfter;
+use sluice_shared::testing::eventually;
+
+use crate::engine_harness::{Edge, Offer, SOON, World, accepted};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purchase_is_confirmed_in_its_queue_and_leaves_the_journal() {
+    let world = World::start().await;
+    let shelf = world.sell("sale", Offer::default()).await;
+    let edge = world.edge("edge", &shelf, 1).await;
+    let (order, outcome) = edge.buy("alice").await;
+    let told = Outcome::Accepted { state: OrderState::Accepted, replayed: false, epoch: 1, seq: 1 };
+    assert_eq!(outcome, told);
+    let message = world.vhost.orders(1).await.remove(0);
+    assert_eq!((message.order, message.epoch, message.seq), (order, 1, 1));
+    assert_eq!((message.user.as_str(), message.lines.to_string().as_str()), ("alice", "phone=1"));
+    world.journal_empties(&shelf).await;
+    edge.until("sluice_relay_held", |held| held == 0.0).await;
+    assert_eq!(edge.engine.record(&order).await.unwrap().unwrap().seq, 1);
+    assert_eq!(edge.engine.readiness().state, ReadyState::Ready);
+    assert!(edge.engine.readiness().reasons.is_empty(), "{:?}", edge.engine.readiness());
+    edge.stop().await;
+    assert!(world.heartbeat("edge").await.is_none(), "it took leave");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_buyers_get_what_there_is_and_each_order_is_published() {
+    let world = World::start().await;
+    let shelf = world.sell("sale", Offer { stock: 300, per_user: 1, ..Offer::default() }).await;
+    let edge = world.edge("edge", &shelf, 1).await;
+    let buyers: Vec<String> = (0..1000).map(|n| format!("buyer-{n}")).collect();
+    let outcomes = futures_util::future::join_all(buyers.iter().map(|user| edge.buy(user))).await;
+    let won: HashSet<_> =
+        outcomes.iter().filter(|(_, outcome)| accepted(outcome)).map(|(order, _)| *order).collect();
+    let lost = |outcome: &Outcome| matches!(outcome, Outcome::Refused(Answer::SoldOut(_)));
+    assert_eq!(won.len(), 300);
+    assert_eq!(outcomes.iter().filter(|(_, outcome)| lost(outcome)).count(), 700);
+    let published: HashSet<_> = world.vhost.orders(300).await.into_iter().map(|m| m.order).collect();
+    assert_eq!(published, won);
+    world.journal_empties(&shelf).await;
+    assert!(edge.metric("sluice_reserve_batches_total") < 500.0, "group commit");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_token_finds_its_order_by_another_edge_which_publishes_it_too() {
+    let world = World::start().await;
+    let shelf = world.sell("sale", Offer::default()).await;
+    let first = world.edge("first", &shelf, 1).await;
+    let second = world.edge("second", &shelf, 1).await;
+    let (order, outcome) = first.buy("alice").await;
+    assert!(accepted(&outcome));
+    let again = second.redeem(&order, "alice").await;
+    assert_eq!(again, Outcome::Accepted { state: OrderState::Accepted, replayed: true, epoch: 1, seq: 1 });
+    let orders = world.vhost.orders(2).await;
+    assert!(orders.iter().all(|message| message.order == order));
+    world.journal_empties(&shelf).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_buyer_who_goes_away_has_his_order_held_and_published() {
+    let world = World::start().await;
+    let shelf = world.sell("sale", Offer::default()).await;
+    let edge = world.edge("edge", &shelf, 1).await;
+    // Asked for, and gone before the answer.
+    assert!(edge.buy("alice").now_or_never().is_none());
+    assert_eq!(world.vhost.orders(1).await.remove(0).user.as_str(), "alice");
+    world.journal_empties(&shelf).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sale_that_waits_for_the_broker_says_pending_while_it_is_away() {
+    let world = World::start().await;
+    let offer = Offer { accept_after: AcceptAfter::Broker, ..Offer::default() };
+    let shelf = world.sell_without_queues("sale", offer).await;
+    let edge = world.edge("edge", &shelf, 1).await;
+    let (order, outcome) = edge.buy("alice").await;
+    assert!(matches!(outcome, Outcome::Accepted { state: OrderState::Pending, .. }), "{outcome:?}");
+    world.vhost.declare().await;
+    assert_eq!(world.vhost.orders(1).await.remove(0).order, order);
+    let (_, outcome) = edge.buy("bob").await;
+    assert!(matches!(outcome, Outcome::Accepted { state: OrderState::Accepted, .. }), "{outcome:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn held_orders_are_bounded_and_a_full_edge_refuses_before_it_asks() {
+    let world = World::start().await;
+    let shelf = world.sell_without_queues("sale", Offer::default()).await;
+    let edge = Edge::start(&world, "edge", |config| config.held_max = 3);
+    world.admit(&edge, &shelf, 1).await;
+    for user in ["a", "b", "c"] {
+        assert!(accepted(&edge.buy(user).await.1));
+    }
+    assert_eq!(edge.buy("d").await.1, Outcome::Overloaded);
+    assert_eq!(world.journal(&shelf).await, 3);
+    world.vhost.declare().await;
+    world.vhost.orders(3).await;
+    eventually("room again", SOON, || async { accepted(&edge.buy("e").await.1) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sold_out_sale_is_latched_and_a_release_opens_it() {
+    let world = World::start().await;
+    let shelf = world.sell("sale", Offer { stock: 1, ..Offer::default() }).await;
+    let edge = world.edge("edge", &shelf, 1).await;
+    let sale = edge.engine.sale("sale").unwrap();
+    let (lines, phone) = (Lines::parse("phone=1").unwrap(), &sale.view.items[0].sku);
+    assert!(sale.available(phone));
+    let (order, outcome) = edge.buy("alice").await;
+    assert!(accepted(&outcome));
+    eventually("shut", SOON, || async { sale.sold_out(&lines, &[9; 16]) }).await;
+    assert!(!sale.sold_out(&lines, &order.uuid), "a replay is answered truly");
+    assert!(!sale.available(phone));
+    assert_eq!(sale.state(edge.engine.clock().now()), PublicState::SoldOut);
+    // By a message …
+    world.ask::<u64>("HINCRBY", &[&shelf.stock(), "phone", "1"]).await;
+    world.ask::<u64>("PUBLISH", &[&sale_channel(&shelf.sale), "release phone"]).await;
+    let open = Duration::from_millis(400);
+    eventually("open", open, || async { !sale.sold_out(&lines, &[9; 16]) }).await;
+    let (second, outcome) = edge.buy("bob").await;
+    assert!(accepted(&outcome));
+    eventually("shut again", SOON, || async { sale.sold_out(&lines, &[9; 16]) }).await;
+    assert!(!sale.sold_out(&lines, &second.uuid));
+    // … and by the next reading when the message was lost.
+    world.ask::<u64>("HINCRBY", &[&shelf.stock(), "phone", "1"]).await;
+    eventually("open", SOON, || async { !sale.sold_out(&lines, &[9; 16]) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_sees_the_present_record_and_each_change() {
+    let world = World::start().await;
+    let shelf = world.sell("sale", Offer::default()).await;
+    let edge = world.edge("edge", &shelf, 1).await;
+    let (order, _) = edge.buy("alice").await;
+    let mut follower = edge.engine.follow(&order).unwrap();
+    let first = tokio::time::timeout(SOON, follower.next()).await.unwrap().unwrap();
+    assert_eq!(first.state, OrderState::Accepted);
+    let mut paid = first.clone();
+    (paid.state, paid.updated.0) = (OrderState::Paid, first.updated.0 + 1);
+    let told = format!("order {} {paid}", order.field());
+    let channel = sale_channel(&shelf.sale);
+    let heard = || async { world.ask::<u64>("PUBLISH", &[&channel, &told]).await > 0 };
+    eventually("somebody listens", SOON, heard).await;
+    let next = tokio::time::timeout(SOON, follower.next()).await.unwrap().unwrap();
+    assert_eq!(next, paid);
+    // A message that got lost: the record is read again.
+    let mut refunded = paid.clone();
+    (refunded.state, refunded.updated.0) = (OrderState::Refunded, paid.updated.0 + 1);
+    world.ask::<u64>("HSET", &[&shelf.orders(), &order.field(), &refunded.to_string()]).await;
+    assert_eq!(tokio::time::timeout(SOON, follower.next()).await.unwrap().unwrap(), refunded);
+}
