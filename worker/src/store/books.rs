@@ -12,6 +12,10 @@ use sluice_shared::sale::SaleStep;
 use super::segments::{id, unsigned};
 use super::{Store, StoreError, outbox};
 
+mod trail;
+
+pub use trail::Trace;
+
 /// Rows a page.
 const PAGE: i64 = 5_000;
 
@@ -51,6 +55,10 @@ pub struct SaleFact {
     pub step: SaleStep,
     /// Epoch of each segment.
     pub epochs: Vec<u64>,
+    /// Whether it was ever put on the shelf.
+    pub shelved: bool,
+    /// When it ended, or was closed after that.
+    pub over: Millis,
     /// PostgreSQL's clock at the snapshot.
     pub now: Millis,
 }
@@ -201,27 +209,31 @@ impl Store {
 impl Books {
     /// The sale itself; `None` when there is none of that name.
     pub async fn sale(&mut self) -> Result<Option<SaleFact>, StoreError> {
-        let row: Option<(i32, String, i16, i64)> = sqlx::query_as(
-            "SELECT number, step, segments, (extract(epoch from now()) * 1000)::bigint
+        let row: Option<(i32, String, i16, i64, i64)> = sqlx::query_as(
+            "SELECT number, step, segments, (extract(epoch from greatest(ends_at, updated_at)) * 1000)::bigint,
+                    (extract(epoch from now()) * 1000)::bigint
              FROM sales WHERE sale = $1",
         )
         .bind(self.sale.as_str())
         .fetch_optional(&mut *self.snapshot)
         .await?;
-        let Some((number, step, segments, now)) = row else { return Ok(None) };
-        let rows: Vec<(i16, i64)> = sqlx::query_as("SELECT segment, epoch FROM segments WHERE sale = $1")
-            .bind(self.sale.as_str())
-            .fetch_all(&mut *self.snapshot)
-            .await?;
+        let Some((number, step, segments, over, now)) = row else { return Ok(None) };
+        let rows: Vec<(i16, i64, bool)> =
+            sqlx::query_as("SELECT segment, epoch, shelved_at IS NOT NULL FROM segments WHERE sale = $1")
+                .bind(self.sale.as_str())
+                .fetch_all(&mut *self.snapshot)
+                .await?;
+        let shelved = rows.iter().any(|row| row.2);
         let mut epochs = vec![1; usize::try_from(segments).unwrap_or(1)];
-        for (segment, epoch) in rows {
+        for (segment, epoch, _) in rows {
             if let Some(slot) = usize::try_from(segment).ok().and_then(|at| epochs.get_mut(at)) {
                 *slot = unsigned(epoch);
             }
         }
         let step = SaleStep::parse(&step).ok_or_else(|| StoreError::Broken(format!("step {step:?}")))?;
         let number = u32::try_from(number).unwrap_or(0);
-        Ok(Some(SaleFact { sale: self.sale.clone(), number, step, epochs, now: Millis(now) }))
+        let (sale, over, now) = (self.sale.clone(), Millis(over), Millis(now));
+        Ok(Some(SaleFact { sale, number, step, epochs, shelved, over, now }))
     }
 
     /// Its offers.
@@ -244,6 +256,26 @@ impl Books {
                     hash,
                 })
             })
+            .collect()
+    }
+
+    /// The most units that a user was ever allowed of each SKU: a limit that is lowered later makes
+    /// nobody a wrongdoer.
+    pub async fn limits(&mut self) -> Result<Vec<(SkuId, u64)>, StoreError> {
+        let rows: Vec<(String, i32)> = sqlx::query_as(
+            "SELECT sku, max(per_user) FROM (
+                 SELECT sku, per_user FROM offers WHERE sale = $1
+                 UNION ALL
+                 SELECT item->>'sku', (item->>'per_user')::integer
+                 FROM audit_log, jsonb_array_elements(coalesce(before->'items', '[]')) item
+                 WHERE target = 'sale:' || $1) known
+             WHERE sku IS NOT NULL AND per_user IS NOT NULL GROUP BY sku",
+        )
+        .bind(self.sale.as_str())
+        .fetch_all(&mut *self.snapshot)
+        .await?;
+        rows.into_iter()
+            .map(|(sku, most)| Ok((id(SkuId::parse(&sku))?, u64::try_from(most).unwrap_or(0))))
             .collect()
     }
 

@@ -294,7 +294,7 @@ impl Reopen {
 
 /// The units that the segment should have been given: the offers' stock, less what a change has put
 /// into the books but not yet into Redis, and the reverse.
-fn expected(
+pub fn expected(
     stocks: Vec<(SkuId, u64)>,
     pending: &[(String, SkuId, i64, bool)],
     head: &Head,

@@ -1,0 +1,321 @@
+//! `sluice-worker audit`: proves from the books that nothing was lost, oversold or leaked, or names
+//! what was.
+//!
+//! Redis is read before PostgreSQL, so that whatever happens in between can only make an order look
+//! further than its record, never the reverse. What is under way is no difference while it is young,
+//! and a difference counts only when it is seen at every look.
+
+pub mod broker;
+pub mod equations;
+pub mod gather;
+pub mod print;
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use sluice_shared::clock::Millis;
+use sluice_shared::ids::SaleId;
+use sluice_shared::redis::{Fault, Redis};
+
+use crate::command::Sources;
+use crate::store::{Store, StoreError};
+
+use broker::Depths;
+
+/// Looks at a difference before it is one.
+const LOOKS: usize = 4;
+/// Between two looks.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long one answer of Redis may take.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Only this sale; else all that have books
+    #[arg(long, value_name = "S")]
+    sale: Option<String>,
+    /// Wait until nothing is under way, at most this long: 30s, 2m
+    #[arg(long, value_name = "T", value_parser = span)]
+    wait: Option<Duration>,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Why the books could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum AuditError {
+    /// PostgreSQL.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Redis.
+    #[error(transparent)]
+    Redis(#[from] Fault),
+    /// There is no such sale.
+    #[error("there is no sale {0} in the books")]
+    UnknownSale(SaleId),
+}
+
+/// What the books say.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// Whether every equation of every sale holds.
+    pub balanced: bool,
+    /// Whether nothing was under way.
+    pub at_rest: bool,
+    /// When it was looked last.
+    pub at: String,
+    /// How often it was looked.
+    pub looks: usize,
+    /// One a sale.
+    pub sales: Vec<SaleReport>,
+}
+
+/// One sale's part.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SaleReport {
+    /// The sale.
+    pub sale: SaleId,
+    /// Where it is in its life.
+    pub state: &'static str,
+    /// Whether every equation holds.
+    pub balanced: bool,
+    /// Whether nothing was under way.
+    pub at_rest: bool,
+    /// Whether Redis still has it; else only PostgreSQL's side was judged.
+    pub in_redis: bool,
+    /// Where every unit is.
+    pub units: Vec<Units>,
+    /// The equations.
+    pub equations: Vec<Equation>,
+    /// What else an operator should know.
+    pub notes: Vec<String>,
+}
+
+/// Where every unit of a SKU is: `preloaded + added − withdrawn = left + journalled + in_broker + held
+/// + sold`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Units {
+    /// The SKU.
+    pub sku: String,
+    /// Put on sale at first (ledger).
+    pub preloaded: i64,
+    /// Added since (ledger).
+    pub added: i64,
+    /// Withdrawn since (ledger).
+    pub withdrawn: i64,
+    /// On the shelf (Redis).
+    pub left: i64,
+    /// Accepted and in the journal, without a row (Redis).
+    pub journalled: i64,
+    /// Accepted, handed over, without a row.
+    pub in_broker: i64,
+    /// In orders that wait for money, or on their way back (PostgreSQL).
+    pub held: i64,
+    /// In paid orders (PostgreSQL).
+    pub sold: i64,
+    /// Left side minus right side.
+    pub difference: i64,
+}
+
+/// One equation in one scope.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Equation {
+    /// Its name.
+    pub name: &'static str,
+    /// What it says.
+    pub says: &'static str,
+    /// Of which SKU or segment; empty: of the sale.
+    pub scope: String,
+    /// The left side.
+    pub left: i64,
+    /// The right side.
+    pub right: i64,
+    /// Left minus right.
+    pub difference: i64,
+    /// Whether it holds.
+    pub holds: bool,
+    /// Orders, users or lines that break it; the first ones.
+    pub offenders: Vec<String>,
+    /// How many break it.
+    pub offending: usize,
+}
+
+/// Judges the books of one sale, or of all: what the back office shows. Reads only.
+pub async fn judge(store: &Store, redis: &Redis, sale: Option<&SaleId>) -> Result<Report, AuditError> {
+    look_until(store, redis, sale, None, None).await
+}
+
+/// Looks until the books balance (with `wait`: and nothing is under way), or it has looked enough.
+async fn look_until(
+    store: &Store,
+    redis: &Redis,
+    sale: Option<&SaleId>,
+    broker: Option<&broker::Broker>,
+    wait: Option<Duration>,
+) -> Result<Report, AuditError> {
+    let end = wait.map(|wait| Instant::now() + wait);
+    let mut broken: Vec<BTreeSet<String>> = Vec::new();
+    for look in 1.. {
+        let depths = match broker {
+            Some(broker) => broker.depths().await,
+            None => None,
+        };
+        let mut report = once(store, redis, sale, depths).await?;
+        report.looks = look;
+        broken.push(report.breaches());
+        let rested = report.at_rest || wait.is_none();
+        if report.balanced && rested {
+            return Ok(report);
+        }
+        let enough = look >= LOOKS || report.balanced;
+        if enough && end.is_none_or(|end| Instant::now() >= end) {
+            // Only what broke at each of the last looks is broken.
+            let last = &broken[broken.len().saturating_sub(LOOKS)..];
+            let always = last.iter().skip(1).fold(last[0].clone(), |kept, seen| &kept & seen);
+            report.keep_only(&always);
+            return Ok(report);
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    // The loop above only ends by returning; this is what it would look at last.
+    once(store, redis, sale, None).await
+}
+
+async fn once(
+    store: &Store,
+    redis: &Redis,
+    sale: Option<&SaleId>,
+    depths: Option<Depths>,
+) -> Result<Report, AuditError> {
+    let sales = match sale {
+        Some(sale) => vec![sale.clone()],
+        None => store.booked_sales().await?,
+    };
+    let mut reports = Vec::with_capacity(sales.len());
+    for sale in &sales {
+        reports.push(match gather::gather(store, redis, sale).await {
+            Ok(books) => equations::judge(&books, depths),
+            Err(AuditError::Store(StoreError::Broken(what))) => unreadable(sale, what),
+            Err(error) => return Err(error),
+        });
+    }
+    Ok(Report {
+        balanced: reports.iter().all(|report| report.balanced),
+        at_rest: reports.iter().all(|report| report.at_rest),
+        at: Millis::now().to_text(),
+        looks: 1,
+        sales: reports,
+    })
+}
+
+/// Rows that hold what no row of ours holds are a difference, not an outage.
+fn unreadable(sale: &SaleId, what: String) -> SaleReport {
+    let equation = Equation {
+        name: "P0",
+        says: "every row can be read",
+        scope: String::new(),
+        left: 1,
+        right: 0,
+        difference: 1,
+        holds: false,
+        offenders: vec![what],
+        offending: 1,
+    };
+    SaleReport {
+        sale: sale.clone(),
+        state: "unreadable",
+        balanced: false,
+        at_rest: false,
+        in_redis: false,
+        units: Vec::new(),
+        equations: vec![equation],
+        notes: Vec::new(),
+    }
+}
+
+impl Report {
+    /// Every breach by name: what has to be seen again to count.
+    fn breaches(&self) -> BTreeSet<String> {
+        let mut breaches = BTreeSet::new();
+        for sale in &self.sales {
+            for equation in sale.equations.iter().filter(|equation| !equation.holds) {
+                let key = format!("{}/{}/{}", sale.sale, equation.name, equation.scope);
+                if equation.offenders.is_empty() {
+                    breaches.insert(key);
+                } else {
+                    breaches.extend(equation.offenders.iter().map(|who| format!("{key}/{who}")));
+                }
+            }
+        }
+        breaches
+    }
+
+    fn keep_only(&mut self, breaches: &BTreeSet<String>) {
+        for sale in &mut self.sales {
+            for equation in sale.equations.iter_mut().filter(|equation| !equation.holds) {
+                let key = format!("{}/{}/{}", sale.sale, equation.name, equation.scope);
+                let seen = |who: &String| breaches.contains(&format!("{key}/{who}"));
+                let kept = breaches.contains(&key) || equation.offenders.iter().any(seen);
+                equation.holds = !kept;
+            }
+            sale.balanced = sale.equations.iter().all(|equation| equation.holds);
+        }
+        self.balanced = self.sales.iter().all(|sale| sale.balanced);
+    }
+}
+
+/// Prints the audit; answers the exit code: 0 balanced, 1 not, 2 could not read.
+pub async fn run(sources: &Sources, args: &Args) -> u8 {
+    match command(sources, args).await {
+        Ok(report) => {
+            if args.json {
+                println!("{}", serde_json::to_string_pretty(&report).unwrap_or_default());
+            } else {
+                print!("{}", print::table(&report));
+            }
+            u8::from(!report.balanced)
+        }
+        Err(error) => {
+            eprintln!("sluice-worker audit: {error:#}");
+            2
+        }
+    }
+}
+
+async fn command(sources: &Sources, args: &Args) -> anyhow::Result<Report> {
+    let sale = args.sale.as_deref().map(SaleId::parse).transpose()?;
+    let redis = Redis::lazy(sources.redis_url.reveal(), DEADLINE)?;
+    let store = Store::connect(&sources.database).await?;
+    let broker = broker::Broker::of(sources);
+    Ok(look_until(&store, &redis, sale.as_ref(), broker.as_ref(), args.wait).await?)
+}
+
+/// Reads `500ms`, `30s`, `2m`; a number alone is seconds.
+fn span(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let number: u64 = digits.parse().map_err(|_| format!("{text:?} is no time such as 30s"))?;
+    match &text[digits.len()..] {
+        "" | "s" => Ok(Duration::from_secs(number)),
+        "ms" => Ok(Duration::from_millis(number)),
+        "m" => Ok(Duration::from_secs(number * 60)),
+        unit => Err(format!("{unit:?} is no unit of time: ms, s or m")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_to_wait_are_read() {
+        assert_eq!(span("30s"), Ok(Duration::from_secs(30)));
+        assert_eq!(span("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(span("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(span("5"), Ok(Duration::from_secs(5)));
+        assert!(span("soon").is_err() && span("5h").is_err());
+    }
+}

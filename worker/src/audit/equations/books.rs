@@ -1,0 +1,157 @@
+//! PostgreSQL against itself: one snapshot.
+
+use std::collections::HashMap;
+
+use sluice_shared::ids::{OrderId, SkuId, UserId};
+use sluice_shared::record::OrderState;
+
+use super::{Sheet, shelf::greedy, signed};
+use crate::audit::gather::{Chain, Gathered, Moves};
+use crate::store::books::{OfferFact, OrderFact, PaymentFact};
+use crate::warden::image::Mark;
+
+pub(super) fn judge(all: &Gathered, sheet: &mut Sheet) {
+    let empty = Chain::default();
+    for offer in &all.offers {
+        let chain = all.chains.get(&offer.sku).unwrap_or(&empty);
+        offers(offer, chain, all, sheet);
+        ledger(offer, chain, sheet);
+        moves(offer, chain, all, sheet);
+    }
+    let mut held: HashMap<UserId, Mark> = HashMap::new();
+    for row in all.orders.values().filter(|row| row.live) {
+        let mark = held.entry(row.user.clone()).or_default();
+        for (sku, n) in row.lines.iter() {
+            *mark.entry(sku.clone()).or_default() += u64::from(n);
+        }
+    }
+    sheet.each(("P2", "no user has more than he may"), "", held.len(), greedy(&held, &all.limits));
+    strangers(all, sheet);
+    payments(all, sheet);
+    epochs(all, sheet);
+}
+
+fn offers(offer: &OfferFact, chain: &Chain, all: &Gathered, sheet: &mut Sheet) {
+    let sku = offer.sku.as_str();
+    let live = all.orders.values().filter(|row| row.live);
+    let taken: i64 = live.map(|row| i64::from(units(row, &offer.sku))).sum();
+    let booked = signed(offer.taken);
+    sheet.equal(("P1", "units taken = units of live orders"), sku, booked, taken, Vec::new());
+    let more = (taken - signed(offer.stock)).max(0);
+    let title = ("P1m", "no more units are taken than there are (left: units too many)");
+    sheet.equal(title, sku, more, 0, Vec::new());
+    let (took, back) = (chain.sum("take"), chain.sum("release"));
+    let title = ("P1l", "units taken = taken − released in the ledger");
+    sheet.equal(title, sku, booked, took - back, Vec::new());
+    let given = chain.sum("preload") + chain.sum("add") - chain.sum("withdraw");
+    let title = ("P1s", "stock = preloaded + added − withdrawn in the ledger");
+    sheet.equal(title, sku, signed(offer.stock), given, Vec::new());
+}
+
+/// The chain of hashes, recomputed.
+fn ledger(offer: &OfferFact, chain: &Chain, sheet: &mut Sheet) {
+    let mut wrong: Vec<String> =
+        chain.broken.iter().map(|line| format!("{} line {line}", offer.sku)).collect();
+    if chain.last != offer.line || chain.hash != offer.hash {
+        wrong.push(format!("{} ends at line {}, its head is {}", offer.sku, chain.last, offer.line));
+    }
+    let title = ("H", "every ledger line's hash follows from the line before, up to the head");
+    sheet.equal(title, offer.sku.as_str(), chain.lines, chain.sound, wrong);
+}
+
+/// What the ledger must say of an order of this many units.
+fn due(row: &OrderFact, units: u64) -> Moves {
+    let line = |is: bool| if is { (1, units) } else { (0, 0) };
+    let paid = matches!(row.state, OrderState::Paid | OrderState::Refunded);
+    Moves {
+        take: line(true),
+        release: line(!row.live),
+        sold: line(paid),
+        refund: line(row.state == OrderState::Refunded),
+    }
+}
+
+/// Each order took its units once, and gave them back once when it is dead.
+fn moves(offer: &OfferFact, chain: &Chain, all: &Gathered, sheet: &mut Sheet) {
+    let (mut takes, mut releases, mut sales, mut orders) = (Vec::new(), Vec::new(), Vec::new(), 0);
+    for (order, row) in &all.orders {
+        let units = u64::from(units(row, &offer.sku));
+        if units == 0 {
+            continue;
+        }
+        orders += 1;
+        let name = order.to_string();
+        let (there, due) = (chain.moves.get(&name).copied().unwrap_or_default(), due(row, units));
+        if there.take != due.take {
+            takes.push(name.clone());
+        }
+        if there.release != due.release {
+            releases.push(name.clone());
+        }
+        if (there.sold, there.refund) != (due.sold, due.refund) {
+            sales.push(name);
+        }
+    }
+    let sku = offer.sku.as_str();
+    sheet.each(("P3t", "every order has exactly one take, of its units"), sku, orders, takes);
+    let title = ("P3r", "every dead order has exactly one release, and no live one has any");
+    sheet.each(title, sku, orders, releases);
+    let title = ("P3s", "sold once when paid, refunded once when refunded");
+    sheet.each(title, sku, orders, sales);
+}
+
+/// No ledger line is about an order that has no row, or not this SKU.
+fn strangers(all: &Gathered, sheet: &mut Sheet) {
+    let (mut wrong, mut lines) = (Vec::new(), 0);
+    for (sku, chain) in &all.chains {
+        lines += chain.moves.len();
+        for order in chain.moves.keys() {
+            let row = OrderId::parse(order).and_then(|order| all.orders.get(&order));
+            if row.is_none_or(|row| units(row, sku) == 0) {
+                wrong.push(order.clone());
+            }
+        }
+    }
+    sheet.each(("P3o", "every order in the ledger has a row"), "", lines, wrong);
+}
+
+fn units(row: &OrderFact, sku: &SkuId) -> u32 {
+    row.lines.iter().find(|(other, _)| *other == sku).map_or(0, |(_, n)| n)
+}
+
+/// A paid order has one payment of its amount, an unpaid one has none, and money that nobody owes is
+/// told as due.
+fn payments(all: &Gathered, sheet: &mut Sheet) {
+    let none = Vec::new();
+    let (mut captured, mut owed, mut wrong) = (0, 0, Vec::new());
+    for (order, row) in &all.orders {
+        let payments: &Vec<PaymentFact> = all.payments.get(order).unwrap_or(&none);
+        let of = |state: &str| payments.iter().filter(|payment| payment.state == state).count();
+        let amount: i64 =
+            payments.iter().filter(|payment| payment.state == "captured").map(|p| p.amount).sum();
+        captured += amount;
+        let fits = match row.state {
+            OrderState::Paid => of("captured") == 1 && amount == row.amount,
+            OrderState::Refunded => of("captured") <= 1 && of("captured") + of("refunded") >= 1,
+            _ => of("captured") == 0,
+        };
+        if row.state == OrderState::Paid || row.state == OrderState::Refunded && of("captured") == 1 {
+            owed += row.amount;
+        }
+        if !fits {
+            wrong.push(order.to_string());
+        }
+    }
+    let title = ("P4", "money captured = amounts of paid orders, one payment each");
+    sheet.equal(title, "", captured, owed, wrong);
+}
+
+/// No row is of an epoch that has not begun.
+fn epochs(all: &Gathered, sheet: &mut Sheet) {
+    let early = |(order, row): &(&OrderId, &OrderFact)| {
+        let epoch = all.sale.epochs.get(usize::from(order.segment));
+        epoch.is_none_or(|epoch| row.epoch > *epoch)
+    };
+    let wrong: Vec<String> = all.orders.iter().filter(early).map(|(order, _)| order.to_string()).collect();
+    sheet.each(("P5", "no order is of an epoch that has not begun"), "", all.orders.len(), wrong);
+}

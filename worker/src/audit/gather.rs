@@ -1,0 +1,228 @@
+//! Reads everything an audit judges: Redis first, then one snapshot of PostgreSQL.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
+
+use sluice_shared::ids::{OrderId, SaleId, SkuId};
+use sluice_shared::keys::{REOPENING, Shelf};
+use sluice_shared::redis::{Fault, Redis, cmd};
+use sluice_shared::sale::SaleStep;
+
+use super::AuditError;
+use crate::store::Store;
+use crate::store::books::{Books, LedgerFact, OfferFact, OrderFact, PaymentFact, SaleFact};
+use crate::store::ledger::LineText;
+use crate::warden::image::Image;
+
+/// A closed sale's keys may be gone this long after its end.
+const KEYS_KEPT: Duration = Duration::from_secs(24 * 3600);
+
+/// What an order's ledger lines of one SKU add up to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Moves {
+    /// Lines and units of `take`.
+    pub take: (u32, u64),
+    /// Of `release`.
+    pub release: (u32, u64),
+    /// Of `sold`.
+    pub sold: (u32, u64),
+    /// Of `refund`.
+    pub refund: (u32, u64),
+}
+
+/// An offer's ledger.
+#[derive(Debug, Clone, Default)]
+pub struct Chain {
+    /// Units of each kind of line.
+    pub sums: BTreeMap<String, i64>,
+    /// Lines there are.
+    pub lines: i64,
+    /// Lines whose number and hash follow from the one before.
+    pub sound: i64,
+    /// The first line that does not.
+    pub broken: Option<u64>,
+    /// The last line's hash.
+    pub hash: Vec<u8>,
+    /// Number of the last line.
+    pub last: u64,
+    /// Lines of one order of one SKU.
+    pub moves: HashMap<String, Moves>,
+}
+
+/// One segment as Redis has it.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// Which.
+    pub shelf: Shelf,
+    /// All of it.
+    pub image: Image,
+    /// The epoch in PostgreSQL.
+    pub epoch: u64,
+}
+
+/// One sale, from both sides.
+#[derive(Debug, Clone)]
+pub struct Gathered {
+    /// Its row.
+    pub sale: SaleFact,
+    /// Its offers.
+    pub offers: Vec<OfferFact>,
+    /// The most units a user was ever allowed.
+    pub limits: BTreeMap<SkuId, u64>,
+    /// Its orders.
+    pub orders: HashMap<OrderId, OrderFact>,
+    /// Its ledgers.
+    pub chains: BTreeMap<SkuId, Chain>,
+    /// Its payments, by order.
+    pub payments: HashMap<OrderId, Vec<PaymentFact>>,
+    /// Releases that have not left the outbox.
+    pub unsent: HashSet<OrderId>,
+    /// Messages that came too late and left no row.
+    pub fenced: Vec<String>,
+    /// Stock changes that are not finished: key, SKU, units, whether the ledger has them.
+    pub changes: Vec<(String, SkuId, i64, bool)>,
+    /// Its segments in Redis; none when only PostgreSQL answers for the sale.
+    pub shelves: Vec<Seen>,
+    /// Segments that are being re-opened.
+    pub reopening: Vec<String>,
+}
+
+/// Reads a sale.
+pub async fn gather(store: &Store, redis: &Redis, sale: &SaleId) -> Result<Gathered, AuditError> {
+    let mut books = store.books(sale).await?;
+    let fact = books.sale().await?;
+    books.close().await?;
+    let fact = fact.ok_or_else(|| AuditError::UnknownSale(sale.clone()))?;
+    let (shelves, reopening) = shelves(redis, &fact).await?;
+    let books = store.books(sale).await?;
+    let mut gathered = read(books, sale).await?;
+    for (shelf, image) in shelves {
+        let epoch = gathered.sale.epochs.get(usize::from(shelf.segment)).copied().unwrap_or(1);
+        gathered.shelves.push(Seen { shelf, image, epoch });
+    }
+    gathered.reopening = reopening;
+    Ok(gathered)
+}
+
+type Shelves = (Vec<(Shelf, Image)>, Vec<String>);
+
+async fn shelves(redis: &Redis, sale: &SaleFact) -> Result<Shelves, Fault> {
+    let mut shelves = Vec::new();
+    for segment in 0..sale.epochs.len() {
+        let shelf = Shelf::new(sale.sale.clone(), u16::try_from(segment).unwrap_or(u16::MAX));
+        let image = Image::read(redis, &shelf).await?;
+        shelves.push((shelf, image));
+    }
+    let asked: Vec<String> = redis.run("reading", cmd("HKEYS").arg(REOPENING)).await?;
+    let ours = |name: &String| Shelf::parse(name).is_some_and(|shelf| shelf.sale == sale.sale);
+    let asked = asked.into_iter().filter(ours).collect();
+    let kept = i64::try_from(KEYS_KEPT.as_millis()).unwrap_or(i64::MAX);
+    let over = sale.step == SaleStep::Closed && sale.now.0 - sale.over.0 > kept;
+    let gone = shelves.iter().all(|(_, image)| image.keys == 0);
+    if gone && (over || !sale.shelved) {
+        shelves.clear();
+    }
+    Ok((shelves, asked))
+}
+
+async fn read(mut books: Books, sale: &SaleId) -> Result<Gathered, AuditError> {
+    let fact = books.sale().await?.ok_or_else(|| AuditError::UnknownSale(sale.clone()))?;
+    let offers = books.offers().await?;
+    let limits = books.limits().await?.into_iter().collect();
+    let mut orders = HashMap::new();
+    let mut after = String::new();
+    loop {
+        let page = books.orders_after(&after).await?;
+        let Some((last, _)) = page.last() else { break };
+        after = last.to_string();
+        orders.extend(page);
+    }
+    let mut chains = BTreeMap::new();
+    for offer in &offers {
+        chains.insert(offer.sku.clone(), chain(&mut books, sale, &offer.sku).await?);
+    }
+    let mut payments: HashMap<OrderId, Vec<PaymentFact>> = HashMap::new();
+    let mut after = String::new();
+    loop {
+        let page = books.payments_after(&after).await?;
+        let Some(last) = page.last() else { break };
+        after.clone_from(&last.payment);
+        for payment in page {
+            payments.entry(payment.order).or_default().push(payment);
+        }
+    }
+    let unsent = books.unsent_releases().await?.into_iter().collect();
+    let fenced = books.fenced_without_row(fact.number).await?;
+    let changes = books.pending_changes().await?;
+    books.close().await?;
+    Ok(Gathered {
+        sale: fact,
+        offers,
+        limits,
+        orders,
+        chains,
+        payments,
+        unsent,
+        fenced,
+        changes,
+        shelves: Vec::new(),
+        reopening: Vec::new(),
+    })
+}
+
+async fn chain(books: &mut Books, sale: &SaleId, sku: &SkuId) -> Result<Chain, AuditError> {
+    let mut chain = Chain::default();
+    loop {
+        let page = books.ledger_after(sku, chain.last).await?;
+        if page.is_empty() {
+            return Ok(chain);
+        }
+        for line in page {
+            chain.add(sale, line);
+        }
+    }
+}
+
+impl Chain {
+    /// Takes the next line; recomputes its hash from the one before.
+    pub fn add(&mut self, sale: &SaleId, line: LedgerFact) {
+        let about = line.order.as_deref().or(line.change.as_deref()).unwrap_or("");
+        let text = LineText {
+            sale: sale.as_str(),
+            sku: line.sku.as_str(),
+            line: i64::try_from(line.line).unwrap_or(i64::MAX),
+            kind: &line.kind,
+            about,
+            quantity: i64::try_from(line.quantity).unwrap_or(i64::MAX),
+            at_micros: i128::from(line.at_micros),
+        };
+        self.lines += 1;
+        if line.line == self.last + 1 && text.hash(&self.hash).as_slice() == line.hash {
+            self.sound += 1;
+        } else {
+            self.broken = self.broken.or(Some(line.line));
+        }
+        let units = i64::try_from(line.quantity).unwrap_or(i64::MAX);
+        *self.sums.entry(line.kind.clone()).or_default() += units;
+        if let Some(order) = line.order {
+            let moves = self.moves.entry(order).or_default();
+            let kind = match line.kind.as_str() {
+                "take" => Some(&mut moves.take),
+                "release" => Some(&mut moves.release),
+                "sold" => Some(&mut moves.sold),
+                "refund" => Some(&mut moves.refund),
+                _ => None,
+            };
+            if let Some((lines, sum)) = kind {
+                *lines += 1;
+                *sum += line.quantity;
+            }
+        }
+        (self.last, self.hash) = (line.line, line.hash);
+    }
+
+    /// Units of all lines of a kind.
+    pub fn sum(&self, kind: &str) -> i64 {
+        self.sums.get(kind).copied().unwrap_or(0)
+    }
+}
