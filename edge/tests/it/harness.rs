@@ -1,0 +1,324 @@
+//! A running edge with a Redis of its own, and just enough of a warden to sell something.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use sluice_shared::clock::Millis;
+use sluice_shared::ids::{InstanceId, SaleId, SkuId};
+use sluice_shared::jwt::sign_hs256;
+use sluice_shared::keys::{EDGES, GENERATION, REGISTER, SALES, SALES_CHANNEL, Shelf};
+use sluice_shared::redis::{Redis, cmd};
+use sluice_shared::sale::{AcceptAfter, Item, SaleStep, SaleView};
+use sluice_shared::script::{Control, Preload, ShelfScripts, WardenScripts};
+use sluice_shared::testing::{PrivateRedis, free_port};
+use tokio::runtime::Runtime;
+
+use crate::client::{Answer, Connection};
+
+pub(crate) const JWT_SECRET: &str = "jwt secret of the tests";
+pub(crate) const API_SECRET: &str = "api secret of the tests";
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// A buyer's JWT that is good for an hour.
+pub(crate) fn jwt(user: &str) -> String {
+    sign_hs256(JWT_SECRET, &json!({"sub": user, "exp": Millis::now().seconds() + 3600}))
+}
+
+/// `Authorization` of a buyer.
+pub(crate) fn bearer(user: &str) -> String {
+    format!("Bearer {}", jwt(user))
+}
+
+/// Looks until it holds.
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < end, "did not happen: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A sale to be.
+#[derive(Debug, Clone)]
+pub(crate) struct Sale {
+    pub(crate) id: &'static str,
+    pub(crate) step: SaleStep,
+    /// Seconds from now.
+    pub(crate) starts: i64,
+    /// Seconds from now.
+    pub(crate) ends: i64,
+    /// SKU, units, units a user.
+    pub(crate) items: Vec<(&'static str, u64, u32)>,
+}
+
+impl Default for Sale {
+    fn default() -> Self {
+        let items = vec![("phone", 100, 2), ("case", 5, 5)];
+        Self { id: "demo", step: SaleStep::Open, starts: -60, ends: 3600, items }
+    }
+}
+
+/// An edge, its Redis, and the warden's pen.
+pub(crate) struct Edge {
+    pub(crate) public: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    pub(crate) redis: PrivateRedis,
+    child: Child,
+    directory: PathBuf,
+    runtime: Runtime,
+    pen: Redis,
+    views: HashMap<&'static str, SaleView>,
+}
+
+/// The built binary.
+pub(crate) fn binary() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sluice-edge"));
+    command.stdin(Stdio::null());
+    command
+}
+
+/// A directory of one test's own.
+pub(crate) fn directory() -> PathBuf {
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let directory = std::env::temp_dir().join(format!("sluice-test-edge-{}-{number}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    directory
+}
+
+/// A configuration; `settings` are `section.key = value` lines that go over it.
+fn configuration(ports: [u16; 2], redis: &str, state: &std::path::Path, settings: &[(&str, &str)]) -> String {
+    let text = |text: &str| format!("{text:?}");
+    let mut all: Vec<(String, String)> = vec![
+        ("listen.public".into(), format!("[\"127.0.0.1:{}\"]", ports[0])),
+        ("listen.admin".into(), text(&format!("127.0.0.1:{}", ports[1]))),
+        ("listen.threads".into(), "2".into()),
+        ("identity.jwt_secret".into(), text(JWT_SECRET)),
+        ("token.keys".into(), "[\"k1:token secret of the tests\"]".into()),
+        ("redis.url".into(), text(redis)),
+        ("redis.deadline_ms".into(), "2000".into()),
+        ("amqp.url".into(), text("amqp://127.0.0.1:1/sluice")),
+        ("api.address".into(), text("127.0.0.1:1")),
+        ("api.secret".into(), text(API_SECRET)),
+    ];
+    for (key, value) in settings {
+        all.retain(|(name, _)| name != key);
+        all.push(((*key).to_owned(), (*value).to_owned()));
+    }
+    let mut file = format!("state_dir = {:?}\n", state.display().to_string());
+    for (key, value) in all {
+        writeln!(file, "{key} = {value}").unwrap();
+    }
+    file
+}
+
+impl Edge {
+    /// Starts one with the tests' configuration and these keys over it, and waits until it is ready.
+    pub(crate) fn start(settings: &[(&str, &str)]) -> Self {
+        let (redis, directory) = (PrivateRedis::start(), directory());
+        let ports = [free_port(), free_port()];
+        let file = directory.join("edge.toml");
+        std::fs::write(&file, configuration(ports, &redis.url(), &directory, settings)).unwrap();
+        let log = std::fs::File::create(directory.join("log")).unwrap();
+        let child = binary().arg("--config").arg(&file).stderr(log).stdout(Stdio::null()).spawn().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let pen = runtime.block_on(async { redis.connect() });
+        let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let (public, admin) = (local(ports[0]), local(ports[1]));
+        let edge = Self { public, admin, redis, child, directory, runtime, pen, views: HashMap::new() };
+        eventually("the edge is ready", || {
+            std::net::TcpStream::connect(admin).is_ok()
+                && edge.ready().status == 200
+                && edge.instances().len() == 1
+        });
+        edge
+    }
+
+    /// Starts one that sells [`Sale::default`].
+    pub(crate) fn selling(settings: &[(&str, &str)]) -> Self {
+        let mut edge = Self::start(settings);
+        edge.put(&Sale::default());
+        edge
+    }
+
+    pub(crate) fn ready(&self) -> Answer {
+        Connection::open(self.admin).call("GET", "/-/ready", &[], "")
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.join("log")).unwrap()
+    }
+
+    pub(crate) fn connect(&self) -> Connection {
+        Connection::open(self.public)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        let status = Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status();
+        assert!(status.unwrap().success());
+    }
+
+    /// Waits for its end.
+    pub(crate) fn ended(&mut self, within: Duration) -> Option<ExitStatus> {
+        let end = Instant::now() + within;
+        loop {
+            match self.child.try_wait().unwrap() {
+                Some(status) => return Some(status),
+                None if Instant::now() > end => return None,
+                None => std::thread::sleep(Duration::from_millis(10)),
+            }
+        }
+    }
+
+    fn instances(&self) -> Vec<InstanceId> {
+        let names: Vec<String> = self.run(cmd("HKEYS").arg(EDGES));
+        names.iter().map(|name| InstanceId::parse(name).unwrap()).collect()
+    }
+
+    /// Runs a command as an operator.
+    pub(crate) fn run<T: sluice_shared::redis::FromRedisValue + Send>(
+        &self,
+        command: &sluice_shared::redis::Cmd,
+    ) -> T {
+        self.runtime.block_on(self.pen.run("a test's command", command)).unwrap()
+    }
+
+    /// Puts a sale on the shelf and waits until the edge shows it.
+    pub(crate) fn put(&mut self, sale: &Sale) {
+        let view = view(sale, u32::try_from(self.views.len() + 1).unwrap());
+        let shelf = Shelf::new(view.sale.clone(), 0);
+        let preload = Preload {
+            epoch: 1,
+            step: view.step,
+            starts_at: view.starts_at,
+            ends_at: view.ends_at,
+            cfg: 1,
+            journal_max: 100_000,
+            items: sale.items.iter().map(|(sku, n, most)| (SkuId::parse(sku).unwrap(), *n, *most)).collect(),
+        };
+        let instances = self.instances();
+        self.runtime.block_on(async {
+            let warden = WardenScripts::default();
+            warden.load(&self.pen).await.unwrap();
+            warden.preload(&self.pen, &shelf, &preload).await.unwrap();
+            ShelfScripts::new(shelf.clone(), 1).load(&self.pen).await.unwrap();
+            let hour = Duration::from_secs(3600);
+            warden.lease(&self.pen, &shelf, 1, hour, &instances, &[]).await.unwrap().unwrap();
+        });
+        for instance in &instances {
+            let _: i64 = self.run(cmd("HSET").arg(REGISTER).arg(instance.as_str()).arg("1"));
+        }
+        self.publish(sale.id, view);
+    }
+
+    /// Moves a sale to another step.
+    pub(crate) fn step(&mut self, id: &'static str, step: SaleStep) {
+        let mut view = self.views[id].clone();
+        view.step = step;
+        view.cfg += 1;
+        let control = Control {
+            cfg: view.cfg,
+            step,
+            starts_at: view.starts_at,
+            ends_at: view.ends_at,
+            limits: view.items.iter().map(|item| (item.sku.clone(), item.per_user)).collect(),
+        };
+        self.runtime.block_on(async {
+            let shelf = Shelf::new(view.sale.clone(), 0);
+            let warden = WardenScripts::default();
+            warden.control(&self.pen, &shelf, 1, &control).await.unwrap().unwrap();
+        });
+        self.publish(id, view);
+    }
+
+    /// Takes a sale's scripts away from buyers: its epoch is being raised.
+    pub(crate) fn freeze(&mut self, id: &'static str) {
+        let mut view = self.views[id].clone();
+        view.epochs = vec![0];
+        view.cfg += 1;
+        self.publish(id, view);
+        eventually("the sale is frozen", || self.sale(id)["state"] == "frozen");
+    }
+
+    fn publish(&mut self, id: &'static str, view: SaleView) {
+        let _: i64 = self.run(cmd("HSET").arg(SALES).arg(id).arg(serde_json::to_string(&view).unwrap()));
+        let generation: i64 = self.run(cmd("INCR").arg(GENERATION));
+        let _: i64 = self.run(cmd("PUBLISH").arg(SALES_CHANNEL).arg(generation));
+        let known = view.cfg;
+        self.views.insert(id, view);
+        eventually(&format!("the edge knows {id} as of {known}"), || self.heard(generation));
+    }
+
+    fn heard(&self, generation: i64) -> bool {
+        let beats: Vec<String> = self.run(cmd("HVALS").arg(EDGES));
+        let known = |beat: &String| {
+            let beat: serde_json::Value = serde_json::from_str(beat).unwrap();
+            beat["generation"].as_i64() >= Some(generation)
+        };
+        beats.iter().all(known)
+    }
+
+    pub(crate) fn sale(&self, id: &str) -> serde_json::Value {
+        self.connect().call("GET", &format!("/v1/sales/{id}"), &[], "").json()
+    }
+
+    /// A token for a user.
+    pub(crate) fn token(&self, id: &str, user: &str) -> String {
+        let path = format!("/v1/sales/{id}/token");
+        let answer = self.connect().call("POST", &path, &[("Authorization", &bearer(user))], "");
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.json()["token"].as_str().unwrap().to_owned()
+    }
+
+    /// One purchase with a token.
+    pub(crate) fn buy(&self, id: &str, user: &str, token: &str, body: &str) -> Answer {
+        let fields = [("Authorization", bearer(user)), ("X-Sale-Token", token.to_owned())];
+        let fields: Vec<(&str, &str)> = fields.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        self.connect().call("POST", &format!("/v1/sales/{id}/orders"), &fields, body)
+    }
+}
+
+impl Drop for Edge {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- the edge's log\n{}", self.log());
+        }
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+fn view(sale: &Sale, number: u32) -> SaleView {
+    let now = Millis::now();
+    let item = |(sku, _, per_user): &(&str, u64, u32)| Item {
+        sku: SkuId::parse(sku).unwrap(),
+        title: format!("A {sku}"),
+        price: 1999,
+        currency: "EUR".to_owned(),
+        per_user: *per_user,
+    };
+    SaleView {
+        sale: SaleId::parse(sale.id).unwrap(),
+        number,
+        step: sale.step,
+        starts_at: Millis(now.0 + sale.starts * 1000),
+        ends_at: Millis(now.0 + sale.ends * 1000),
+        cfg: 1,
+        segments: 1,
+        accept_after: AcceptAfter::Journal,
+        epochs: vec![1],
+        items: sale.items.iter().map(item).collect(),
+    }
+}

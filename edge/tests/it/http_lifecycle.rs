@@ -1,0 +1,142 @@
+//! Starting, checking, watching and stopping an edge.
+
+use std::time::{Duration, Instant};
+
+use crate::client::{Connection, Echo};
+use crate::harness::{Edge, Sale, bearer, binary, directory, eventually};
+
+#[test]
+fn check_tells_every_problem_at_once() {
+    let directory = directory();
+    let file = directory.join("edge.toml");
+    std::fs::write(&file, "[listen]\npublic = [\"8080\"]\n[redis]\nurll = \"x\"\n[rate.user]\nburst = 0\n")
+        .unwrap();
+    let check = || binary().arg("--config").arg(&file).arg("--check").output().unwrap();
+    let told = check();
+    let text = String::from_utf8(told.stderr).unwrap();
+    assert_eq!(told.status.code(), Some(64), "{text}");
+    for problem in [
+        "listen.public: ",
+        "redis.urll: there is no such key; did you mean url?",
+        "rate.user.burst: ",
+        "token.keys: ",
+        "api.secret: ",
+    ] {
+        assert!(text.contains(problem), "{problem} in {text}");
+    }
+    let good = "[identity]\njwt_secret = \"0123456789abcdef\"\n[token]\nkeys = [\"a:0123456789abcdef\"]\n[api]\nsecret = \"0123456789abcdef\"\n";
+    std::fs::write(&file, good).unwrap();
+    let told = check();
+    assert_eq!((told.status.code(), told.stdout.as_slice()), (Some(0), &b"configuration is good\n"[..]));
+    let usage = binary().arg("--nonsense").output().unwrap();
+    assert_eq!(usage.status.code(), Some(64));
+    let help = binary().arg("--help").output().unwrap();
+    assert!(help.status.success() && String::from_utf8(help.stdout).unwrap().contains("--check"));
+    std::fs::remove_dir_all(directory).unwrap();
+}
+
+#[test]
+fn a_taken_port_is_told() {
+    let edge = Edge::start(&[]);
+    let directory = directory();
+    let file = directory.join("edge.toml");
+    let text = format!(
+        "state_dir = {:?}\nlisten.public = [\"{}\"]\nidentity.jwt_secret = \"0123456789abcdef\"\n\
+         token.keys = [\"a:0123456789abcdef\"]\napi.secret = \"0123456789abcdef\"\nlisten.admin = \"127.0.0.1:{}\"\n",
+        directory.display().to_string(),
+        edge.public,
+        sluice_shared::testing::free_port()
+    );
+    std::fs::write(&file, text).unwrap();
+    let told = binary().arg("--config").arg(&file).output().unwrap();
+    assert_eq!(told.status.code(), Some(1));
+    assert!(
+        String::from_utf8(told.stderr)
+            .unwrap()
+            .contains(&format!("listen.public: cannot listen on {}", edge.public))
+    );
+    std::fs::remove_dir_all(directory).unwrap();
+}
+
+#[test]
+fn the_private_listener_tells_how_it_goes() {
+    let edge = Edge::selling(&[]);
+    let mut admin = Connection::open(edge.admin);
+    assert_eq!(admin.call("GET", "/-/live", &[], "").status, 200);
+    let ready = admin.call("GET", "/-/ready", &[], "");
+    assert_eq!((ready.status, ready.json()["state"].as_str()), (200, Some("ready")));
+    assert!(!ready.json()["reasons"].as_array().unwrap().is_empty(), "RabbitMQ is away");
+    assert_eq!(admin.call("POST", "/-/reload", &[], "").code(), "not_found");
+    assert_eq!(admin.call("POST", "/metrics", &[], "").code(), "method_not_allowed");
+    edge.connect().call("GET", "/v1/sales/none", &[], "");
+    let metrics = admin.call("GET", "/metrics", &[], "");
+    assert!(metrics.field("x-request-id").is_some());
+    let text = String::from_utf8(metrics.body).unwrap();
+    for line in [
+        "sluice_http_refused_total{code=\"unknown_sale\"} 1",
+        "sluice_http_request_seconds_bucket",
+        "sluice_relay_held",
+    ] {
+        assert!(text.contains(line), "{line} in {text}");
+    }
+}
+
+#[test]
+fn an_idle_edge_leaves_at_once() {
+    let mut edge = Edge::selling(&[]);
+    let mut idle = edge.connect();
+    assert_eq!(idle.call("GET", "/v1/sales/demo", &[], "").status, 200);
+    for (signal, began) in [("TERM", Instant::now())] {
+        edge.signal(signal);
+        let status = edge.ended(Duration::from_secs(5)).expect("it ends");
+        assert!(status.success() && began.elapsed() < Duration::from_secs(5), "{signal}: {status}");
+    }
+    assert!(idle.is_closed());
+}
+
+#[test]
+fn what_is_under_way_is_served_before_the_end() {
+    let shop = Echo::start();
+    let mut edge = Edge::start(&[
+        ("upstream.address", &format!("\"{}\"", shop.address)),
+        ("upstream.read_timeout_ms", "1500"),
+    ]);
+    let mut under_way = edge.connect();
+    under_way.ask("GET", "/slow", &[], "");
+    eventually("the shop is asked", || shop.count() == 1);
+    edge.signal("QUIT");
+    eventually("it says that it stops", || edge.ready().status == 503);
+    assert_eq!(edge.ready().json()["state"], "draining");
+    assert_eq!(under_way.answer().expect("an answer").code(), "gateway_timeout");
+    assert!(edge.ended(Duration::from_secs(5)).is_some_and(|status| status.success()));
+}
+
+#[test]
+fn an_open_stream_does_not_hold_up_the_end() {
+    let mut edge = Edge::start(&[]);
+    edge.put(&Sale::default());
+    let bought = edge.buy("demo", "alice", &edge.token("demo", "alice"), r#"{"sku":"phone","quantity":1}"#);
+    let mut events = edge.connect();
+    events.ask(
+        "GET",
+        bought.json()["events_url"].as_str().unwrap(),
+        &[("Authorization", &bearer("alice"))],
+        "",
+    );
+    assert_eq!(events.head().unwrap().0, 200);
+    assert!(events.chunk().is_some());
+    edge.signal("TERM");
+    assert_eq!(events.chunk(), None);
+    // The order is held for a broker that is not there: 5 s, then the journal has it.
+    assert!(edge.ended(Duration::from_secs(12)).is_some_and(|status| status.success()));
+}
+
+#[test]
+fn a_hangup_changes_nothing_and_an_interrupt_ends_it() {
+    let mut edge = Edge::start(&[]);
+    edge.signal("HUP");
+    eventually("it says so", || edge.log().contains("SIGHUP"));
+    assert_eq!(edge.ready().status, 200);
+    edge.signal("INT");
+    assert!(edge.ended(Duration::from_secs(3)).is_some());
+}

@@ -1,0 +1,10 @@
+//! The edge as its users meet it: the built binary, over real sockets, against a real Redis.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod client;
+mod harness;
+mod http_heads;
+mod http_lifecycle;
+mod http_orders;
+mod http_proxy;
+mod http_refusals;
