@@ -40,8 +40,8 @@ pub async fn cancel(api: Arc<Api>, call: Call) -> Answer {
     if let Some(answer) = told(api.store.cancel(&order, &user).await.map_err(reply::store)?) {
         return answer;
     }
-    let unwritten = match locate(&api, &order).await? {
-        // Written between the two looks; it is the buyer's, or nobody's business.
+    let cancelled = match locate(&api, &order).await? {
+        // Written between the two looks.
         Located::Row(row) if row.user == user => api.store.cancel(&order, &user).await,
         Located::Record(sale, record) if record.user == user => {
             let accepted = Accepted::of(&Shelf::new(sale, order.segment), order.sale, order.uuid, &record);
@@ -49,7 +49,9 @@ pub async fn cancel(api: Arc<Api>, call: Call) -> Answer {
         }
         _ => return Err(no_such_order()),
     };
-    told(unwritten.map_err(reply::store)?).unwrap_or_else(|| Err(no_such_order()))
+    // On the shelf, and yet nothing for the books: the sale is being re-opened.
+    let moving = || Err(Rejection::new(Code::Unavailable, "the order cannot be cancelled at this moment"));
+    told(cancelled.map_err(reply::store)?).unwrap_or_else(moving)
 }
 
 fn told(cancelled: Cancelled) -> Option<Answer> {

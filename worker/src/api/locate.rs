@@ -3,22 +3,17 @@
 
 use std::collections::HashMap;
 use std::sync::{PoisonError, RwLock};
-use std::time::Duration;
 
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::{OrderId, SaleId};
 use sluice_shared::keys::Shelf;
 use sluice_shared::record::Record;
 use sluice_shared::redis::cmd;
-use sluice_shared::sale::SaleStep;
 use sluice_shared::script::ShelfScripts;
 use sluice_shared::verdict::{Code, Rejection};
 
 use super::{Api, reply};
 use crate::store::orders::OrderRow;
-
-/// The shelf of a sale that has been closed and over for longer has been cleared: the books know all.
-const KEPT: Duration = Duration::from_secs(24 * 3600);
 
 /// Which sale has which number. A number is never given twice, so what was learnt holds for ever, and
 /// there are only as many entries as sales.
@@ -99,11 +94,7 @@ async fn nowhere(api: &Api, shelf: &Shelf) -> Result<Located, Rejection> {
         return Ok(Located::Nowhere);
     }
     let sale = api.store.sale(&shelf.sale).await.map_err(reply::store)?;
-    let cleared = sale.is_none_or(|sale| {
-        let over = sale.ends_at.max(sale.updated_at).after(KEPT);
-        sale.step == SaleStep::Closed && over < Millis::now()
-    });
-    if cleared {
+    if sale.is_none_or(|sale| sale.is_cleared(Millis::now())) {
         return Ok(Located::Nowhere);
     }
     Err(Rejection::new(Code::Unavailable, "the sale is frozen; whether there is such an order is not known"))

@@ -14,6 +14,8 @@ use super::order_sheet::StaffSheet;
 use super::page::{Page, Query};
 use super::reply::{self, Answer, not_found};
 use super::sales::no_such_sale;
+use crate::audit::{AuditError, judge};
+use crate::explain::{ExplainError, time_line};
 use crate::store::orders::Refunded;
 use crate::store::search::OrderFilter;
 
@@ -54,16 +56,22 @@ pub async fn get(api: Arc<Api>, call: Call) -> Answer {
 }
 
 /// `GET /admin/v1/orders/{order}/explain`
-pub async fn explain(_api: Arc<Api>, call: Call) -> Answer {
-    call.order()?;
-    Err(Rejection::new(Code::NotImplemented, "time-lines are told by sluice-worker explain"))
+pub async fn explain(api: Arc<Api>, call: Call) -> Answer {
+    let line = time_line(&api.store, &api.redis, &call.order()?).await.map_err(|error| match error {
+        ExplainError::Store(error) => reply::store(error),
+        ExplainError::Redis(fault) => reply::redis(fault),
+    })?;
+    if line.known { reply::json(200, &line) } else { Err(no_such_order()) }
 }
 
 /// `GET /admin/v1/sales/{sale}/audit`
 pub async fn audit(api: Arc<Api>, call: Call) -> Answer {
-    let sale = call.sale()?;
-    api.store.sale(&sale).await.map_err(reply::store)?.ok_or_else(no_such_sale)?;
-    Err(Rejection::new(Code::NotImplemented, "the books are told by sluice-worker audit"))
+    let report = judge(&api.store, &api.redis, Some(&call.sale()?)).await.map_err(|error| match error {
+        AuditError::Store(error) => reply::store(error),
+        AuditError::Redis(fault) => reply::redis(fault),
+        AuditError::UnknownSale(_) => no_such_sale(),
+    })?;
+    reply::json(200, &report)
 }
 
 /// `POST /admin/v1/orders/{order}/refund`
@@ -76,7 +84,7 @@ pub async fn refund(api: Arc<Api>, call: Call) -> Answer {
     let reason = body.need("reason", reason)?;
     let restock = body.flag("restock")?.unwrap_or(true);
     body.finish()?;
-    match api.store.refund(&order, restock, &reason).await.map_err(reply::store)? {
+    match api.store.refund_by(&call.actor()?, &order, restock, &reason).await.map_err(reply::store)? {
         Refunded::Done(row) => reply::json(200, &StaffSheet::of_row(&row)),
         Refunded::WrongState(row) => {
             let detail = format!("only a paid order is refunded; this one is {}", row.state.as_str());

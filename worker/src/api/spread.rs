@@ -5,7 +5,7 @@ use std::time::Duration;
 use sluice_shared::keys;
 use sluice_shared::redis::{Fault, Redis, cmd};
 use sluice_shared::sale::{Heartbeat, SaleStep, SaleView};
-use tokio::time::{Instant, sleep};
+use tokio::time::{sleep, timeout};
 
 use super::Api;
 use crate::store::sales::SaleRow;
@@ -21,42 +21,44 @@ pub async fn until_edges_know(api: &Api, row: &SaleRow) {
     if row.step == SaleStep::Created {
         return;
     }
-    let end = Instant::now() + api.edge_wait;
-    loop {
-        match known(&api.redis, row).await {
-            Ok(true) => return,
-            Ok(false) if Instant::now() < end => sleep(LOOK).await,
-            Ok(false) => {
-                tracing::warn!(sale = %row.sale, cfg = row.cfg, "not every edge knows the change yet");
-                return;
-            }
-            Err(fault) => {
-                tracing::warn!(sale = %row.sale, %fault, "whether edges know the change is not known");
-                return;
-            }
+    match timeout(api.edge_wait, spread(&api.redis, row)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(fault)) => {
+            tracing::warn!(sale = %row.sale, %fault, "whether edges know the change is not known");
         }
+        Err(_) => tracing::warn!(sale = %row.sale, cfg = row.cfg, "not every edge knows the change yet"),
     }
 }
 
-async fn known(redis: &Redis, row: &SaleRow) -> Result<bool, Fault> {
-    let mut view = cmd("HGET");
-    view.arg(keys::SALES).arg(row.sale.as_str());
-    let view: Option<String> = redis.run("looking at the sale's view", &view).await?;
-    let view = view.and_then(|view| serde_json::from_str::<SaleView>(&view).ok());
-    if view.is_none_or(|view| view.cfg < row.cfg) {
-        return Ok(false);
+async fn spread(redis: &Redis, row: &SaleRow) -> Result<(), Fault> {
+    while !is_on_the_shelf(redis, row).await? {
+        sleep(LOOK).await;
     }
-    // Read after the view: this generation has it.
-    let mut generation = cmd("GET");
-    generation.arg(keys::GENERATION);
-    let generation: Option<u64> = redis.run("reading the generation", &generation).await?;
-    let mut edges = cmd("HVALS");
-    edges.arg(keys::EDGES);
-    let edges: Vec<String> = redis.run("reading the edges", &edges).await?;
+    // An edge reads the generation before the list. One that tells a generation which was counted
+    // after the view was written has therefore read the view.
+    let generation: u64 = redis.run("counting up", cmd("INCR").arg(keys::GENERATION)).await?;
+    let mut tell = cmd("PUBLISH");
+    tell.arg(keys::SALES_CHANNEL).arg(generation);
+    redis.run::<u64>("telling the edges", &tell).await?;
+    while !all_know(redis, generation).await? {
+        sleep(LOOK).await;
+    }
+    Ok(())
+}
+
+async fn is_on_the_shelf(redis: &Redis, row: &SaleRow) -> Result<bool, Fault> {
+    let mut read = cmd("HGET");
+    read.arg(keys::SALES).arg(row.sale.as_str());
+    let view: Option<String> = redis.run("looking at the sale's view", &read).await?;
+    let view = view.and_then(|view| serde_json::from_str::<SaleView>(&view).ok());
+    Ok(view.is_some_and(|view| view.cfg >= row.cfg))
+}
+
+async fn all_know(redis: &Redis, generation: u64) -> Result<bool, Fault> {
+    let mut read = cmd("HVALS");
+    read.arg(keys::EDGES);
+    let edges: Vec<String> = redis.run("reading the edges", &read).await?;
     let now = redis.time().await?;
-    let late = edges
-        .iter()
-        .filter_map(|text| serde_json::from_str::<Heartbeat>(text).ok())
-        .any(|edge| now.0 - edge.at.0 < LIVE_MS && edge.generation < generation.unwrap_or(0));
-    Ok(!late)
+    let mut edges = edges.iter().filter_map(|text| serde_json::from_str::<Heartbeat>(text).ok());
+    Ok(edges.all(|edge| now.0 - edge.at.0 >= LIVE_MS || edge.generation >= generation))
 }

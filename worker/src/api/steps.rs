@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use sluice_shared::clock::Millis;
 use sluice_shared::redis::{Fault, cmd};
 use sluice_shared::sale::{AcceptAfter, SaleStep};
 use sluice_shared::verdict::{Code, Rejection};
@@ -73,7 +74,10 @@ impl Step {
         }
     }
 
-    fn judge(self, before: &SaleRow) -> Changed {
+    fn judge(self, before: &SaleRow, now: Millis) -> Changed {
+        if self == Self::Reopen && before.is_cleared(now) {
+            return Err(Rejection::new(Code::WrongState, "the sale is over for good: its shelf is cleared"));
+        }
         let to = self.leads(before.step, before.closed_from).ok_or_else(|| {
             let (step, state) = (self.as_str(), before.step.as_str());
             Rejection::new(Code::WrongState, format!("{step} does not lead from {state}"))
@@ -92,14 +96,14 @@ pub async fn step(api: Arc<Api>, call: Call, step: Step) -> Answer {
     call.no_members()?;
     let sale = call.sale()?;
     let seen = api.store.sale(&sale).await.map_err(reply::store)?.ok_or_else(no_such_sale)?;
-    let to = step.judge(&seen)?;
+    let to = step.judge(&seen, Millis::now())?;
     if to.step == SaleStep::Open && seen.step != SaleStep::Open {
         durable(&api, to.accept_after).await?;
     }
     // What was seen is judged again under the lock.
     let changed = api
         .store
-        .change_sale(&sale, &call.actor()?, step.action(), |before, _| step.judge(before))
+        .change_sale(&sale, &call.actor()?, step.action(), |before, now| step.judge(before, now))
         .await
         .map_err(reply::store)?;
     let row = changed.ok_or_else(no_such_sale)??;

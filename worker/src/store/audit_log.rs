@@ -1,9 +1,11 @@
 //! The audit log: every write of the back office, in the same transaction as its effect.
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use sluice_shared::ids::OrderId;
 use sqlx::PgConnection;
 
-use super::StoreError;
+use super::orders::{OrderRow, RawOrder, Refunded, columns, take_back};
+use super::{Store, StoreError};
 
 /// Who does something, and in which request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,4 +51,44 @@ pub(crate) async fn note(
     .execute(transaction)
     .await?;
     Ok(())
+}
+
+impl Store {
+    /// Refunds a paid order by somebody's decision; with `restock` its units go back on the shelf, if
+    /// there still is one. The money is due until the provider's notice.
+    pub async fn refund_by(
+        &self,
+        actor: &Actor,
+        order: &OrderId,
+        restock: bool,
+        reason: &str,
+    ) -> Result<Refunded, StoreError> {
+        let mut transaction = self.pool.begin().await?;
+        let refunded: Option<RawOrder> = sqlx::query_as(concat!(
+            "UPDATE orders SET state = 'refunded', refund = 'due', updated_at = now(), \
+             live = NOT ($2 AND EXISTS (SELECT 1 FROM sales s WHERE s.sale = orders.sale AND NOT \
+             (s.step = 'closed' AND greatest(s.ends_at, s.updated_at) < now() - interval '24 hours'))) \
+             WHERE id = $1 AND state = 'paid' RETURNING ",
+            columns!()
+        ))
+        .bind(order.to_string())
+        .bind(restock)
+        .fetch_optional(&mut *transaction)
+        .await?;
+        let Some(raw) = refunded else {
+            drop(transaction);
+            return Ok(self.order(order).await?.map_or(Refunded::Unknown, Refunded::WrongState));
+        };
+        let row = OrderRow::try_from(raw)?;
+        take_back(&mut transaction, &row, reason).await?;
+        let deed = Deed {
+            action: "order.refund",
+            target: format!("order:{order}"),
+            before: Some(json!({ "state": "paid" })),
+            after: Some(json!({ "state": "refunded", "restock": !row.live, "reason": reason })),
+        };
+        note(&mut transaction, actor, deed).await?;
+        transaction.commit().await?;
+        Ok(Refunded::Done(row))
+    }
 }

@@ -1,6 +1,8 @@
 //! Sales and what they offer: the back office writes them here, and the warden alone carries them
 //! into Redis.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::{SaleId, SkuId};
@@ -16,6 +18,8 @@ use super::{Store, StoreError, millis, moment};
 
 /// Wakes the warden when a sale changed.
 pub const CHANNEL: &str = "sluice_sales";
+/// How long the warden keeps the shelf of a sale that is closed and over.
+const KEPT: Duration = Duration::from_secs(24 * 3600);
 
 /// A sale as the books have it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,6 +121,11 @@ impl SaleRow {
             updated_at: at("updated_at")?,
             items: Vec::new(),
         })
+    }
+
+    /// Whether its shelf has been cleared: it is closed and long over, and the books know all.
+    pub fn is_cleared(&self, now: Millis) -> bool {
+        self.step == SaleStep::Closed && self.ends_at.max(self.updated_at).after(KEPT) < now
     }
 
     /// For the audit log.
@@ -241,16 +250,6 @@ impl Store {
             }
         }
         Ok(found)
-    }
-
-    /// Which sale has a number.
-    pub async fn sale_of_number(&self, number: u32) -> Result<Option<SaleId>, StoreError> {
-        let Ok(number) = i32::try_from(number) else { return Ok(None) };
-        let sale: Option<String> = sqlx::query_scalar("SELECT sale FROM sales WHERE number = $1")
-            .bind(number)
-            .fetch_optional(&self.pool)
-            .await?;
-        sale.map(|sale| word("sale", &sale, |text| SaleId::parse(text).ok())).transpose()
     }
 
     /// Makes a sale; `None` when there is one of this name. Number, step and times are the books' own.

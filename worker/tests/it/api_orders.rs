@@ -1,0 +1,189 @@
+//! Orders for the back office and for buyers: search, refund, look, cancel, follow.
+
+use serde_json::{Value, json};
+use sluice_shared::ids::OrderId;
+use sluice_shared::redis::cmd;
+use sluice_shared::sale::SaleStep;
+
+use super::api_world::{World, a_notice};
+
+async fn world() -> World {
+    let world = World::start().await;
+    world.sale_in("a", SaleStep::Open).await;
+    world
+}
+
+#[tokio::test]
+async fn orders_are_found_by_what_is_known_of_them() {
+    let world = world().await;
+    world.sale_in("b", SaleStep::Open).await;
+    let first = world.order("a", "alice").await;
+    world.order("a", "bob").await;
+    world.order("b", "alice").await;
+    world.paid_order("b", "carol", "p1").await;
+    let count = async |query: &str| {
+        let page = world.admin("GET", &format!("/orders?{query}"), Value::Null).await.expect(200);
+        page["items"].as_array().unwrap().len()
+    };
+    assert_eq!(count("").await, 4);
+    assert_eq!(count("sale=a").await, 2);
+    assert_eq!(count("user=alice").await, 2);
+    assert_eq!(count("user=alice&sale=b").await, 1);
+    assert_eq!(count("state=paid").await, 1);
+    assert_eq!(count("state=pending_payment&sale=a").await, 2);
+    assert_eq!(count("from=2001-01-01T00:00:00Z").await, 4);
+    assert_eq!(count("to=2001-01-01T00:00:00Z").await, 0);
+    let (mut seen, mut after) = (Vec::new(), String::new());
+    loop {
+        let page = world.admin("GET", &format!("/orders?limit=3{after}"), Value::Null).await.expect(200);
+        seen.extend(page["items"].as_array().unwrap().iter().map(|order| order["order_id"].to_string()));
+        let Some(next) = page["next"].as_str() else { break };
+        after = format!("&after={next}");
+    }
+    assert_eq!(seen.len(), 4);
+    assert!(seen.is_sorted());
+    for (query, field) in [
+        ("state=lost", "state"),
+        ("sale=a%20b", "sale"),
+        ("from=now", "from"),
+        ("after=x", "after"),
+        ("limit=0", "limit"),
+        ("colour=red", "colour"),
+        ("sale=a&sale=b", "sale"),
+    ] {
+        let reply = world.admin("GET", &format!("/orders?{query}"), Value::Null).await;
+        assert_eq!(reply.problem(400, "bad_request").as_deref(), Some(field));
+    }
+    let one = world.admin("GET", &format!("/orders/{first}"), Value::Null).await.expect(200);
+    assert_eq!(
+        (&one["user"], &one["state"], &one["amount"]),
+        (&json!("alice"), &json!("pending_payment"), &json!(59900))
+    );
+    assert_eq!(one["lines"], json!([{"sku": "phone", "quantity": 1}]));
+    world.admin("GET", "/orders/nonsense", Value::Null).await.problem(404, "not_found");
+}
+
+#[tokio::test]
+async fn only_a_paid_order_is_refunded_and_its_units_go_back() {
+    let world = world().await;
+    let refund = async |order: &OrderId, body: Value| {
+        world.admin("POST", &format!("/orders/{order}/refund"), body).await
+    };
+    let unpaid = world.order("a", "alice").await;
+    refund(&unpaid, json!({"reason": "x"})).await.problem(409, "wrong_state");
+    refund(&OrderId::mint(1, 0), json!({"reason": "x"})).await.problem(404, "not_found");
+    let paid = world.paid_order("a", "bob", "p1").await;
+    for (body, field) in [(json!({}), "reason"), (json!({"reason": "x", "restock": 1}), "restock")] {
+        assert_eq!(refund(&paid, body).await.problem(400, "bad_request").as_deref(), Some(field));
+    }
+    let done = refund(&paid, json!({"reason": "broken"})).await.expect(200);
+    assert_eq!(
+        (&done["state"], &done["refund"], &done["live"]),
+        (&json!("refunded"), &json!("due"), &json!(false))
+    );
+    refund(&paid, json!({"reason": "broken"})).await.problem(409, "wrong_state");
+    let kept = world.paid_order("a", "carol", "p2").await;
+    let done = refund(&kept, json!({"reason": "kind", "restock": false})).await.expect(200);
+    assert_eq!((&done["state"], &done["live"]), (&json!("refunded"), &json!(true)));
+    let lines = world.ledger("a").await;
+    assert_eq!(lines.iter().filter(|line| *line == "refund 1").count(), 2);
+    assert_eq!(lines.iter().filter(|line| *line == "release 1").count(), 1);
+    assert_eq!(world.audited(&format!("order:{paid}")).await, ["order.refund by admin-token (admin)"]);
+    // The provider's notice settles the money.
+    let mut notice = a_notice(&paid, "p1");
+    notice["status"] = json!("refunded");
+    assert_eq!(world.notice(&notice).await.expect(200)["order"]["refund"], "done");
+}
+
+#[tokio::test]
+async fn a_buyer_sees_his_order_from_the_books_or_from_the_shelf() {
+    let world = world().await;
+    let accepted = world.accept("a", "alice").await;
+    let path = format!("/orders/{}", accepted.order);
+    let shown = world.edge("GET", &path, "alice").await.expect(200);
+    assert_eq!(
+        (&shown["state"], &shown["amount"], &shown["pay_before"]),
+        (&json!("accepted"), &json!(null), &json!(null))
+    );
+    assert_eq!((&shown["sale"], &shown["lines"]), (&json!("a"), &json!([{"sku": "phone", "quantity": 1}])));
+    let staff = world.admin("GET", &path, Value::Null).await.expect(200);
+    assert_eq!((&staff["user"], &staff["state"]), (&json!("alice"), &json!("accepted")));
+    world.store.write_orders(&[accepted]).await.unwrap();
+    let shown = world.edge("GET", &path, "alice").await.expect(200);
+    assert_eq!(
+        (&shown["state"], &shown["amount"], &shown["refund"]),
+        (&json!("pending_payment"), &json!(59900), &json!(null))
+    );
+    assert!(shown["pay_before"].is_string());
+    world.edge("GET", &path, "mallory").await.problem(404, "not_found");
+    world.edge("DELETE", &path, "mallory").await.problem(404, "not_found");
+    for id in ["nonsense".to_owned(), OrderId::mint(1, 0).to_string(), OrderId::mint(99, 0).to_string()] {
+        world.edge("GET", &format!("/orders/{id}"), "alice").await.problem(404, "not_found");
+        world.edge("DELETE", &format!("/orders/{id}"), "alice").await.problem(404, "not_found");
+        world.edge("GET", &format!("/orders/{id}/events"), "alice").await.problem(404, "not_found");
+    }
+    let reply = world.edge("GET", &path, "").await;
+    assert_eq!(reply.problem(400, "bad_request").as_deref(), Some("X-Sluice-User"));
+}
+
+#[tokio::test]
+async fn an_order_nobody_knows_is_unknown_only_while_the_shelf_could_know_it() {
+    let world = world().await;
+    let path = format!("/orders/{}", OrderId::mint(1, 0));
+    world.edge("GET", &path, "alice").await.problem(404, "not_found");
+    let _: String = world.redis.run("test", &cmd("FLUSHALL")).await.unwrap();
+    let _: String = world.redis.run("test", cmd("SCRIPT").arg("FLUSH")).await.unwrap();
+    world.edge("GET", &path, "alice").await.problem(503, "unavailable");
+    world.edge("DELETE", &path, "alice").await.problem(503, "unavailable");
+}
+
+#[tokio::test]
+async fn an_unpaid_order_is_cancelled_whether_it_is_written_or_not() {
+    let world = world().await;
+    let written = world.order("a", "alice").await;
+    let unwritten = world.accept("a", "alice").await;
+    for order in [written, unwritten.order] {
+        for _ in 0..2 {
+            let shown = world.edge("DELETE", &format!("/orders/{order}"), "alice").await.expect(202);
+            assert_eq!((&shown["state"], &shown["order_id"]), (&json!("cancelled"), &json!(order)));
+        }
+    }
+    // The late message finds it cancelled.
+    let report = world.store.write_orders(&[unwritten]).await.unwrap();
+    assert_eq!((report.written, report.repeated), (0, 1));
+    let lines = world.ledger("a").await;
+    assert_eq!(lines[2..], ["take 1", "release 1", "take 1", "release 1"]);
+    let paid = world.paid_order("a", "bob", "p1").await;
+    world.edge("DELETE", &format!("/orders/{paid}"), "bob").await.problem(409, "not_cancellable");
+    let expired = world.order("a", "carol").await;
+    sqlx::query("UPDATE orders SET pay_before = now() - interval '1 second' WHERE id = $1")
+        .bind(expired.to_string())
+        .execute(&world.pool)
+        .await
+        .unwrap();
+    assert_eq!(world.store.expire(&[expired]).await.unwrap(), [expired]);
+    let shown = world.edge("DELETE", &format!("/orders/{expired}"), "carol").await.expect(202);
+    assert_eq!(shown["state"], "expired");
+}
+
+#[tokio::test]
+async fn events_begin_with_the_present_state_and_end_with_a_final_one() {
+    let world = world().await;
+    let paid = world.paid_order("a", "alice", "p1").await;
+    let reply = world.edge("GET", &format!("/orders/{paid}/events"), "alice").await;
+    assert_eq!((reply.status, reply.headers["content-type"].as_str()), (200, "text/event-stream"));
+    let text = String::from_utf8(reply.body).unwrap();
+    assert_eq!(text.matches("event: order\n").count(), 1, "{text}");
+    assert!(text.contains("\"state\":\"paid\"") && text.starts_with("id: "), "{text}");
+    let open = world.order("a", "bob").await;
+    let path = format!("/orders/{open}/events");
+    let (reply, _) = tokio::join!(world.edge("GET", &path, "bob"), async {
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        world.edge("DELETE", &format!("/orders/{open}"), "bob").await.expect(202)
+    });
+    let text = String::from_utf8(reply.body).unwrap();
+    let states: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
+    assert_eq!(states.len(), 2, "{text}");
+    assert!(states[1].contains("\"state\":\"cancelled\""), "{text}");
+    world.edge("GET", &path, "mallory").await.problem(404, "not_found");
+}
