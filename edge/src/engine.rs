@@ -193,8 +193,10 @@ impl Engine {
         let _ = stop.wait_for(|stopped| *stopped).await;
         core.draining.store(true, Ordering::Relaxed);
         core.beat.notify_one();
-        let settled = tokio::time::timeout(FAREWELL, self.settle()).await.is_ok();
-        book.clear();
+        // Either way the desks close then, and only what they had asked for comes on top.
+        let _ = tokio::time::timeout(FAREWELL, self.settle()).await;
+        book.close();
+        let settled = tokio::time::timeout(config.redis_deadline * 2, self.settle()).await.is_ok();
         tasks.shutdown().await;
         if settled {
             beat::leave(&self.seat, &cold).await;

@@ -104,6 +104,11 @@ impl Desk {
         });
     }
 
+    /// Asks for nothing any more.
+    pub(crate) fn close(&self) {
+        self.renew(Terms { epoch: 0, after_broker: false, probe: None });
+    }
+
     /// Queues an order and waits for its answer.
     pub(crate) async fn reserve(&self, ask: Ask, place: Place) -> Outcome {
         let (reply, answer) = oneshot::channel();
@@ -285,7 +290,10 @@ impl Clerk {
     }
 
     fn freeze(&mut self, kind: &'static str, now: Instant) {
-        if !self.pace.is_frozen() {
+        if kind == "unknown_edge" {
+            // Every edge's first seconds; readiness says so for as long as it lasts.
+            tracing::debug!(shelf = self.shelf.name(), "not admitted yet");
+        } else if !self.pace.is_frozen() {
             tracing::warn!(shelf = self.shelf.name(), kind, "frozen: nothing is sold until it is put right");
         }
         self.pace.freeze(now);

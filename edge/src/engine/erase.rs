@@ -19,6 +19,9 @@ const AGAIN: Duration = Duration::from_millis(100);
 /// Entries remembered while Redis is away; the sweep finds those beyond.
 const MOST: usize = 1_000_000;
 
+/// Journal entries of one segment that go in one command.
+type Bulk = (Arc<Shelf>, Vec<(u64, u64)>);
+
 /// Journal entries that are due to be deleted. No I/O and no clock.
 #[derive(Debug, Default)]
 pub(crate) struct Dues {
@@ -45,7 +48,7 @@ impl Dues {
     }
 
     /// The next ones of each segment; they stay due until they are [`Self::done`].
-    fn next(&self) -> Vec<(Arc<Shelf>, Vec<(u64, u64)>)> {
+    fn next(&self) -> Vec<Bulk> {
         let bulk = |entries: &BTreeSet<(u64, u64)>| entries.iter().take(BULK).copied().collect();
         self.shelves.iter().map(|(shelf, entries)| (Arc::clone(shelf), bulk(entries))).collect()
     }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use sluice_shared::clock::Millis;
 use sluice_shared::ids::{OrderId, SaleId, SkuId, parse_field};
 use sluice_shared::keys::{SALES_CHANNEL, sale_channel};
 use sluice_shared::record::Record;
@@ -109,24 +110,29 @@ impl Follower {
     /// ended. Safe to cancel.
     pub async fn next(&mut self) -> Option<Record> {
         loop {
-            let record = if self.begun {
-                match tokio::time::timeout(AGAIN, self.news.changed()).await {
-                    Ok(Ok(())) => self.news.borrow_and_update().as_deref().cloned(),
+            let (record, told) = match self.begun {
+                true => match tokio::time::timeout(AGAIN, self.news.changed()).await {
+                    Ok(Ok(())) => (self.news.borrow_and_update().as_deref().cloned(), true),
                     Ok(Err(_)) => return None,
-                    Err(_) => self.read().await?,
-                }
-            } else {
-                let record = self.read().await?;
-                self.begun = true;
-                record
+                    Err(_) => (self.read().await?, false),
+                },
+                false => (self.read().await?, false),
             };
+            self.begun = true;
+            // What is told may be older than what was read meanwhile.
+            let news = |last: &Record, next: &Record| last != next && (!told || last.updated <= next.updated);
             if let Some(record) = record
-                && self.last.as_ref().is_none_or(|last| *last != record && last.updated <= record.updated)
+                && self.last.as_ref().is_none_or(|last| news(last, &record))
             {
                 self.last = Some(record.clone());
                 return Some(record);
             }
         }
+    }
+
+    /// The caller has shown this record already: [`Self::next`] gives only others.
+    pub fn knows(&mut self, record: &Record) {
+        self.last = Some(record.clone());
     }
 
     /// The present record, if it can be had; `None` when the engine has ended.
@@ -185,9 +191,9 @@ pub(crate) async fn list(core: Arc<Core>) {
 }
 
 /// The channels that are worth listening to: of sales with watched orders, and of sold-out ones.
-fn wanted(book: &Book, topics: &Topics) -> BTreeSet<SaleId> {
+fn wanted(book: &Book, topics: &Topics, now: Millis) -> BTreeSet<SaleId> {
     let sales = book.now();
-    let empty = sales.all().filter(|sale| sale.latch().wants_to_listen());
+    let empty = sales.all().filter(|sale| sale.sells(now) && sale.latch().wants_to_listen());
     let empty = empty.map(|sale| sale.view.sale.clone());
     topics.sales().into_iter().filter(|sale| book.sale(sale.as_str()).is_some()).chain(empty).collect()
 }
@@ -197,7 +203,7 @@ fn wanted(book: &Book, topics: &Topics) -> BTreeSet<SaleId> {
 pub(crate) async fn orders(core: Arc<Core>, book: Arc<Book>, topics: Arc<Topics>) {
     let (mut heard, mut news) = (BTreeSet::new(), None);
     loop {
-        let want = wanted(&book, &topics);
+        let want = wanted(&book, &topics, core.clock.now());
         if want != heard {
             let channels: Vec<String> = want.iter().map(sale_channel).collect();
             let fresh = match channels.is_empty() {

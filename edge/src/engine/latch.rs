@@ -203,10 +203,9 @@ impl Latch {
     fn decide(&self, state: &State) {
         let empty = || self.left.iter().filter(|(_, counts)| none_left(counts)).map(|(sku, _)| sku);
         self.empty.store(empty().next().is_some(), Ordering::Relaxed);
-        let shut = match &state.known {
-            Some((ids, _)) => Some(Shut { skus: empty().cloned().collect(), ids: Arc::clone(ids) }),
-            None => None,
-        };
+        let judged =
+            |(ids, _): &(Arc<Ids>, Vec<u64>)| Shut { skus: empty().cloned().collect(), ids: Arc::clone(ids) };
+        let shut = state.known.as_ref().map(judged);
         let shut = shut.filter(|shut| !shut.skus.is_empty());
         let now = self.shut.load();
         let same = match (now.as_deref(), &shut) {

@@ -17,6 +17,8 @@ use super::held::Ticket;
 
 /// Messages taken from the held orders, or confirms noted, in one go.
 const BULK: usize = 256;
+/// A full window is refilled from so much room on: one message at a time would wake everybody for each.
+const REFILL: usize = 128;
 /// How often a quiet connection is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 /// A connection that confirms nothing for so long, although it is not blocked, is given up.
@@ -86,9 +88,11 @@ impl Session<'_> {
         let (mut blocked, mut confirms) = (self.link.blocked(), FuturesUnordered::new());
         let (mut look, mut heard) = (tokio::time::interval(LOOK), Instant::now());
         let mut said = Vec::with_capacity(BULK);
+        let window = core.config.amqp_inflight.max(1);
+        let enough = window - REFILL.min(window.div_ceil(2));
         loop {
-            while !*blocked.borrow() && confirms.len() < core.config.amqp_inflight {
-                let room = core.config.amqp_inflight - confirms.len();
+            while !*blocked.borrow() && confirms.len() <= enough {
+                let room = window - confirms.len();
                 let jobs = core.held().take(room.min(BULK), Instant::now());
                 if jobs.is_empty() {
                     break;

@@ -107,6 +107,12 @@ impl LiveSale {
         self.desks.iter().filter(|desk| desk.frozen()).count()
     }
 
+    /// Whether it is open within its window.
+    pub(crate) fn sells(&self, now: Millis) -> bool {
+        let view = &self.view;
+        view.step == SaleStep::Open && view.starts_at <= now && now < view.ends_at
+    }
+
     /// Whether selling is over for good, as far as the list tells.
     fn over(&self, now: Millis) -> bool {
         self.view.step == SaleStep::Closed || now >= self.view.ends_at
@@ -180,9 +186,11 @@ impl Book {
         (order.segment < sale.view.segments).then(|| Shelf::new(sale.view.sale.clone(), order.segment))
     }
 
-    /// Lets all sales go; their desks close.
-    pub(crate) fn clear(&self) {
-        self.sales.store(Arc::default());
+    /// Closes every desk: whoever still comes is told that nothing is sold here for now.
+    pub(crate) fn close(&self) {
+        for sale in self.now().all() {
+            sale.desks.iter().for_each(|desk| desk.close());
+        }
     }
 }
 

@@ -8,7 +8,6 @@ use futures_util::StreamExt;
 use sluice_shared::ids::{SaleId, SkuId, parse_field};
 use sluice_shared::keys::Shelf;
 use sluice_shared::redis::{Fault, Redis, cmd};
-use sluice_shared::sale::SaleStep;
 
 use super::core::Core;
 use super::sales::{Book, LiveSale};
@@ -38,15 +37,12 @@ pub(crate) async fn run(core: Arc<Core>, book: Arc<Book>, redis: Redis) {
     loop {
         tick.tick().await;
         let (sales, now) = (book.now(), core.clock.now());
-        let due = sales.all().filter(|sale| {
-            let view = &sale.view;
-            let sells = view.step == SaleStep::Open && view.starts_at <= now && now < view.ends_at;
-            sells || round.is_multiple_of(SELDOM) || sale.latch().unread()
-        });
+        let often = |sale: &LiveSale| sale.sells(now) || sale.latch().unread();
+        let due = sales.all().filter(|sale| often(sale) || round.is_multiple_of(SELDOM));
         futures_util::stream::iter(due).for_each_concurrent(ABREAST, |sale| read(&redis, sale)).await;
         round += 1;
         rests.retain(|_, until| *until > Instant::now());
-        for sale in sales.all() {
+        for sale in sales.all().filter(|sale| sale.sells(now)) {
             if rests.contains_key(&sale.view.sale) {
                 continue;
             }

@@ -2,6 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod client;
+mod engine_faults;
+mod engine_harness;
+mod engine_purchase;
+mod engine_sales;
 mod harness;
 mod http_heads;
 mod http_lifecycle;
