@@ -1,6 +1,6 @@
 //! The back office, as a drill uses it: a sale of its own, its orders, the audit.
 
-use std::collections::BTreeMap;
+use std::net::SocketAddrV4;
 use std::process::Command;
 use std::time::Duration;
 
@@ -61,9 +61,14 @@ pub struct Row {
 }
 
 impl Row {
-    /// Whether its units are taken.
+    /// Whether its units are taken; those of a refunded order come back unless that was declined.
     pub fn is_live(&self) -> bool {
         matches!(self.state, OrderState::PendingPayment | OrderState::Paid)
+    }
+
+    /// Whether it waits for its money.
+    pub fn is_unpaid(&self) -> bool {
+        self.state == OrderState::PendingPayment
     }
 }
 
@@ -142,13 +147,26 @@ impl Admin {
         }
     }
 
-    /// How many orders of a sale are in each state.
-    pub fn states(&self, sale: &SaleId) -> Result<BTreeMap<&'static str, usize>> {
-        let mut states = BTreeMap::new();
-        for row in self.orders(sale)? {
-            *states.entry(row.state.as_str()).or_insert(0) += 1;
-        }
-        Ok(states)
+    /// Whether an order of a sale is in this state.
+    pub fn has(&self, sale: &SaleId, state: OrderState) -> Result<bool> {
+        let page = self.get(&format!("/orders?sale={sale}&state={}&limit=1", state.as_str()))?;
+        let page = expect(200, page).context("listing the orders")?;
+        Ok(page.get("items").and_then(Value::as_array).is_some_and(|items| !items.is_empty()))
+    }
+
+    /// The sale as its buyers see it.
+    pub fn look(&self, edge: SocketAddrV4, sale: &SaleId) -> Result<(String, bool)> {
+        let (status, view) = read(self.agent.get(format!("http://{edge}/v1/sales/{sale}")).call())?;
+        let view = expect(200, (status, view)).context("looking at the sale")?;
+        let state = view.get("state").and_then(Value::as_str).context("a sale without a state")?;
+        let item = view.pointer("/items/0/available").and_then(Value::as_bool);
+        Ok((state.to_owned(), item.context("a sale without items")?))
+    }
+
+    /// Gives a paid order's money back, and its units.
+    pub fn refund(&self, order: &OrderId) -> Result<()> {
+        let body = json!({"reason": "drill"});
+        expect(200, self.send(&format!("/orders/{order}/refund"), &body)?).map(drop)
     }
 }
 

@@ -10,7 +10,8 @@ use sluice_shared::clock::Millis;
 use sluice_shared::ids::UserId;
 use sluice_shared::jwt::sign_hs256;
 
-use crate::drill::{Setting, sell_out};
+use crate::compare::{self, Compare};
+use crate::drill::{Setting, all, broker_outage, burst, expiry, kill, lost_reply, payments, sell_out};
 use crate::environment::Environment;
 
 /// Load and drills for a running Sluice: what it promises is shown, what it costs is counted.
@@ -47,6 +48,8 @@ enum Command {
     /// A scene on the running system, judged by the books
     #[command(subcommand)]
     Drill(Drill),
+    /// What a request costs, as a ratio to nginx + Lua + Redis measured in the same run
+    Compare(Compare),
     /// A demo buyer's JWT, for curl
     Token {
         /// The user: 1 to 128 printable ASCII characters without spaces
@@ -58,6 +61,35 @@ enum Command {
 enum Drill {
     /// More buyers than units, some of them misbehaving
     SellOut(sell_out::SellOut),
+    /// Half is paid, the rest expires and is sold again
+    Expiry(expiry::Expiry),
+    /// RabbitMQ is away in the middle of a sale
+    BrokerOutage(broker_outage::BrokerOutage),
+    /// Edge, worker and wardens are killed in mid-sale
+    Kill(kill::Kill),
+    /// Answers are lost, and the same tokens sent again
+    LostReply(lost_reply::LostReply),
+    /// As many orders as gate and Redis can take
+    Burst(burst::Burst),
+    /// Payment notices of every kind
+    Payments(payments::Payments),
+    /// All of them, one after the other
+    All(all::All),
+}
+
+impl Drill {
+    fn run(&self, setting: &Setting) -> Result<bool> {
+        match self {
+            Self::SellOut(ask) => sell_out::run(setting, ask),
+            Self::Expiry(ask) => expiry::run(setting, ask),
+            Self::BrokerOutage(ask) => broker_outage::run(setting, ask),
+            Self::Kill(ask) => kill::run(setting, ask),
+            Self::LostReply(ask) => lost_reply::run(setting, ask),
+            Self::Burst(ask) => burst::run(setting, ask),
+            Self::Payments(ask) => payments::run(setting, ask),
+            Self::All(ask) => all::run(setting, ask),
+        }
+    }
 }
 
 impl Cli {
@@ -78,7 +110,8 @@ impl Cli {
         let environment = Environment::load(&env)?;
         let setting = Setting { environment, connections: usize::from(connections), log, seed };
         match self.command {
-            Command::Drill(Drill::SellOut(ask)) => sell_out::run(&setting, &ask),
+            Command::Drill(drill) => drill.run(&setting),
+            Command::Compare(ask) => compare::run(&setting, &ask),
             Command::Token { user } => token(&setting.environment, &user),
         }
     }

@@ -142,6 +142,11 @@ pub struct Shot {
 
 /// Who wants what, when.
 pub trait Load {
+    /// The connections stand and the clock runs: the plan counts from `now`.
+    fn begin(&mut self, now: Micros) {
+        let _ = now;
+    }
+
     /// When the next request of the plan is due; `None` when there is none left.
     fn peek(&self) -> Option<Micros>;
 

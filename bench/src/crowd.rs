@@ -1,6 +1,8 @@
 //! A crowd of buyers as a load: most behave, some do not, and each has its set of right answers.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use rand::rngs::StdRng;
@@ -60,6 +62,8 @@ const ANYTHING_AGAIN: &[Outcome] = &[
     TOKEN_SPENT,
 ];
 
+/// Requests of bots a second.
+const BOTS_RATE: f64 = 20_000.0;
 /// Attempts at one thing before it is given up.
 const ATTEMPTS: u16 = 200;
 /// Between two of them.
@@ -83,6 +87,8 @@ enum Manner {
 pub struct Plan {
     /// When buyers come.
     pub profile: Profile,
+    /// Nobody comes any more once this is set.
+    pub stop: Arc<AtomicBool>,
     /// Whether some misbehave.
     pub mixed: bool,
     /// Tokens are minted beforehand instead of fetched.
@@ -106,6 +112,7 @@ impl Plan {
     pub fn plain(profile: Profile) -> Self {
         Self {
             profile,
+            stop: Arc::default(),
             mixed: false,
             mint: false,
             faults: false,
@@ -122,63 +129,60 @@ impl Plan {
 pub struct Crowd {
     buyers: Arc<Buyers>,
     plan: Plan,
-    manners: Vec<Manner>,
-    minted: Vec<Option<(Bytes, OrderId)>>,
+    who: Vec<u32>,
+    /// Those that are not plain.
+    manners: HashMap<u32, Manner>,
+    /// Orders ready to be sent, in the order of arrival.
+    minted: Vec<(Bytes, OrderId)>,
     forged: Vec<Bytes>,
     arrivals: Schedule,
     bots: Schedule,
-    first: u32,
     random: StdRng,
 }
 
 impl Crowd {
-    /// Buyers `first..first + count` on a plan; what can be made beforehand is.
-    pub fn new(buyers: &Arc<Buyers>, first: u32, count: u32, plan: Plan) -> Self {
+    /// These buyers, in this order, on a plan; what can be made beforehand is.
+    pub fn new(buyers: &Arc<Buyers>, who: Vec<u32>, plan: Plan) -> Self {
         let mut random = StdRng::seed_from_u64(plan.seed);
-        let manners =
-            (0..count).map(|_| if plan.mixed { manner(&mut random) } else { Manner::Plain }).collect();
+        let mut manners = HashMap::new();
+        if plan.mixed {
+            let drawn = who.iter().map(|buyer| (*buyer, manner(&mut random)));
+            manners.extend(drawn.filter(|(_, manner)| *manner != Manner::Plain));
+        }
         let expires = Millis(Millis::now().0 + 14 * 60_000);
-        let mint = |buyer: u32| {
-            let (token, order) = buyers.mint(buyer, expires)?;
-            Some((buyers.order_request(buyer, &token, 1), order))
+        let mint = |buyer: &u32| {
+            let (token, order) = buyers.mint(*buyer, expires)?;
+            Some((buyers.order_request(*buyer, &token, 1), order))
         };
-        let minted = if plan.mint { (first..first + count).map(mint).collect() } else { Vec::new() };
-        let forge = |buyer: u32| Some(buyers.order_request(buyer, &buyers.forge(buyer)?, 1));
-        let forged = if plan.bots > 0 {
-            (first..first + count.min(64)).filter_map(forge).collect()
-        } else {
-            Vec::new()
-        };
+        let forge = |buyer: &u32| Some(buyers.order_request(*buyer, &buyers.forge(*buyer)?, 1));
         Self {
-            arrivals: Schedule::new(plan.profile, 0, u64::from(count)),
-            bots: Schedule::new(Profile::Rate(20_000.0), 200_000, u64::from(plan.bots)),
+            arrivals: Schedule::new(plan.profile, 0, who.len() as u64),
+            bots: Schedule::new(Profile::Rate(BOTS_RATE), 0, u64::from(plan.bots)),
             buyers: buyers.clone(),
-            plan,
             manners,
-            minted,
-            forged,
-            first,
+            minted: who.iter().filter(|_| plan.mint).filter_map(mint).collect(),
+            forged: who.iter().filter(|_| plan.bots > 0).take(64).filter_map(forge).collect(),
+            plan,
+            who,
             random,
         }
     }
 
     /// How many buyers try to buy one unit with a good token.
     pub fn demand(&self) -> u32 {
-        let buys = |manner: &&Manner| {
-            matches!(manner, Manner::Plain | Manner::DoubleClick | Manner::Replay | Manner::Second)
-        };
-        u32::try_from(self.manners.iter().filter(buys).count()).unwrap_or(u32::MAX)
+        let buys = |manner: &&Manner| matches!(manner, Manner::DoubleClick | Manner::Replay | Manner::Second);
+        let odd = self.manners.values().filter(|manner| !buys(manner)).count();
+        u32::try_from(self.who.len() - odd).unwrap_or(u32::MAX)
     }
 
     /// About how many requests it makes.
     pub fn requests(&self) -> u64 {
         let each = if self.plan.mint { 1 } else { 2 };
-        self.manners.len() as u64 * each + u64::from(self.plan.bots)
+        self.who.len() as u64 * each + u64::from(self.plan.bots)
     }
 
     fn manner(&self, buyer: u32) -> Manner {
-        let at = buyer.saturating_sub(self.first) as usize;
-        self.manners.get(at).copied().unwrap_or(Manner::Plain)
+        self.manners.get(&buyer).copied().unwrap_or(Manner::Plain)
     }
 
     fn shot(&self, due: Micros, kind: Kind, buyer: u32, request: Bytes, allowed: &'static [Outcome]) -> Shot {
@@ -190,7 +194,9 @@ impl Crowd {
         Shot { due, kind, buyer, order: None, units: 1, request, allowed, lane: Lane::Crowd, attempt: 0 }
     }
 
-    fn arrival(&mut self, buyer: u32, due: Micros) -> Option<Shot> {
+    /// What the buyer who arrives in this place begins with.
+    fn arrival(&mut self, place: usize, due: Micros) -> Option<Shot> {
+        let buyer = *self.who.get(place)?;
         let buyers = self.buyers.clone();
         let now = Millis::now();
         let (request, kind, allowed, order) = match self.manner(buyer) {
@@ -210,9 +216,9 @@ impl Crowd {
                 let request = buyers.order_request(buyer, &token, self.plan.per_user + 1);
                 (request, Kind::Greedy, OVER_LIMIT, Some(order))
             }
-            _ => match self.minted.get((buyer - self.first) as usize) {
+            _ => match self.minted.get(place) {
                 Some(minted) => {
-                    let (request, order) = minted.clone()?;
+                    let (request, order) = minted.clone();
                     (request, Kind::Buy, BUY, Some(order))
                 }
                 None => (buyers.token_request(buyer), Kind::Token, TOKEN, None),
@@ -283,7 +289,15 @@ impl Crowd {
 }
 
 impl Load for Crowd {
+    fn begin(&mut self, now: Micros) {
+        self.arrivals.begin(now);
+        self.bots.begin(now);
+    }
+
     fn peek(&self) -> Option<Micros> {
+        if self.plan.stop.load(Ordering::Relaxed) {
+            return None;
+        }
         self.arrivals.peek().into_iter().chain(self.bots.peek()).min()
     }
 
@@ -295,11 +309,11 @@ impl Load for Crowd {
         if bots_first {
             let (number, due) = self.bots.take()?;
             let at = usize::try_from(number).unwrap_or(0) % self.forged.len().max(1);
-            let shot = self.shot(due, Kind::Bot, self.first, self.forged.get(at)?.clone(), BOT);
+            let shot = self.shot(due, Kind::Bot, *self.who.first()?, self.forged.get(at)?.clone(), BOT);
             return Some(Shot { lane: Lane::Bots, ..shot });
         }
         let (number, due) = self.arrivals.take()?;
-        self.arrival(self.first + u32::try_from(number).ok()?, due)
+        self.arrival(usize::try_from(number).ok()?, due)
     }
 
     fn answered(&mut self, shot: &Shot, answer: &Answer<'_>, now: Micros, more: &mut Vec<Shot>) {

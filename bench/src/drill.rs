@@ -1,5 +1,12 @@
 //! The scenes: each makes a sale of its own, lets things happen, and judges what is left.
 
+pub mod all;
+pub mod broker_outage;
+pub mod burst;
+pub mod expiry;
+pub mod kill;
+pub mod lost_reply;
+pub mod payments;
 pub mod sell_out;
 
 use std::collections::BTreeMap;
@@ -7,19 +14,23 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+use bytes::Bytes;
 use sluice_shared::ids::{OrderId, SaleId};
 
 use crate::admin::{Admin, Offer, Row, SKU, audit};
 use crate::buyers::{Buyers, Target};
-use crate::client::call::call;
+use crate::client::answer::Answer;
+use crate::client::call::{Reply, call};
 use crate::client::engine::{Options, Ran, run};
-use crate::client::outcome::OK;
-use crate::client::{Entry, Load};
+use crate::client::outcome::{OK, Outcome};
+use crate::client::{Entry, Kind, Load, Micros};
+use crate::crowd::Plan;
 use crate::environment::Environment;
 use crate::log::Writer;
 use crate::oracle::{Contradiction, Rules, judge, judge_payments};
 use crate::report::{Counted, Tally, Verdicts};
+use crate::schedule::Profile;
 
 /// What every drill is given.
 #[derive(Debug, Clone)]
@@ -32,6 +43,19 @@ pub struct Setting {
     pub log: Option<PathBuf>,
     /// Chooses whatever is left to chance.
     pub seed: u64,
+}
+
+/// One request outside the load loop.
+#[derive(Debug)]
+pub struct Ask<'a> {
+    /// Whose it is.
+    pub buyer: u32,
+    /// The order that it is about.
+    pub order: &'a OrderId,
+    /// Units that it asks for.
+    pub units: u32,
+    /// Its bytes.
+    pub request: Bytes,
 }
 
 /// One drill's sale with its buyers.
@@ -48,6 +72,7 @@ pub struct Scene {
     pub buyers: Arc<Buyers>,
     /// What holds and what does not.
     pub verdicts: Verdicts,
+    base: Instant,
 }
 
 impl Scene {
@@ -62,7 +87,15 @@ impl Scene {
             wait_for("a sale token", Duration::from_secs(20), || number(&setting.environment, &sale, &name))?;
         let target = Target { sale: sale.clone(), sku: SKU.to_owned(), number };
         let buyers = Arc::new(Buyers::new(&setting.environment, &target, &name, count));
-        Ok(Self { setting: setting.clone(), admin, sale, offer, buyers, verdicts: Verdicts::default() })
+        Ok(Self {
+            setting: setting.clone(),
+            admin,
+            sale,
+            offer,
+            buyers,
+            verdicts: Verdicts::default(),
+            base: Instant::now(),
+        })
     }
 
     /// Where this scene's log is written.
@@ -80,9 +113,46 @@ impl Scene {
         Ok(Tally::new(Writer::create(&self.log_path()?)?, title, expected))
     }
 
+    /// The time in the log.
+    pub fn now(&self) -> Micros {
+        Micros::try_from(self.base.elapsed().as_micros()).unwrap_or(Micros::MAX)
+    }
+
+    /// A plain crowd of this sale.
+    pub fn plan(&self, profile: Profile) -> Plan {
+        let plan = Plan::plain(profile);
+        Plan { price: self.offer.price, per_user: self.offer.per_user, seed: self.setting.seed, ..plan }
+    }
+
+    /// One request and its answer, noted in the log.
+    pub fn ask(&self, tally: &mut Tally, kind: Kind, ask: &Ask<'_>, allowed: &[Outcome]) -> Reply {
+        let sent = self.now();
+        let reply = call(self.setting.environment.edge, &ask.request);
+        let answer = reply.answer();
+        tally.count(allowed, &self.entry(kind, ask, sent, &answer), &answer);
+        reply
+    }
+
+    /// The line of the log for a request that has just ended.
+    fn entry(&self, kind: Kind, ask: &Ask<'_>, sent: Micros, answer: &Answer<'_>) -> Entry {
+        Entry {
+            due: sent,
+            sent,
+            done: self.now(),
+            kind,
+            buyer: ask.buyer,
+            order: Some(*ask.order),
+            named: answer.order,
+            units: ask.units,
+            status: answer.status,
+            outcome: answer.outcome,
+        }
+    }
+
     /// How the load is made.
     pub fn options(&self, limit: Duration) -> Options {
         Options {
+            base: self.base,
             target: self.setting.environment.edge,
             connections: self.setting.connections,
             bots: 32,
@@ -194,12 +264,4 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Result<
             Err(_) => std::thread::sleep(Duration::from_millis(100)),
         }
     }
-}
-
-/// A number that has to be in a range; anything else is told and ends the program.
-pub fn bounded(what: &str, value: u32, most: u32) -> Result<u32> {
-    if value == 0 || value > most {
-        bail!("{what} must be 1 to {most}");
-    }
-    Ok(value)
 }

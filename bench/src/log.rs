@@ -20,11 +20,18 @@ use crate::client::{Entry, Kind};
 const SYNC_EVERY: Duration = Duration::from_millis(100);
 const CHUNK: usize = 64 * 1024;
 
+/// What the writing thread is handed.
+#[derive(Debug)]
+enum Chunk {
+    Bytes(Vec<u8>),
+    Settle(Sender<()>),
+}
+
 /// Writes a log.
 #[derive(Debug)]
 pub struct Writer {
     buffer: Vec<u8>,
-    chunks: Option<Sender<Vec<u8>>>,
+    chunks: Option<Sender<Chunk>>,
     thread: Option<JoinHandle<std::io::Result<()>>>,
     path: PathBuf,
 }
@@ -63,9 +70,19 @@ impl Writer {
             let chunk = std::mem::replace(&mut self.buffer, Vec::with_capacity(CHUNK));
             if let Some(chunks) = &self.chunks {
                 // Refused only when the thread has failed, which `finish` tells.
-                chunks.send(chunk).ok();
+                chunks.send(Chunk::Bytes(chunk)).ok();
             }
         }
+    }
+
+    /// Waits until everything noted is in the file.
+    pub fn settle(&mut self) -> Result<()> {
+        self.flush();
+        let (done, wait) = channel();
+        if let Some(chunks) = &self.chunks {
+            chunks.send(Chunk::Settle(done)).map_err(|_| anyhow!("the log's thread has failed"))?;
+        }
+        wait.recv().map_err(|_| anyhow!("the log's thread has failed"))
     }
 
     /// Writes and syncs everything.
@@ -79,10 +96,14 @@ impl Writer {
     }
 }
 
-fn write_chunks(mut file: File, chunks: &Receiver<Vec<u8>>) -> std::io::Result<()> {
+fn write_chunks(mut file: File, chunks: &Receiver<Chunk>) -> std::io::Result<()> {
     let mut synced = Instant::now();
     while let Ok(chunk) = chunks.recv() {
-        file.write_all(&chunk)?;
+        match chunk {
+            Chunk::Bytes(bytes) => file.write_all(&bytes)?,
+            // Nobody waits any more when it cannot be told.
+            Chunk::Settle(done) => done.send(()).unwrap_or_default(),
+        }
         if synced.elapsed() >= SYNC_EVERY {
             file.sync_data()?;
             synced = Instant::now();

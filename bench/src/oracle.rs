@@ -210,15 +210,17 @@ fn judge_sold_out(log: &[Entry], rules: &Rules, found: &mut Vec<Contradiction>) 
     }
 }
 
-/// Payments that the log says were taken, for orders that are not paid.
+/// Payments that the log says were taken, for orders that are neither paid nor paid back.
 pub fn judge_payments(log: &[Entry], rows: &[Row]) -> Vec<Contradiction> {
-    let states: HashMap<OrderId, OrderState> = rows.iter().map(|row| (row.id, row.state)).collect();
+    let rows: HashMap<OrderId, &Row> = rows.iter().map(|row| (row.id, row)).collect();
     let mut found = Vec::new();
     for entry in log.iter().filter(|entry| entry.kind == Kind::Pay && entry.status == 200) {
         let Some(order) = entry.order else { continue };
-        if states.get(&order) != Some(&OrderState::Paid) {
-            let state = states.get(&order).map_or("without a row", |state| state.as_str());
-            say(&mut found, "an order whose payment was taken is paid", format!("{order} is {state}"));
+        let row = rows.get(&order);
+        if !row.is_some_and(|row| row.state == OrderState::Paid || row.refund.is_some()) {
+            let state = row.map_or("without a row", |row| row.state.as_str());
+            let facts = format!("{order} is {state}, without a refund");
+            say(&mut found, "an order whose payment was taken is paid, or paid back", facts);
         }
     }
     found

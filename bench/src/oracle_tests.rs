@@ -145,4 +145,6 @@ fn money_for_an_order_that_is_not_paid_is_caught() {
     let rows = [row(0, a, OrderState::Paid), row(1, b, OrderState::Expired)];
     assert!(judge_payments(&[paid(a)], &rows).is_empty());
     assert_eq!(judge_payments(&[paid(b)], &rows).len(), 1);
+    let late = Row { refund: Some("due".to_owned()), ..row(1, b, OrderState::Expired) };
+    assert!(judge_payments(&[paid(b)], &[late]).is_empty());
 }

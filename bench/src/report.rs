@@ -66,6 +66,12 @@ impl Tally {
         *count += 1;
     }
 
+    /// Every entry until now.
+    pub fn entries(&mut self) -> Result<Vec<Entry>> {
+        self.log.settle()?;
+        crate::log::read(self.log.path())
+    }
+
     /// What was counted so far.
     pub fn counted(&self) -> &Counted {
         &self.counted
@@ -102,6 +108,12 @@ impl Counted {
     /// How often requests of this kind came to this.
     pub fn of(&self, kind: Kind, outcome: Outcome) -> u64 {
         self.rows.get(&(kind, outcome)).map_or(0, Histogram::len)
+    }
+
+    /// How many requests of any kind had no answer that says what became of them.
+    pub fn unresolved(&self) -> u64 {
+        let transient = |outcome: &Outcome| outcome.is_transient();
+        self.rows.iter().filter(|((_, outcome), _)| transient(outcome)).map(|(_, row)| row.len()).sum()
     }
 
     /// How many requests took units.

@@ -26,6 +26,11 @@ impl Schedule {
         Self { profile, from, count, next: 0 }
     }
 
+    /// Counts from another moment.
+    pub fn begin(&mut self, from: Micros) {
+        self.from = from;
+    }
+
     /// When the next one is due.
     pub fn peek(&self) -> Option<Micros> {
         (self.next < self.count).then(|| self.due(self.next))

@@ -140,8 +140,12 @@ impl Head {
             200 => OK,
             201 | 202 if self.replayed => REPLAYED,
             201 => WRITTEN,
-            202 if json_text(body, "state") == Some("pending") => PENDING,
-            202 => ACCEPTED,
+            202 => match json_text(body, "state") {
+                Some("accepted") => ACCEPTED,
+                Some("pending") => PENDING,
+                // An order that was given up.
+                _ => OK,
+            },
             status => {
                 json_text(body, "code").and_then(|code| Outcome::of_code(code, status)).unwrap_or(UNHEARD)
             }
@@ -156,7 +160,7 @@ impl Head {
             (self.status >= 400 && !self.problem, "not application/problem+json"),
             (matches!(self.status, 429 | 503) && !self.retry_after, "no Retry-After"),
             (matches!(self.status, 201 | 202) && !names_order, "no order_id"),
-            (matches!(self.status, 201 | 202) && !self.location, "no Location"),
+            (outcome.is_held() && !self.location, "no Location"),
         ];
         faults.into_iter().find(|(wrong, _)| *wrong).map(|(_, what)| what)
     }

@@ -54,8 +54,9 @@ impl Connection {
         }
     }
 
-    pub(super) fn is_connected(&self) -> bool {
-        self.connected
+    /// Connected, or not to be.
+    pub(super) fn is_settled(&self) -> bool {
+        self.connected || self.stream.is_none()
     }
 
     /// Starts to connect, from this connection's own address.

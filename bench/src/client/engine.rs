@@ -23,6 +23,8 @@ use crate::cpu;
 const TIMER: u64 = u64::MAX;
 /// Requests that are due within this time of each other go out together.
 const QUANTUM: Micros = 100;
+/// Requests that are drawn up while every connection is busy.
+const QUEUE: usize = 4096;
 /// How often deadlines are looked at.
 const SWEEP: Micros = 100_000;
 
@@ -37,8 +39,10 @@ pub struct Options {
     pub bots: usize,
     /// An answer later than this is none.
     pub patience: Duration,
-    /// The load ends then, whatever is left.
+    /// The load ends after so long, whatever is left.
     pub limit: Duration,
+    /// What times are counted from: one moment for all loads of a drill.
+    pub base: Instant,
 }
 
 /// What is told about each request as it ends.
@@ -52,7 +56,7 @@ pub trait Sink {
 /// How a load went.
 #[derive(Debug, Clone, Copy)]
 pub struct Ran {
-    /// From the first request due to the last answer.
+    /// From the first request sent to the last answer.
     pub elapsed: Duration,
     /// Requests that ended.
     pub requests: u64,
@@ -73,8 +77,8 @@ struct Engine {
     counter: u64,
     flying: usize,
     requests: u64,
+    first_sent: Option<Micros>,
     last_done: Micros,
-    started: Instant,
 }
 
 /// Runs a load to its end.
@@ -82,11 +86,11 @@ pub fn run(options: &Options, load: &mut dyn Load, sink: &mut dyn Sink) -> Resul
     let mut engine = Engine::new(options.clone())?;
     engine.warm_up()?;
     let cpu = cpu::of_this_thread();
-    engine.started = Instant::now();
+    load.begin(engine.now());
     engine.drive(load, sink)?;
     let unsent = engine.waiting.iter().map(VecDeque::len).sum::<usize>() + engine.later.len();
     Ok(Ran {
-        elapsed: Duration::from_micros(engine.last_done),
+        elapsed: Duration::from_micros(engine.last_done.saturating_sub(engine.first_sent.unwrap_or(0))),
         requests: engine.requests,
         unsent: u64::try_from(unsent).unwrap_or(u64::MAX),
         cpu: cpu::of_this_thread().saturating_sub(cpu),
@@ -134,14 +138,14 @@ impl Engine {
             counter: 0,
             flying: 0,
             requests: 0,
+            first_sent: None,
             last_done: 0,
-            started: Instant::now(),
             options,
         })
     }
 
     fn now(&self) -> Micros {
-        Micros::try_from(self.started.elapsed().as_micros()).unwrap_or(Micros::MAX)
+        Micros::try_from(self.options.base.elapsed().as_micros()).unwrap_or(Micros::MAX)
     }
 
     /// Connects before the clock starts, so that no buyer's time is the kernel's.
@@ -151,7 +155,7 @@ impl Engine {
         }
         let (deadline, mut scratch) = (Instant::now() + Duration::from_secs(5), vec![0; 4096]);
         let mut events = vec![EpollEvent::empty(); 1024];
-        while Instant::now() < deadline && !self.connections.iter().all(Connection::is_connected) {
+        while Instant::now() < deadline && !self.connections.iter().all(Connection::is_settled) {
             let count = self.epoll.wait(&mut events, EpollTimeout::from(100_u8)).unwrap_or(0);
             for event in &events[..count] {
                 let at = usize::try_from(event.data()).unwrap_or(usize::MAX);
@@ -166,7 +170,7 @@ impl Engine {
     fn drive(&mut self, load: &mut dyn Load, sink: &mut dyn Sink) -> Result<()> {
         let mut events = vec![EpollEvent::empty(); 512];
         let (mut scratch, mut more) = (vec![0; 64 * 1024], Vec::new());
-        let limit = Micros::try_from(self.options.limit.as_micros()).unwrap_or(Micros::MAX);
+        let limit = self.now() + Micros::try_from(self.options.limit.as_micros()).unwrap_or(Micros::MAX / 2);
         let mut swept = 0;
         loop {
             let now = self.now();
@@ -177,7 +181,8 @@ impl Engine {
             if now >= limit || (next.is_none() && self.flying == 0 && !queued) {
                 return Ok(());
             }
-            self.set_timer(next, now)?;
+            // With the queues full it is answers that have to come.
+            self.set_timer(next.filter(|_| !self.is_full()), now)?;
             let count = match self.epoll.wait(&mut events, EpollTimeout::from(50_u8)) {
                 Ok(count) => count,
                 Err(nix::errno::Errno::EINTR) => 0,
@@ -194,9 +199,14 @@ impl Engine {
         }
     }
 
+    /// Enough waits already: a step is not drawn up all at once.
+    fn is_full(&self) -> bool {
+        self.waiting.iter().any(|queue| queue.len() >= QUEUE)
+    }
+
     /// Moves what is due into the queues.
     fn gather(&mut self, load: &mut dyn Load, now: Micros) {
-        while load.peek().is_some_and(|due| due <= now) {
+        while !self.is_full() && load.peek().is_some_and(|due| due <= now) {
             let Some(shot) = load.take() else { break };
             self.waiting[lane_at(shot.lane)].push_back(shot);
         }
@@ -217,6 +227,7 @@ impl Engine {
                 let Some(shot) = self.waiting[lane].pop_front() else { break };
                 let now = self.now();
                 self.flying += 1;
+                self.first_sent.get_or_insert(now);
                 let step = self.connections[at].start(shot, now, &self.epoll);
                 self.settle(at, step, load, sink, more);
             }

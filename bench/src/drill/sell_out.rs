@@ -42,15 +42,8 @@ pub fn run(setting: &Setting, ask: &SellOut) -> Result<bool> {
     let offer = Offer { stock: ask.units, per_user: 1, price: 19_900, pay_within: 900 };
     let mut scene = Scene::open(setting, offer, ask.buyers)?;
     let profile = if ask.rate == 0 { Profile::Step } else { Profile::Rate(f64::from(ask.rate)) };
-    let plan = Plan {
-        mixed: true,
-        paid: f64::from(ask.paid) / 100.0,
-        price: scene.offer.price,
-        bots: ask.bots,
-        seed: setting.seed,
-        ..Plan::plain(profile)
-    };
-    let mut crowd = Crowd::new(&scene.buyers, 0, ask.buyers, plan);
+    let plan = Plan { mixed: true, paid: f64::from(ask.paid) / 100.0, bots: ask.bots, ..scene.plan(profile) };
+    let mut crowd = Crowd::new(&scene.buyers, (0..ask.buyers).collect(), plan);
     let (demand, requests) = (crowd.demand(), crowd.requests());
     let mut tally = scene.tally("sell-out", requests)?;
     scene.run(&mut crowd, &mut tally, Duration::from_secs(900))?;

@@ -1,0 +1,59 @@
+//! Every drill, one after the other.
+
+use anyhow::Result;
+
+use super::broker_outage::BrokerOutage;
+use super::burst::Burst;
+use super::expiry::Expiry;
+use super::kill::Kill;
+use super::lost_reply::LostReply;
+use super::payments::Payments;
+use super::sell_out::SellOut;
+use super::{Setting, broker_outage, burst, expiry, kill, lost_reply, payments, sell_out};
+
+/// What is asked for.
+#[derive(Debug, Clone, clap::Args)]
+pub struct All {
+    /// In a small size: shows in a minute or two that everything works, not how fast
+    #[arg(long)]
+    pub small: bool,
+}
+
+type Run<'a> = Box<dyn Fn() -> Result<bool> + 'a>;
+
+/// Runs every drill, also after one that failed; whether all are good.
+pub fn run(setting: &Setting, ask: &All) -> Result<bool> {
+    let pick = |full: u32, small: u32| if ask.small { small } else { full };
+    let sell = |buyers, units| SellOut { buyers, units, rate: 8_000, paid: 50, bots: 4_000 };
+    let few = sell(pick(20_000, 300), pick(1_000, 50));
+    let many = sell(pick(120_000, 600), pick(100_000, 400));
+    let expiry = Expiry { units: pick(1_000, 40), again: pick(2, 1), pay_within: 3 };
+    let outage = BrokerOutage { seconds: pick(60, 3), rate: pick(2_000, 200) };
+    let kills = Kill { kills: pick(20, 1), rate: pick(500, 100) };
+    let lost = LostReply { units: pick(60, 8) };
+    let burst = Burst { orders: pick(300_000, 5_000), rounds: pick(3, 0) };
+    let drills: Vec<(&str, Run<'_>)> = vec![
+        ("sell-out", Box::new(|| sell_out::run(setting, &few))),
+        ("sell-out, many units", Box::new(|| sell_out::run(setting, &many))),
+        ("expiry", Box::new(|| expiry::run(setting, &expiry))),
+        ("broker-outage", Box::new(|| broker_outage::run(setting, &outage))),
+        ("kill", Box::new(|| kill::run(setting, &kills))),
+        ("lost-reply", Box::new(|| lost_reply::run(setting, &lost))),
+        ("burst", Box::new(|| burst::run(setting, &burst))),
+        ("payments", Box::new(|| payments::run(setting, &Payments { race: false }))),
+    ];
+    let mut told = Vec::new();
+    for (name, run) in drills {
+        println!("\n== {name}");
+        let result = run();
+        if let Err(error) = &result {
+            println!("could not be carried out: {error:#}");
+        }
+        told.push((name, matches!(result, Ok(true))));
+    }
+    println!();
+    for (name, good) in &told {
+        println!("{}  {name}", if *good { "ok  " } else { "FAIL" });
+    }
+    Ok(told.iter().all(|(_, good)| *good))
+}

@@ -1,0 +1,116 @@
+//! Edge, worker and wardens are killed in mid-sale, again and again, at random moments.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
+
+use super::{Scene, Setting, wait_for};
+use crate::admin::{Admin, Offer};
+use crate::client::call::call;
+use crate::client::outcome::OK;
+use crate::crowd::{Crowd, Plan};
+use crate::environment::Environment;
+use crate::oracle::Rules;
+use crate::schedule::Profile;
+use crate::servers::Servers;
+
+/// What is asked for.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Kill {
+    /// How often each of edge, worker and warden is killed
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub kills: u32,
+    /// Orders a second meanwhile
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(10..=5_000))]
+    pub rate: u32,
+}
+
+/// The longest that one kill with its recovery may take on average.
+const SECONDS_EACH: u32 = 12;
+const VICTIMS: [&str; 3] = ["edge", "worker", "warden"];
+
+/// Runs the drill; whether all is good.
+pub fn run(setting: &Setting, ask: &Kill) -> Result<bool> {
+    let buyers = ask.rate * ask.kills * SECONDS_EACH;
+    let offer = Offer { stock: buyers, per_user: 1, price: 19_900, pay_within: 3_600 };
+    let mut scene = Scene::open(setting, offer, buyers)?;
+    let plan = Plan { mint: true, faults: true, paid: 0.1, ..scene.plan(Profile::Rate(f64::from(ask.rate))) };
+    let stop = plan.stop.clone();
+    let mut crowd = Crowd::new(&scene.buyers, (0..buyers).collect(), plan);
+    let mut tally = scene.tally("kill", u64::from(buyers))?;
+    let environment = setting.environment.clone();
+    let random = StdRng::seed_from_u64(setting.seed);
+    let killed = std::thread::scope(|scope| {
+        let killer = scope.spawn(move || {
+            let killed = Killer::new(&environment, random).rage(ask.kills);
+            stop.store(true, Ordering::Relaxed);
+            killed
+        });
+        let limit = Duration::from_secs(u64::from(ask.kills * SECONDS_EACH * 3) + 180);
+        let ran = scene.run(&mut crowd, &mut tally, limit);
+        let killed = killer.join().map_err(|_| anyhow::anyhow!("the killer's thread panicked"))?;
+        ran.and(killed)
+    })?;
+    for (name, count) in killed {
+        scene.verdicts.say(true, format!("{name} was killed {count} times and came back"));
+    }
+    let taken = tally.counted().taken();
+    scene.audit("after it all", taken)?;
+    let lost = tally.counted().unresolved();
+    scene.verdicts.say(true, format!("{lost} attempts met a dead or recovering server and were made again"));
+    scene.close(tally, &Rules { stock: buyers, per_user: 1, returns: false, taken: None })
+}
+
+struct Killer<'a> {
+    environment: &'a Environment,
+    servers: Servers,
+    admin: Admin,
+    random: StdRng,
+}
+
+impl<'a> Killer<'a> {
+    fn new(environment: &'a Environment, random: StdRng) -> Self {
+        let servers = Servers::new(environment.directory.clone());
+        Self { environment, servers, admin: Admin::new(environment), random }
+    }
+
+    /// Kills each so often, in a random order, at random moments; how often each died.
+    fn rage(mut self, kills: u32) -> Result<BTreeMap<String, u32>> {
+        let mut victims: Vec<&str> = VICTIMS.iter().flat_map(|name| (0..kills).map(|_| *name)).collect();
+        victims.shuffle(&mut self.random);
+        let mut killed = BTreeMap::new();
+        for victim in victims {
+            let name = match victim {
+                "warden" => format!("warden-{}", self.random.random_range(1..=2)),
+                other => other.to_owned(),
+            };
+            self.pause(300..2_000);
+            self.servers.kill(&name)?;
+            self.pause(0..500);
+            self.servers.start(&name)?;
+            self.recover(&name).with_context(|| format!("after a kill of {name}"))?;
+            *killed.entry(name).or_insert(0) += 1;
+        }
+        Ok(killed)
+    }
+
+    fn pause(&mut self, millis: std::ops::Range<u64>) {
+        std::thread::sleep(Duration::from_millis(self.random.random_range(millis)));
+    }
+
+    /// Waits until what was killed does its work again.
+    fn recover(&self, name: &str) -> Result<()> {
+        let ready = b"GET /-/ready HTTP/1.1\r\nHost: edge\r\nConnection: close\r\n\r\n";
+        wait_for(&format!("{name} to be ready"), Duration::from_secs(60), || match name {
+            "edge" if call(self.environment.edge_admin, ready).outcome() == OK => Ok(()),
+            "worker" if self.admin.answers() => Ok(()),
+            "edge" | "worker" => bail!("{name} does not answer"),
+            _ => self.servers.pid(name).map(drop),
+        })
+    }
+}

@@ -1,0 +1,218 @@
+//! The servers of `./dev up`: killed, stopped, and started again as they were.
+//!
+//! A restart runs the same command line in the same environment, read from `/proc` beforehand, and
+//! notes the new pid where `./dev` looks for it: seconds faster than `./dev up`, which is the way out
+//! when this fails.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::OpenOptions;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::drill::wait_for;
+
+/// Everything needed to start a server as it was started.
+#[derive(Debug, Clone)]
+struct Recipe {
+    program: OsString,
+    arguments: Vec<OsString>,
+    environment: Vec<(OsString, OsString)>,
+    directory: PathBuf,
+}
+
+/// The servers beside an environment file.
+#[derive(Debug)]
+pub struct Servers {
+    directory: PathBuf,
+    recipes: HashMap<String, Recipe>,
+    children: HashMap<String, Child>,
+}
+
+impl Servers {
+    /// Those under this directory.
+    pub fn new(directory: PathBuf) -> Self {
+        Self { directory, recipes: HashMap::new(), children: HashMap::new() }
+    }
+
+    /// The pid of a server that runs.
+    pub fn pid(&self, name: &str) -> Result<i32> {
+        let file = self.directory.join("pids").join(format!("{name}.pid"));
+        let text = std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+        let pid = text.trim().parse().with_context(|| format!("{} holds no pid", file.display()))?;
+        if !runs(pid) {
+            bail!("{name} (pid {pid}) does not run: ./dev up");
+        }
+        Ok(pid)
+    }
+
+    /// Kills a server: its crash.
+    pub fn kill(&mut self, name: &str) -> Result<()> {
+        self.end(name, Signal::SIGKILL)
+    }
+
+    /// Stops a server politely.
+    pub fn stop(&mut self, name: &str) -> Result<()> {
+        self.end(name, Signal::SIGTERM)
+    }
+
+    /// Freezes a server, or lets it go on.
+    pub fn signal(&self, name: &str, signal: Signal) -> Result<()> {
+        kill(Pid::from_raw(self.pid(name)?), signal).with_context(|| format!("{signal} to {name}"))
+    }
+
+    fn end(&mut self, name: &str, signal: Signal) -> Result<()> {
+        let pid = self.pid(name)?;
+        self.recipes
+            .insert(name.to_owned(), Recipe::of(pid).with_context(|| format!("how {name} was started"))?);
+        kill(Pid::from_raw(pid), signal).with_context(|| format!("{signal} to {name}"))?;
+        let mut child = self.children.remove(name);
+        wait_for(&format!("the end of {name}"), Duration::from_secs(60), || {
+            if let Some(child) = &mut child {
+                child.try_wait()?;
+            }
+            if runs(pid) { bail!("{name} (pid {pid}) still runs") } else { Ok(()) }
+        })
+    }
+
+    /// Starts a server that was ended, as it was.
+    pub fn start(&mut self, name: &str) -> Result<()> {
+        let recipe = self.recipes.get(name).with_context(|| format!("{name} was not stopped here"))?;
+        let log = self.directory.join("logs").join(format!("{name}.log"));
+        let log = OpenOptions::new().create(true).append(true).open(&log).context("opening its log")?;
+        let child = Command::new(&recipe.program)
+            .args(&recipe.arguments)
+            .env_clear()
+            .envs(recipe.environment.iter().map(|(name, value)| (name, value)))
+            .current_dir(&recipe.directory)
+            .stdin(Stdio::null())
+            .stderr(log.try_clone()?)
+            .stdout(log)
+            // No Ctrl-C of this terminal's reaches it.
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("starting {name}"))?;
+        self.record(name, i32::try_from(child.id())?)?;
+        self.children.insert(name.to_owned(), child);
+        Ok(())
+    }
+
+    /// Notes a pid as `./dev` does: the pid alone, and the pid with its start time, the boot and what
+    /// it was started from, by which `./dev up` tells that it still runs what is on disk.
+    fn record(&self, name: &str, pid: i32) -> Result<()> {
+        std::fs::write(self.directory.join("pids").join(format!("{name}.pid")), format!("{pid}\n"))?;
+        let file = self.directory.join("started").join(name);
+        let Ok(old) = std::fs::read_to_string(&file) else { return Ok(()) };
+        let Some(print) = old.split_ascii_whitespace().nth(3) else { return Ok(()) };
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let start = start_in(&stat).with_context(|| format!("/proc/{pid}/stat is not as expected"))?;
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+        std::fs::write(file, format!("{pid} {start} {} {print}\n", boot.trim()))?;
+        Ok(())
+    }
+}
+
+impl Drop for Servers {
+    /// What was stopped and not started again would stay away when a drill fails half-way.
+    fn drop(&mut self) {
+        let names: Vec<String> = self.recipes.keys().cloned().collect();
+        for name in names {
+            if self.pid(&name).is_err()
+                && let Err(error) = self.start(&name)
+            {
+                eprintln!("sluice-bench: {name} was not started again ({error:#}): ./dev up");
+            }
+        }
+    }
+}
+
+impl Recipe {
+    fn of(pid: i32) -> Result<Self> {
+        let read = |what: &str| std::fs::read(format!("/proc/{pid}/{what}"));
+        let texts = |bytes: &[u8]| -> Vec<OsString> {
+            let parts = bytes.split(|byte| *byte == 0).map(|part| OsString::from_vec(part.to_vec()));
+            parts.collect()
+        };
+        let mut arguments = texts(read("cmdline")?.strip_suffix(b"\0").unwrap_or_default());
+        if arguments.first().is_none_or(|first| first.is_empty()) {
+            bail!("process {pid} has no command line");
+        }
+        let named = arguments.remove(0);
+        // A bare name was found in some PATH; the link tells where.
+        let program = if named.as_bytes().contains(&b'/') {
+            named
+        } else {
+            std::fs::read_link(format!("/proc/{pid}/exe"))?.into_os_string()
+        };
+        let environment = texts(&read("environ")?).iter().filter_map(|text| pair(text)).collect();
+        Ok(Self {
+            program,
+            arguments,
+            environment,
+            directory: std::fs::read_link(format!("/proc/{pid}/cwd"))?,
+        })
+    }
+}
+
+/// `NAME=value`.
+fn pair(text: &OsStr) -> Option<(OsString, OsString)> {
+    let bytes = text.as_bytes();
+    let equals = bytes.iter().position(|byte| *byte == b'=').filter(|at| *at > 0)?;
+    let part = |bytes: &[u8]| OsStr::from_bytes(bytes).to_owned();
+    Some((part(&bytes[..equals]), part(&bytes[equals + 1..])))
+}
+
+/// Whether a process runs; one that has ended and was not waited for does not.
+fn runs(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X'])))
+}
+
+/// When a process was started, in ticks since the boot.
+fn start_in(stat: &str) -> Option<u64> {
+    stat.rsplit_once(") ")?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_killed_server_is_started_as_it_was() {
+        let directory = std::env::temp_dir().join(format!("sluice-bench-servers-{}", std::process::id()));
+        for part in ["pids", "started", "logs"] {
+            std::fs::create_dir_all(directory.join(part)).unwrap();
+        }
+        let mut first = Command::new("sleep").arg("1000").env("MARK", "a=b").spawn().unwrap();
+        std::fs::write(directory.join("pids/s.pid"), format!("{}\n", first.id())).unwrap();
+        std::fs::write(directory.join("started/s"), format!("{} 1 boot print-1\n", first.id())).unwrap();
+        let mut servers = Servers::new(directory.clone());
+        let killed = servers.pid("s").unwrap();
+        // A process that is just beginning has no command line yet.
+        let recipe = |pid| wait_for("its command line", Duration::from_secs(10), || Recipe::of(pid)).unwrap();
+        recipe(killed);
+        let reaper = std::thread::spawn(move || first.wait());
+        servers.kill("s").unwrap();
+        reaper.join().unwrap().unwrap();
+        assert!(servers.pid("s").is_err());
+        servers.start("s").unwrap();
+        let pid = servers.pid("s").unwrap();
+        assert_ne!(pid, killed);
+        let recipe = recipe(pid);
+        assert_eq!(recipe.arguments, ["1000"]);
+        assert!(recipe.environment.contains(&("MARK".into(), "a=b".into())));
+        let started = std::fs::read_to_string(directory.join("started/s")).unwrap();
+        assert!(started.starts_with(&format!("{pid} ")) && started.ends_with(" print-1\n"), "{started}");
+        servers.stop("s").unwrap();
+        servers.recipes.clear();
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+}
