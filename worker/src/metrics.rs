@@ -85,7 +85,11 @@ impl Metrics {
         let pool_usage = Gauge::default();
         registry.register("connection_pool_usage", "Connections to PostgreSQL in use", pool_usage.clone());
         let pool_size = Gauge::default();
-        registry.register("connection_pool_size", "Connections to PostgreSQL that are open", pool_size.clone());
+        registry.register(
+            "connection_pool_size",
+            "Connections to PostgreSQL that are open",
+            pool_size.clone(),
+        );
         let api = crate::api::Metrics::new(&mut registry);
         let warden = crate::warden::Metrics::new(&mut registry);
         Arc::new(Self {

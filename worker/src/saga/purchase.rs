@@ -200,7 +200,8 @@ impl Purchase {
     async fn publish(&self, sale: &SaleId, news: &News) {
         let channel = sale_channel(sale);
         let words = news.skus.iter().map(|sku| format!("release {sku}"));
-        let orders = news.records.iter().map(|(uuid, record)| format!("order {} {record}", hex::encode(uuid)));
+        let orders =
+            news.records.iter().map(|(uuid, record)| format!("order {} {record}", hex::encode(uuid)));
         let told = words.chain(orders).map(|payload| {
             let publish = cmd("PUBLISH").arg(&channel).arg(payload).to_owned();
             async move { self.redis.run::<i64>("publishing", &publish).await }

@@ -172,12 +172,7 @@ impl Store {
 
     /// Refunds a paid order; with `restock` its units go back on the shelf. The money is due until the
     /// provider's notice.
-    pub async fn refund(
-        &self,
-        order: &OrderId,
-        restock: bool,
-        reason: &str,
-    ) -> Result<Refunded, StoreError> {
+    pub async fn refund(&self, order: &OrderId, restock: bool, reason: &str) -> Result<Refunded, StoreError> {
         let mut writing = self.pool.begin().await?;
         let refunded: Option<RawOrder> = sqlx::query_as(concat!(
             "UPDATE orders SET state = 'refunded', refund = 'due', live = NOT $2, updated_at = now()

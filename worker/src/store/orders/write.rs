@@ -178,11 +178,7 @@ async fn prices(writing: &mut PgConnection, batch: &[Accepted]) -> Result<Prices
     Ok(wanted.into_iter().filter_map(price).collect())
 }
 
-fn draft<'a>(
-    accepted: &'a Accepted,
-    pay_within: i32,
-    prices: &Prices,
-) -> Result<Draft<'a>, String> {
+fn draft<'a>(accepted: &'a Accepted, pay_within: i32, prices: &Prices) -> Result<Draft<'a>, String> {
     let number = |n: u64, what: &str| i64::try_from(n).map_err(|_| format!("{what} {n} is too large"));
     let (mut amount, mut currency, mut flaw) = (0_i64, String::new(), None);
     for (sku, units) in accepted.lines.iter() {

@@ -1,0 +1,30 @@
+//! Workers against real servers: PostgreSQL, RabbitMQ and Redis, each test with its own database,
+//! virtual host and Redis.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub)]
+
+mod api_auth;
+mod api_orders;
+mod api_payments;
+mod api_requests;
+mod api_sales;
+mod api_stock;
+mod api_world;
+mod audit_books;
+mod explain_order;
+mod harness;
+mod orders_poison;
+mod orders_queue;
+mod orders_write;
+mod outbox_events;
+mod payments_notice;
+mod payments_race;
+mod saga_ladder;
+mod saga_steps;
+mod timeout_expiry;
+mod topology_commands;
+mod warden_lead;
+mod warden_projection;
+mod warden_reconcile;
+mod warden_register;
+mod warden_reopen;
+mod warden_world;

@@ -1,0 +1,282 @@
+//! The purchase's steps: Redis follows the books, units go back once, and nothing is given up.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use sluice_shared::clock::Millis;
+use sluice_shared::keys::{self, Shelf, sale_channel};
+use sluice_shared::message::{Accepted, OrderEvents, VERSION};
+use sluice_shared::record::{OrderState, Refund};
+use sluice_shared::redis::{Redis, cmd};
+use sluice_shared::script::{Raised, ShelfScripts, WardenScripts};
+use sluice_shared::testing::eventually;
+use sluice_shared::topology::EVENTS;
+use sluice_worker::role::Role;
+use sluice_worker::store::orders::Cancelled;
+use sluice_worker::store::payments::{NoticeStatus, PaymentNotice};
+
+use crate::harness::world::{edge, verify_ledger};
+use crate::harness::{Running, World};
+
+const PATIENCE: Duration = Duration::from_secs(15);
+
+async fn world() -> (World, [Running; 2]) {
+    let world = World::new(&[("phone", 10), ("case", 10)]).await;
+    let roles = [world.run(Role::Outbox), world.run(Role::Saga)];
+    (world, roles)
+}
+
+async fn end(roles: [Running; 2]) {
+    for role in roles {
+        role.stop().await;
+    }
+}
+
+/// Waits until the record in Redis begins like this: state, units, and further on its refund.
+async fn becomes(world: &World, order: &Accepted, state: OrderState, released: bool, refund: Refund) {
+    let what = format!("{state:?} released={released} {refund:?}");
+    let there = async || {
+        let record = world.record(&order.order).await;
+        record.is_some_and(|r| (r.state, r.released, r.refund) == (state, released, refund))
+    };
+    eventually(&what, PATIENCE, there).await;
+}
+
+async fn pay(world: &World, order: &Accepted, payment: &str, status: NoticeStatus) {
+    let notice = PaymentNotice {
+        payment_id: payment.to_owned(),
+        order: order.order,
+        amount: 1500,
+        currency: "EUR".to_owned(),
+        status,
+    };
+    world.db.store.notice(&notice).await.unwrap();
+}
+
+const SAGAS: &str = "SELECT state || ' ' || step FROM saga ORDER BY order_id";
+
+#[tokio::test]
+async fn a_written_order_waits_for_its_money_in_redis_and_in_the_delay_queue() {
+    let (world, roles) = world().await;
+    let order = world.bought("alice", "phone=1").await;
+    becomes(&world, &order, OrderState::PendingPayment, false, Refund::None).await;
+    let due = world.db.store.order(&order.order).await.unwrap().unwrap().pay_before;
+    assert_eq!(world.record(&order.order).await.unwrap().pay_before, Some(due));
+    let [ready, ..] = keys::delay(0);
+    let score = cmd("ZSCORE").arg(ready).arg(order.order.to_string()).to_owned();
+    let noted = async || {
+        let score: Option<f64> = world.redis.run("test", &score).await.unwrap();
+        score.map(|score| Millis(score as i64)) == Some(due)
+    };
+    eventually("the deadline is noted", PATIENCE, noted).await;
+    end(roles).await;
+}
+
+#[tokio::test]
+async fn a_payment_commits_the_saga() {
+    let (world, roles) = world().await;
+    let order = world.bought("alice", "phone=1").await;
+    pay(&world, &order, "p1", NoticeStatus::Succeeded).await;
+    becomes(&world, &order, OrderState::Paid, false, Refund::None).await;
+    let committed = async || world.db.texts(SAGAS).await == ["committed settle"];
+    eventually("the saga is committed", PATIENCE, committed).await;
+    pay(&world, &order, "p2", NoticeStatus::Succeeded).await;
+    becomes(&world, &order, OrderState::Paid, false, Refund::Due).await;
+    pay(&world, &order, "p2", NoticeStatus::Refunded).await;
+    becomes(&world, &order, OrderState::Paid, false, Refund::Done).await;
+    assert_eq!(world.left("phone").await, 9);
+    end(roles).await;
+}
+
+#[tokio::test]
+async fn a_refund_brings_units_back_or_leaves_them() {
+    let (world, roles) = world().await;
+    let (back, kept) = (world.bought("alice", "phone=1").await, world.bought("bob", "phone=1").await);
+    for (order, payment) in [(&back, "p1"), (&kept, "p2")] {
+        pay(&world, order, payment, NoticeStatus::Succeeded).await;
+    }
+    world.db.store.refund(&back.order, true, "late").await.unwrap();
+    world.db.store.refund(&kept.order, false, "late").await.unwrap();
+    becomes(&world, &back, OrderState::Refunded, true, Refund::Due).await;
+    becomes(&world, &kept, OrderState::Refunded, false, Refund::Due).await;
+    pay(&world, &back, "p1", NoticeStatus::Refunded).await;
+    becomes(&world, &back, OrderState::Refunded, true, Refund::Done).await;
+    assert_eq!(world.left("phone").await, 9);
+    end(roles).await;
+    verify_ledger(&world.db).await;
+}
+
+#[tokio::test]
+async fn t6_units_go_back_once_however_often_it_is_told() {
+    let (world, roles) = world().await;
+    let order = world.bought("alice", "case=2,phone=1").await;
+    assert_eq!((world.left("case").await, world.left("phone").await), (8, 9));
+    world.db.store.cancel(&order.order, &order.user).await.unwrap();
+    becomes(&world, &order, OrderState::Cancelled, true, Refund::None).await;
+    let payload = "SELECT payload::text FROM outbox WHERE topic = 'stock.release'";
+    let again = world.db.texts(payload).await.remove(0).into_bytes();
+    world.broker.publish(EVENTS, &vec![("stock.release".to_owned(), again); 10]).await;
+    let undone = async || world.db.texts(SAGAS).await == ["undone release"];
+    eventually("the saga is undone", PATIENCE, undone).await;
+    let last = world.bought("bob", "phone=1").await;
+    world.db.store.cancel(&last.order, &last.user).await.unwrap();
+    becomes(&world, &last, OrderState::Cancelled, true, Refund::None).await;
+    assert_eq!((world.left("case").await, world.left("phone").await), (10, 10));
+    end(roles).await;
+    verify_ledger(&world.db).await;
+}
+
+#[tokio::test]
+async fn a_cancel_before_the_row_gives_the_units_back_and_outlives_the_late_message() {
+    let (world, roles) = world().await;
+    let order = world.reserve("alice", "phone=1").await;
+    let done = world.db.store.cancel_unwritten(&order).await.unwrap();
+    assert!(matches!(done, Cancelled::Done(_)), "{done:?}");
+    becomes(&world, &order, OrderState::Cancelled, true, Refund::None).await;
+    let report = world.db.store.write_orders(std::slice::from_ref(&order)).await.unwrap();
+    assert_eq!((report.written, report.repeated), (0, 1));
+    assert_eq!(world.left("phone").await, 10);
+    end(roles).await;
+    verify_ledger(&world.db).await;
+}
+
+#[tokio::test]
+async fn an_order_that_the_books_had_no_units_for_goes_back_on_the_shelf() {
+    let (world, roles) = world().await;
+    world.db.run("UPDATE offers SET stock = 1 WHERE sku = 'phone'").await;
+    let (first, second) = (world.reserve("alice", "phone=1").await, world.reserve("bob", "phone=1").await);
+    world.db.store.write_orders(&[first.clone(), second.clone()]).await.unwrap();
+    becomes(&world, &first, OrderState::PendingPayment, false, Refund::None).await;
+    becomes(&world, &second, OrderState::Failed, true, Refund::None).await;
+    assert_eq!(world.left("phone").await, 9);
+    end(roles).await;
+}
+
+#[tokio::test]
+async fn a_frozen_sale_keeps_its_messages_waiting_and_loses_none() {
+    let (world, roles) = world().await;
+    let order = world.bought("alice", "phone=1").await;
+    becomes(&world, &order, OrderState::PendingPayment, false, Refund::None).await;
+    let flush = cmd("SCRIPT").arg("FLUSH").to_owned();
+    let _: String = world.redis.run("test", &flush).await.unwrap();
+    world.db.store.cancel(&order.order, &order.user).await.unwrap();
+    let waits = async || {
+        let text = world.context.metrics.render(&world.db.store);
+        text.contains("sluice_jobs_total{job=\"release\",outcome=\"later\"}")
+    };
+    eventually("the message waits", PATIENCE, waits).await;
+    assert_eq!(world.left("phone").await, 9);
+    // Nobody but the warden loads them.
+    assert!(!world.scripts.loaded(&world.redis).await.unwrap());
+    world.scripts.load(&world.redis).await.unwrap();
+    becomes(&world, &order, OrderState::Cancelled, true, Refund::None).await;
+    assert_eq!(world.left("phone").await, 10);
+    end(roles).await;
+}
+
+async fn raise(redis: &Redis, shelf: &Shelf) -> ShelfScripts {
+    let warden = WardenScripts::default();
+    warden.load(redis).await.unwrap();
+    assert_eq!(warden.raise(redis, shelf, 1, 100).await.unwrap(), Raised::Raised);
+    let scripts = ShelfScripts::new(shelf.clone(), 2);
+    scripts.load(redis).await.unwrap();
+    let (span, edges) = (Duration::from_secs(60), [edge()]);
+    warden.lease(redis, shelf, 2, span, &edges, &[]).await.unwrap().unwrap();
+    scripts
+}
+
+#[tokio::test]
+async fn steps_go_on_in_the_next_epoch() {
+    let (world, roles) = world().await;
+    let order = world.bought("alice", "phone=1").await;
+    becomes(&world, &order, OrderState::PendingPayment, false, Refund::None).await;
+    raise(&world.redis, &world.shelf).await;
+    pay(&world, &order, "p1", NoticeStatus::Succeeded).await;
+    becomes(&world, &order, OrderState::Paid, false, Refund::None).await;
+    end(roles).await;
+}
+
+#[tokio::test]
+async fn a_release_of_an_order_that_redis_has_lost_leaves_a_tombstone() {
+    let (world, roles) = world().await;
+    let order = world.bought("alice", "phone=1").await;
+    becomes(&world, &order, OrderState::PendingPayment, false, Refund::None).await;
+    let lose = cmd("HDEL").arg(world.shelf.orders()).arg(order.order.field()).to_owned();
+    let _: i64 = world.redis.run("test", &lose).await.unwrap();
+    world.db.store.cancel(&order.order, &order.user).await.unwrap();
+    becomes(&world, &order, OrderState::Cancelled, true, Refund::None).await;
+    // The rebuild counts the units; a tombstone gives none back.
+    assert_eq!(world.left("phone").await, 9);
+    end(roles).await;
+}
+
+#[tokio::test]
+async fn edges_that_follow_are_told() {
+    let world = World::new(&[("phone", 10)]).await;
+    let channels = [sale_channel(&world.shelf.sale)];
+    let news = Redis::subscribe(&world.server.url(), &channels).await.unwrap();
+    let roles = [world.run(Role::Outbox), world.run(Role::Saga)];
+    let order = world.bought("alice", "phone=1").await;
+    becomes(&world, &order, OrderState::PendingPayment, false, Refund::None).await;
+    world.db.store.cancel(&order.order, &order.user).await.unwrap();
+    let told: Vec<String> = news.take(3).map(|(_, payload)| payload).collect().await;
+    let field = order.order.field();
+    assert!(told[0].starts_with(&format!("order {field} Ph|1|")), "{told:?}");
+    assert_eq!(told[1], "release phone");
+    assert!(told[2].starts_with(&format!("order {field} Cr|1|")), "{told:?}");
+    end(roles).await;
+}
+
+#[tokio::test]
+async fn a_sale_whose_keys_are_deleted_still_ends_its_sagas() {
+    let (world, roles) = world().await;
+    let order = world.bought("alice", "phone=1").await;
+    becomes(&world, &order, OrderState::PendingPayment, false, Refund::None).await;
+    pay(&world, &order, "p1", NoticeStatus::Succeeded).await;
+    becomes(&world, &order, OrderState::Paid, false, Refund::None).await;
+    let keys = [world.shelf.meta(), world.shelf.stock(), world.shelf.orders(), world.shelf.journal()];
+    let delete = cmd("DEL").arg(&keys[..]).to_owned();
+    let _: i64 = world.redis.run("test", &delete).await.unwrap();
+    world
+        .db
+        .run(
+            "UPDATE sales SET step = 'closed', starts_at = now() - interval '4 days',
+                    ends_at = now() - interval '3 days', updated_at = now() - interval '3 days'",
+        )
+        .await;
+    world.db.store.refund(&order.order, true, "late").await.unwrap();
+    let undone = async || world.db.texts(SAGAS).await == ["undone release"];
+    eventually("the saga is undone", PATIENCE, undone).await;
+    end(roles).await;
+}
+
+#[tokio::test]
+async fn an_order_whose_record_is_torn_is_tried_again_and_the_others_of_its_message_go_on() {
+    let (world, roles) = world().await;
+    let (torn, good) = (world.reserve("alice", "phone=1").await, world.reserve("bob", "phone=1").await);
+    let tear = cmd("HSET").arg(world.shelf.orders()).arg(torn.order.field()).arg("Ah|1|torn").to_owned();
+    let _: i64 = world.redis.run("test", &tear).await.unwrap();
+    world.db.store.write_orders(&[torn, good.clone()]).await.unwrap();
+    becomes(&world, &good, OrderState::PendingPayment, false, Refund::None).await;
+    let retried = async || {
+        let text = world.context.metrics.render(&world.db.store);
+        text.contains("sluice_jobs_total{job=\"saga\",outcome=\"retry\"} 1")
+    };
+    eventually("it is on the ladder", PATIENCE, retried).await;
+    end(roles).await;
+}
+
+#[tokio::test]
+async fn what_is_no_event_is_parked() {
+    let (world, roles) = world().await;
+    let newer = serde_json::to_vec(&OrderEvents { v: VERSION + 1, events: Vec::new() }).unwrap();
+    let messages = [
+        ("order.created".to_owned(), b"{".to_vec()),
+        ("stock.release".to_owned(), newer),
+        ("order.changed".to_owned(), br#"{"v":1,"events":[{}]}"#.to_vec()),
+    ];
+    world.broker.publish(EVENTS, &messages).await;
+    let parked = async || world.db.count("SELECT count(*) FROM parked").await == 3;
+    eventually("three are parked", PATIENCE, parked).await;
+    end(roles).await;
+}
