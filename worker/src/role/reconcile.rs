@@ -1,6 +1,7 @@
 //! The `reconcile` role: the [`warden`](crate::warden). Two processes run it, and one of them leads.
 
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use crate::role::{Context, Stop};
 use crate::warden::{Warden, leases};
@@ -9,7 +10,8 @@ use crate::warden::{Warden, leases};
 pub async fn run(context: Context, mut stop: Stop) -> anyhow::Result<()> {
     let warden = Warden::new(context);
     let (tell, mut leading) = watch::channel(false);
-    let leases = tokio::spawn(leases::run(warden.clone(), tell, stop.clone()));
+    let mut renewing = JoinSet::new();
+    renewing.spawn(leases::run(warden.clone(), tell, stop.clone()));
     while !*stop.borrow() {
         tokio::select! {
             turn = leading.wait_for(|leads| *leads) => { turn?; }
@@ -21,5 +23,8 @@ pub async fn run(context: Context, mut stop: Stop) -> anyhow::Result<()> {
             _ = stop.changed() => break,
         }
     }
-    Ok(leases.await?)
+    while let Some(ended) = renewing.join_next().await {
+        ended?;
+    }
+    Ok(())
 }

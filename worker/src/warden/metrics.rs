@@ -38,7 +38,7 @@ impl Metrics {
     pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         let warden = registry.sub_registry_with_prefix("warden");
-        warden.register("leading", "1 in the process that leads", metrics.leading.clone());
+        warden.register("leading", "Whether this process leads: 1 or 0", metrics.leading.clone());
         warden.register("serving_segments", "Segments whose lease is renewed", metrics.serving.clone());
         warden.register("frozen_segments", "Segments that do not sell", metrics.frozen_segments.clone());
         warden.register(

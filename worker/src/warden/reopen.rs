@@ -34,7 +34,7 @@ pub struct Reopen {
     outlet: Outlet,
     redis: String,
     barrier: String,
-    told: Option<(Stage, Instant)>,
+    told: Option<((Stage, bool), Instant)>,
 }
 
 /// Re-opens a segment; ends when it may be leased again, with its new epoch.
@@ -276,19 +276,19 @@ impl Reopen {
     /// Tells where it stands: each new stage once, and whom it waits for every ten seconds.
     fn tell(&mut self) {
         let (stage, now) = (self.machine.stage(), Instant::now());
-        let news = self.told.is_none_or(|(told, at)| told != stage || now.duration_since(at) > TOLD);
-        if !news {
-            return;
-        }
-        self.told = Some((stage, now));
         let (shelf, edges) = (self.shelf.name(), self.machine.waited_for());
-        if stage == Stage::Collecting && !edges.is_empty() {
-            tracing::warn!(shelf, ?edges, "a re-opening waits for edges that may hold accepted orders");
-        } else {
-            tracing::info!(shelf, stage = stage.as_str(), "re-opening");
-        }
         let waiting = i64::try_from(edges.len()).unwrap_or(i64::MAX);
         self.warden.metrics().waiting_for_edges.set(waiting);
+        let state = (stage, edges.is_empty());
+        if self.told.is_some_and(|(told, at)| told == state && now.duration_since(at) < TOLD) {
+            return;
+        }
+        self.told = Some((state, now));
+        if edges.is_empty() {
+            tracing::info!(shelf, stage = stage.as_str(), "re-opening");
+        } else {
+            tracing::warn!(shelf, ?edges, "a re-opening waits for edges that may hold accepted orders");
+        }
     }
 }
 

@@ -143,6 +143,7 @@ impl Reopening {
             }
             Event::Closed { epoch, asked } => {
                 (self.stage, self.epoch, self.asked) = (Stage::Collecting, epoch, asked);
+                self.waited_for.clear();
                 Command::Listen(Duration::ZERO)
             }
             Event::Heard(edges) => self.heard(edges),

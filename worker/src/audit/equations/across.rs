@@ -42,7 +42,8 @@ fn order(seen: &Seen, all: &Gathered, uuid: &[u8; 16]) -> OrderId {
 
 /// Whether a row was written for units that were taken after the shelf was read.
 fn newer(seen: &Seen, row: &OrderFact) -> bool {
-    (row.epoch, row.seq) > (seen.image.head.epoch, seen.image.head.seq)
+    let head = &seen.image.head;
+    head.fence.is_some() && (row.epoch, row.seq) > (head.epoch, head.seq)
 }
 
 /// Every live row holds its units in Redis, under the same name.

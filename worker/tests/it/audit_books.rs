@@ -1,0 +1,262 @@
+//! The audit balances on good books, and names the equation that a corruption breaks.
+
+use sluice_shared::ids::OrderId;
+use sluice_shared::record::OrderState;
+use sluice_shared::script::{Release, ShelfScripts};
+use sluice_worker::audit::broker::Depths;
+use sluice_worker::audit::equations::judge;
+use sluice_worker::audit::gather::gather;
+use sluice_worker::audit::{SaleReport, print};
+use sluice_worker::store::payments::{NoticeStatus, PaymentNotice};
+use sqlx::AssertSqlSafe;
+
+use crate::warden_world::{Edge, Place, Process, user};
+
+/// One order of every kind.
+struct Books {
+    place: Place,
+    _edge: Edge,
+    _warden: Process,
+    unpaid: OrderId,
+    paid: OrderId,
+    cancelled: OrderId,
+}
+
+async fn notice(place: &Place, order: &OrderId, payment: &str, status: NoticeStatus) {
+    let notice = PaymentNotice {
+        payment_id: payment.to_owned(),
+        order: *order,
+        amount: 1500,
+        currency: "EUR".to_owned(),
+        status,
+    };
+    place.db.store.notice(&notice).await.unwrap();
+}
+
+/// What outbox and saga do with every release.
+async fn release(place: &Place, orders: &[(&OrderId, &str, OrderState)]) {
+    let scripts = ShelfScripts::new(place.shelf.clone(), place.epoch().await);
+    let lines = sluice_shared::lines::Lines::parse("phone=1").unwrap();
+    let of = |(order, who, state): &(&OrderId, &str, OrderState)| Release {
+        uuid: order.uuid,
+        state: *state,
+        lines: lines.clone(),
+        user: user(who),
+    };
+    let releases: Vec<_> = orders.iter().map(of).collect();
+    scripts.release(&place.redis, &releases).await.unwrap().unwrap();
+    place.db.run("UPDATE outbox SET published_at = now()").await;
+}
+
+async fn books() -> Books {
+    let (place, warden, _orders, edge) = Place::open(10).await;
+    let unpaid = place.bought(&edge.instance, "ann").await.order;
+    let paid = place.bought(&edge.instance, "bob").await.order;
+    let cancelled = place.bought(&edge.instance, "eve").await.order;
+    let refunded = place.bought(&edge.instance, "ida").await.order;
+    notice(&place, &paid, "p-1", NoticeStatus::Succeeded).await;
+    notice(&place, &refunded, "p-2", NoticeStatus::Succeeded).await;
+    notice(&place, &refunded, "p-2", NoticeStatus::Refunded).await;
+    place.db.store.cancel(&cancelled, &user("eve")).await.unwrap();
+    let back = [(&cancelled, "eve", OrderState::Cancelled), (&refunded, "ida", OrderState::Refunded)];
+    release(&place, &back).await;
+    Books { place, _edge: edge, _warden: warden, unpaid, paid, cancelled }
+}
+
+impl Books {
+    async fn judge(&self, depths: Option<Depths>) -> SaleReport {
+        let place = &self.place;
+        let seen = gather(&place.db.store, &place.redis, &place.shelf.sale).await.unwrap();
+        judge(&seen, depths)
+    }
+
+    async fn sql(&self, text: String) {
+        sqlx::raw_sql(AssertSqlSafe(text)).execute(&self.place.db.pool).await.unwrap();
+    }
+}
+
+fn broken(report: &SaleReport) -> Vec<&'static str> {
+    let mut names: Vec<_> = report.equations.iter().filter(|e| !e.holds).map(|e| e.name).collect();
+    names.dedup();
+    names
+}
+
+#[tokio::test]
+async fn good_books_balance_and_every_unit_is_somewhere() {
+    let books = books().await;
+    let report = books.judge(None).await;
+    assert_eq!(broken(&report), Vec::<&str>::new(), "{report:#?}");
+    assert!(report.balanced && report.at_rest && report.in_redis, "{report:#?}");
+    let units = &report.units[0];
+    let terms = (units.preloaded, units.left, units.journalled, units.in_broker, units.held, units.sold);
+    // The first buyer who proved that the sale sells is one of the two who hold.
+    assert_eq!(terms, (10, 7, 0, 0, 2, 1));
+    let edge = sluice_shared::ids::InstanceId::parse("edge.1.a").unwrap();
+    books.place.ask(&edge, "kim").await.unwrap();
+    let report = books.judge(None).await;
+    assert!(report.balanced && !report.at_rest, "{report:#?}");
+    assert_eq!((report.units[0].left, report.units[0].journalled), (6, 1));
+    let whole = sluice_worker::audit::judge(&books.place.db.store, &books.place.redis, None).await.unwrap();
+    assert!(whole.balanced && whole.looks == 1);
+    assert!(print::table(&whole).contains("= 6 left + 1 journalled"), "{}", print::table(&whole));
+}
+
+#[tokio::test]
+async fn every_corruption_of_redis_is_named_by_its_equation() {
+    let cases = 10;
+    for case in 0..cases {
+        let books = books().await;
+        let place = &books.place;
+        let (stock, orders, journal) = (place.shelf.stock(), place.shelf.orders(), place.shelf.journal());
+        let unpaid = books.unpaid.field();
+        let record = place.record(&books.unpaid).await.unwrap();
+        let (named, also): (&str, &str) = match case {
+            0 => {
+                place.run(&["HINCRBY", &stock, "phone", "1"]).await;
+                ("R1", "C")
+            }
+            1 => {
+                place.run(&["HSET", &stock, "phone", "-1"]).await;
+                ("R1", "C")
+            }
+            2 => {
+                place.run(&["HDEL", &orders, "@ann"]).await;
+                ("R3", "")
+            }
+            3 => {
+                place.run(&["HDEL", &orders, &unpaid]).await;
+                ("R1", "X1")
+            }
+            4 => {
+                place.run(&["XADD", &journal, "1-9999", "o", &"ab".repeat(16)]).await;
+                ("R2", "")
+            }
+            5 => {
+                let torn = &record.to_string()[..12];
+                place.run(&["HSET", &orders, &unpaid, torn]).await;
+                ("R0", "X1")
+            }
+            6 => {
+                let mut back = record.clone();
+                back.released = true;
+                place.run(&["HSET", &orders, &unpaid, &back.to_string()]).await;
+                place.run(&["HINCRBY", &stock, "phone", "1"]).await;
+                place.run(&["HDEL", &orders, "@ann"]).await;
+                ("X5", "X1")
+            }
+            7 => {
+                // A unit that nobody in the books has, with everything that belongs to it.
+                let mut ghost = record.clone();
+                ghost.state = OrderState::PendingPayment;
+                ghost.seq = 99;
+                ghost.user = user("ghost");
+                let field = "cd".repeat(16);
+                place.run(&["HSET", &orders, &field, &ghost.to_string(), "@ghost", "phone=1"]).await;
+                place.run(&["HINCRBY", &stock, "phone", "-1"]).await;
+                place.run(&["HSET", &place.shelf.meta(), "seq", "99"]).await;
+                ("X2", "R2s")
+            }
+            8 => {
+                place.run(&["HINCRBY", &place.shelf.meta(), "init:phone", "2"]).await;
+                place.run(&["HINCRBY", &stock, "phone", "2"]).await;
+                ("X3", "C")
+            }
+            _ => {
+                place.run(&["DEL", &place.shelf.meta(), &stock, &orders, &journal]).await;
+                ("R0", "X1")
+            }
+        };
+        let report = books.judge(None).await;
+        let broken = broken(&report);
+        assert!(!report.balanced && broken.contains(&named), "case {case}: {named} not in {broken:?}");
+        assert!(also.is_empty() || broken.contains(&also), "case {case}: {also} not in {broken:?}");
+    }
+}
+
+#[tokio::test]
+async fn every_corruption_of_the_books_is_named_by_its_equation() {
+    let order = |id: &OrderId| format!("'{id}'");
+    type Mutant = (&'static str, fn(&Books, &str) -> String);
+    let cases: [(Mutant, &str); 12] = [
+        (("P3o", |_, unpaid| format!("DELETE FROM orders WHERE id = {unpaid}")), "P1"),
+        (("H", |_, unpaid| format!("UPDATE ledger SET quantity = 2 WHERE order_id = {unpaid}")), "P1l"),
+        (("H", |_, unpaid| format!("DELETE FROM ledger WHERE order_id = {unpaid}")), "P3t"),
+        (("P1", |_, _| "UPDATE offers SET taken = taken + 1".to_owned()), "P1l"),
+        (("P1s", |_, _| "UPDATE offers SET stock = stock + 1".to_owned()), "X3"),
+        (
+            ("P3t", |_, unpaid| {
+                format!(
+                    "DROP INDEX ledger_once;
+                     INSERT INTO ledger SELECT sale, sku, 99, kind, order_id, change, quantity, at, hash
+                     FROM ledger WHERE order_id = {unpaid} AND kind = 'take'"
+                )
+            }),
+            "H",
+        ),
+        (("P3r", |books, _| format!("UPDATE orders SET live = true WHERE id = '{}'", books.cancelled)), "P1"),
+        (("P3s", |_, unpaid| format!("UPDATE orders SET state = 'paid' WHERE id = {unpaid}")), "P4"),
+        (("P4", |_, _| "DELETE FROM payments WHERE payment_id = 'p-1'".to_owned()), ""),
+        (("P5", |books, _| format!("UPDATE orders SET epoch = 9 WHERE id = '{}'", books.paid)), ""),
+        (
+            ("P2", |_, _| {
+                "UPDATE orders SET user_id = 'bob' WHERE live; UPDATE offers SET per_user = 1".to_owned()
+            }),
+            "X1",
+        ),
+        (
+            ("X4", |books, _| {
+                format!(
+                    "UPDATE orders SET state = 'expired', live = false,
+                            updated_at = now() - interval '1 minute' WHERE id = '{}'",
+                    books.unpaid
+                )
+            }),
+            "P3r",
+        ),
+    ];
+    for ((named, mutant), also) in cases {
+        let books = books().await;
+        books.sql(mutant(&books, &order(&books.unpaid))).await;
+        let report = books.judge(None).await;
+        let broken = broken(&report);
+        assert!(!report.balanced && broken.contains(&named), "{named} not in {broken:?}");
+        assert!(also.is_empty() || broken.contains(&also), "{named}: {also} not in {broken:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_order_that_is_nowhere_is_lost_unless_the_broker_may_have_it() {
+    let books = books().await;
+    let place = &books.place;
+    let edge = sluice_shared::ids::InstanceId::parse("edge.1.a").unwrap();
+    let order = place.ask(&edge, "kim").await.unwrap();
+    let mut record = place.record(&order.order).await.unwrap();
+    place.run(&["DEL", &place.shelf.journal()]).await;
+    assert!(books.judge(None).await.balanced, "young");
+    record.accepted.0 -= 10_000;
+    place.run(&["HSET", &place.shelf.orders(), &order.order.field(), &record.to_string()]).await;
+    assert_eq!(broken(&books.judge(None).await), ["X2"]);
+    let depths = Depths { orders: 1, releases: 0 };
+    let report = books.judge(Some(depths)).await;
+    assert!(report.balanced && !report.at_rest, "{report:#?}");
+    assert_eq!(report.units[0].in_broker, 1);
+}
+
+#[tokio::test]
+async fn a_sale_that_left_redis_is_judged_by_the_books_alone() {
+    let books = books().await;
+    let place = &books.place;
+    let keys = [place.shelf.meta(), place.shelf.stock(), place.shelf.orders(), place.shelf.journal()];
+    place.run(&["DEL", &keys[0], &keys[1], &keys[2], &keys[3]]).await;
+    books
+        .sql(
+            "UPDATE sales SET step = 'closed', starts_at = now() - interval '3 days',
+                    ends_at = now() - interval '2 days', updated_at = now() - interval '2 days'"
+                .to_owned(),
+        )
+        .await;
+    let report = books.judge(None).await;
+    assert!(report.balanced && !report.in_redis, "{report:#?}");
+    books.sql("UPDATE offers SET taken = taken + 1".to_owned()).await;
+    assert!(!books.judge(None).await.balanced);
+}

@@ -1,0 +1,87 @@
+//! What the books decide about a sale reaches Redis.
+
+use std::time::{Duration, Instant};
+
+use sluice_shared::keys::GENERATION;
+use sluice_shared::redis::cmd;
+use sluice_shared::sale::SaleStep;
+use sluice_shared::testing::eventually;
+
+use crate::warden_world::{PATIENCE, Place};
+
+#[tokio::test]
+async fn a_sale_is_shown_from_its_preload_on_and_every_step_follows() {
+    let place = Place::new(10).await;
+    let _warden = place.warden("");
+    eventually("a warden leads", PATIENCE, || async {
+        place.redis.run::<u64>("test", cmd("EXISTS").arg("sluice:warden")).await == Ok(1)
+    })
+    .await;
+    assert_eq!(place.view().await, None);
+    let mut slowest = Duration::ZERO;
+    let steps = [
+        SaleStep::Preloaded,
+        SaleStep::Open,
+        SaleStep::Paused,
+        SaleStep::Open,
+        SaleStep::Closed,
+        SaleStep::Open,
+    ];
+    for step in steps {
+        place.step(step).await;
+        let began = Instant::now();
+        eventually(step.as_str(), PATIENCE, || async {
+            place.view().await.is_some_and(|view| view.step == step && view.epochs == [1])
+                && place.meta("state").await.as_deref() == Some(step.as_str())
+        })
+        .await;
+        slowest = slowest.max(began.elapsed());
+    }
+    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+    assert_eq!(place.left().await, 10);
+    assert_eq!(place.meta("init:phone").await.as_deref(), Some("10"));
+    assert_eq!(place.meta("limit:phone").await.as_deref(), Some("2"));
+    let generation: u64 = place.redis.run("test", cmd("GET").arg(GENERATION)).await.unwrap();
+    assert!(generation >= 6, "{generation}");
+}
+
+#[tokio::test]
+async fn a_new_limit_reaches_the_shelf_and_the_units_stay() {
+    let (place, _warden, _orders, edge) = Place::open(10).await;
+    let left = place.left().await;
+    sqlx::query("UPDATE offers SET per_user = 1").execute(&place.db.pool).await.unwrap();
+    place.step(SaleStep::Paused).await;
+    place.step(SaleStep::Open).await;
+    eventually("the limit", PATIENCE, || async {
+        place.meta("limit:phone").await.as_deref() == Some("1")
+            && place.meta("state").await.as_deref() == Some("open")
+    })
+    .await;
+    assert_eq!(place.left().await, left);
+    place.ask(&edge.instance, "bob").await.unwrap();
+    assert!(place.ask(&edge.instance, "bob").await.unwrap_err().contains("Limit"));
+}
+
+#[tokio::test]
+async fn a_segment_that_was_on_the_shelf_is_never_preloaded_from_nothing() {
+    let (place, warden, _orders, edge) = Place::open(10).await;
+    place.bought(&edge.instance, "bob").await;
+    let sold = 10 - place.left().await;
+    assert!(sold >= 1);
+    warden.kill().await;
+    place.run(&["FLUSHALL"]).await;
+    let _warden = place.warden("");
+    eventually("the edges are asked", PATIENCE, || async {
+        place.redis.run::<u64>("test", cmd("HLEN").arg("sluice:reopening")).await == Ok(1)
+    })
+    .await;
+    eventually("the barrier is through", PATIENCE, || async {
+        place.db.count("SELECT count(*) FROM barriers").await >= 2
+    })
+    .await;
+    // The comparison comes after the barrier; it finds rows and no data.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(place.meta("fence").await, None);
+    assert_eq!(place.view().await.map(|view| view.epochs), Some(vec![0]));
+    assert_eq!(place.epoch().await, 1);
+}

@@ -1,0 +1,130 @@
+//! Who may sell.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use sluice_shared::ids::{InstanceId, SaleId};
+use sluice_shared::keys::{EDGES, REGISTER, Shelf};
+use sluice_shared::redis::cmd;
+use sluice_shared::sale::SaleStep;
+use sluice_shared::testing::eventually;
+
+use crate::warden_world::{Edge, PATIENCE, Place};
+
+async fn in_hash(place: &Place, hash: &str, edge: &str) -> bool {
+    let mut there = cmd("HEXISTS");
+    there.arg(hash).arg(edge);
+    place.redis.run::<bool>("test", &there).await.unwrap()
+}
+
+async fn struck(place: &Place, edge: &str) -> Option<String> {
+    sqlx::query_scalar("SELECT struck_why FROM edges WHERE instance = $1 AND struck_at IS NOT NULL")
+        .bind(edge)
+        .fetch_optional(&place.db.pool)
+        .await
+        .unwrap()
+}
+
+async fn until_struck(place: &Place, edge: &str) -> String {
+    eventually("struck off", PATIENCE, || async { struck(place, edge).await.is_some() }).await;
+    eventually("out of redis", PATIENCE, || async {
+        !in_hash(place, EDGES, edge).await
+            && !in_hash(place, REGISTER, edge).await
+            && place.meta(&format!("edge:{edge}")).await.is_none()
+    })
+    .await;
+    struck(place, edge).await.unwrap()
+}
+
+#[tokio::test]
+async fn an_edge_sells_once_it_stands_in_the_register_and_not_before() {
+    let (place, _warden, _orders, first) = Place::open(10).await;
+    let stranger = InstanceId::parse("edge.9.stranger").unwrap();
+    assert_eq!(place.ask(&stranger, "bob").await.unwrap_err(), "Ok(UnknownEdge)");
+    let second = place.edge("b", "other lock", 1);
+    place.until_sells(&second).await;
+    for edge in [&first, &second] {
+        let name = edge.instance.as_str();
+        assert!(in_hash(&place, REGISTER, name).await);
+        let rows: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM edges WHERE instance = $1 AND struck_at IS NULL")
+                .bind(name)
+                .fetch_one(&place.db.pool)
+                .await
+                .unwrap();
+        assert_eq!(rows, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_successor_on_the_same_lock_strikes_a_dead_edge_off() {
+    let (place, _warden, _orders, first) = Place::open(10).await;
+    let dead = first.instance.to_string();
+    first.kill().await;
+    let second = place.edge("b", "lock", 2);
+    let why = until_struck(&place, &dead).await;
+    assert!(why.contains(second.instance.as_str()), "{why}");
+    place.until_sells(&second).await;
+}
+
+#[tokio::test]
+async fn an_edge_that_leaves_with_nothing_held_is_struck_off() {
+    let (place, _warden, _orders, edge) = Place::open(10).await;
+    let name = edge.instance.to_string();
+    edge.draining.store(true, Ordering::Relaxed);
+    // The warden looks four times a second; the real edge drains for longer.
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    edge.leave().await;
+    assert_eq!(until_struck(&place, &name).await, "stopped with nothing held");
+}
+
+async fn is_kept(place: &Place, edge: Edge) {
+    let name = edge.instance.to_string();
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    edge.leave().await;
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert_eq!(struck(place, &name).await, None);
+    assert!(place.meta(&format!("edge:{name}")).await.is_some());
+}
+
+#[tokio::test]
+async fn an_edge_that_is_only_silent_or_holds_orders_stays_in_the_register() {
+    let (place, warden, _orders, silent) = Place::open(10).await;
+    let holding = place.edge("b", "other lock", 1);
+    place.until_sells(&holding).await;
+    holding.draining.store(true, Ordering::Relaxed);
+    holding.held.store(3, Ordering::Relaxed);
+    tokio::join!(is_kept(&place, silent), is_kept(&place, holding));
+    let metrics = warden.metrics();
+    assert!(metrics.contains("sluice_warden_silent_edges 2"), "{metrics}");
+}
+
+#[tokio::test]
+async fn a_new_sale_and_a_new_leader_know_every_registered_edge() {
+    let (place, warden, _orders, edge) = Place::open(10).await;
+    warden.stop().await;
+    let _warden = place.warden("");
+    place.until_sells(&edge).await;
+    sqlx::raw_sql(
+        "INSERT INTO sales (sale, step, starts_at, ends_at, mode, accept_after, pay_within_seconds, segments)
+         SELECT 'second', 'preloaded', starts_at, ends_at, mode, accept_after, pay_within_seconds, 2
+         FROM sales;
+         INSERT INTO offers (sale, sku, place, title, price, currency, stock, per_user)
+         SELECT 'second', sku, place, title, price, currency, 7, per_user FROM offers;
+         NOTIFY sluice_sales",
+    )
+    .execute(&place.db.pool)
+    .await
+    .unwrap();
+    place.step(SaleStep::Paused).await;
+    for (segment, units) in [(0, "4"), (1, "3")] {
+        let shelf = Shelf::new(SaleId::parse("second").unwrap(), segment);
+        eventually("admitted", PATIENCE, || async {
+            let mut get = cmd("HMGET");
+            get.arg(shelf.meta()).arg(format!("edge:{}", edge.instance)).arg("init:phone");
+            let both: Vec<Option<String>> = place.redis.run("test", &get).await.unwrap();
+            both == [Some("1".to_owned()), Some(units.to_owned())]
+        })
+        .await;
+    }
+}

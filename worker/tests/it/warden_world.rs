@@ -1,0 +1,329 @@
+//! A sale in the books, wardens that run on it, and edges that only send heartbeats.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use sluice_shared::clock::Millis;
+use sluice_shared::config::Settings;
+use sluice_shared::ids::{InstanceId, OrderId, SaleId, SkuId, UserId};
+use sluice_shared::keys::{EDGES, REOPENING, SALES, Shelf};
+use sluice_shared::lines::Lines;
+use sluice_shared::message::Accepted;
+use sluice_shared::record::Record;
+use sluice_shared::redis::{Redis, cmd};
+use sluice_shared::sale::{AcceptAfter, Heartbeat, SaleStep, SaleView};
+use sluice_shared::script::{Answer, Ask, Reserved, ShelfScripts};
+use sluice_shared::testing::{PrivateRedis, eventually};
+use sluice_worker::config::{Config, DEFAULTS};
+use sluice_worker::role::{self, Context, Role};
+use sluice_worker::store::audit_log::Actor;
+use sluice_worker::store::sales::{OfferRow, SaleRow};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::harness::broker::SHARDS;
+use crate::harness::{TestDatabase, Vhost};
+
+/// Long enough for a busy machine; conditions are met much sooner.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+pub struct Place {
+    pub db: TestDatabase,
+    pub broker: Vhost,
+    pub server: PrivateRedis,
+    pub redis: Redis,
+    pub shelf: Shelf,
+    pub number: u32,
+}
+
+/// A role that runs until it is stopped or killed.
+pub struct Process {
+    pub context: Context,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Process {
+    pub async fn stop(mut self) {
+        self.stop.send_replace(true);
+        (&mut self.task).await.unwrap().unwrap();
+    }
+
+    /// As kill -9: nothing of it runs any more.
+    pub async fn kill(mut self) {
+        self.task.abort();
+        let _ = (&mut self.task).await;
+    }
+
+    /// What it counts, as Prometheus reads it.
+    pub fn metrics(&self) -> String {
+        self.context.metrics.render(&self.context.store)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// An edge that sends heartbeats, and closes epochs when it is asked and may.
+pub struct Edge {
+    pub instance: InstanceId,
+    pub answers: Arc<AtomicBool>,
+    pub draining: Arc<AtomicBool>,
+    pub held: Arc<AtomicU64>,
+    task: JoinHandle<()>,
+    redis: Redis,
+}
+
+impl Edge {
+    /// Its heartbeat stays behind.
+    pub async fn kill(self) {
+        self.task.abort();
+        let _ = self.task.await;
+    }
+
+    /// It takes its heartbeat away, as an edge that ends in order.
+    pub async fn leave(self) {
+        self.task.abort();
+        let _ = self.task.await;
+        let del = cmd("HDEL").arg(EDGES).arg(self.instance.as_str()).to_owned();
+        self.redis.run::<u64>("test", &del).await.unwrap();
+    }
+}
+
+pub fn sku(text: &str) -> SkuId {
+    SkuId::parse(text).unwrap()
+}
+
+pub fn user(text: &str) -> UserId {
+    UserId::parse(text).unwrap()
+}
+
+pub fn actor() -> Actor {
+    Actor { who: "tests".to_owned(), role: "admin", request_id: "r".to_owned() }
+}
+
+impl Place {
+    /// Sale `demo`, known to the back office only.
+    pub async fn new(stock: u64) -> Self {
+        let (db, broker, server) = (TestDatabase::new().await, Vhost::new().await, PrivateRedis::start());
+        let sale = SaleId::parse("demo").unwrap();
+        let now = Millis::now();
+        let item = OfferRow {
+            sku: sku("phone"),
+            title: "Phone".to_owned(),
+            price: 1500,
+            currency: "EUR".to_owned(),
+            stock,
+            taken: 0,
+            per_user: 2,
+        };
+        let new = SaleRow {
+            sale: sale.clone(),
+            number: 0,
+            step: SaleStep::Created,
+            closed_from: None,
+            starts_at: Millis(now.0 - 60_000),
+            ends_at: Millis(now.0 + 3_600_000),
+            mode: "queued".to_owned(),
+            accept_after: AcceptAfter::Journal,
+            pay_within_seconds: 900,
+            segments: 1,
+            cfg: 1,
+            created_at: now,
+            updated_at: now,
+            items: vec![item],
+        };
+        let made = db.store.create_sale(&new, &actor()).await.unwrap().unwrap();
+        let redis = server.connect();
+        Self { db, broker, server, redis, shelf: Shelf::new(sale, 0), number: made.number }
+    }
+
+    /// The same, open and served by a warden, with one edge registered; the orders role runs.
+    pub async fn open(stock: u64) -> (Self, Process, Process, Edge) {
+        let place = Self::new(stock).await;
+        place.step(SaleStep::Preloaded).await;
+        place.step(SaleStep::Open).await;
+        let (warden, orders) = (place.warden(""), place.orders());
+        let edge = place.edge("a", "lock", 1);
+        place.until_sells(&edge).await;
+        (place, warden, orders, edge)
+    }
+
+    pub async fn step(&self, to: SaleStep) {
+        let judge = |before: &SaleRow, _| Ok(SaleRow { step: to, ..before.clone() });
+        let changed = self.db.store.change_sale(&self.shelf.sale, &actor(), "test", judge).await;
+        changed.unwrap().unwrap().unwrap();
+    }
+
+    pub fn context(&self, more: &str) -> Context {
+        let database = if more.contains("[database]") {
+            String::new()
+        } else {
+            format!("[database]\nurl = \"{}\"\nmin_connections = 0\nmax_connections = 6\n", self.db.url)
+        };
+        let file = format!(
+            "{database}[amqp]\nurl = \"{}\"\n[redis]\nurl = \"{}\"\n[orders]\nshards = {SHARDS}\n{more}",
+            self.broker.url,
+            self.server.url()
+        );
+        let config = Config::read(Settings::merge(DEFAULTS, Some(&file), []), &[Role::Reconcile]).unwrap();
+        Context::new(config).unwrap()
+    }
+
+    pub fn warden(&self, more: &str) -> Process {
+        let context = self.context(more);
+        let (stop, stopped) = watch::channel(false);
+        let task = tokio::spawn(role::reconcile::run(context.clone(), stopped));
+        Process { context, stop, task }
+    }
+
+    pub fn orders(&self) -> Process {
+        let context = self.context("");
+        let (stop, stopped) = watch::channel(false);
+        let task = tokio::spawn(role::orders::run(context.clone(), stopped));
+        Process { context, stop, task }
+    }
+
+    pub fn edge(&self, name: &str, lock: &str, start: u64) -> Edge {
+        let instance = InstanceId::parse(&format!("edge.{start}.{name}")).unwrap();
+        let edge = Edge {
+            instance: instance.clone(),
+            answers: Arc::new(AtomicBool::new(true)),
+            draining: Arc::new(AtomicBool::new(false)),
+            held: Arc::new(AtomicU64::new(0)),
+            task: tokio::spawn(async {}),
+            redis: self.redis.clone(),
+        };
+        let beat = Heartbeat {
+            instance,
+            name: "edge".to_owned(),
+            lock: lock.to_owned(),
+            start,
+            at: Millis(0),
+            generation: 0,
+            held: 0,
+            draining: false,
+            closed: BTreeMap::new(),
+            broker: true,
+        };
+        let (answers, draining, held) = (edge.answers.clone(), edge.draining.clone(), edge.held.clone());
+        let task = tokio::spawn(beat_on(self.server.connect(), beat, answers, draining, held));
+        Edge { task, ..edge }
+    }
+
+    pub async fn epoch(&self) -> u64 {
+        self.db.store.epoch(&self.shelf).await.unwrap().unwrap_or(0)
+    }
+
+    /// The sale as edges see it.
+    pub async fn view(&self) -> Option<SaleView> {
+        let get = cmd("HGET").arg(SALES).arg(self.shelf.sale.as_str()).to_owned();
+        let text: Option<String> = self.redis.run("test", &get).await.ok()?;
+        text.map(|text| serde_json::from_str(&text).unwrap())
+    }
+
+    pub async fn meta(&self, field: &str) -> Option<String> {
+        let get = cmd("HGET").arg(self.shelf.meta()).arg(field).to_owned();
+        self.redis.run("test", &get).await.ok().flatten()
+    }
+
+    pub async fn left(&self) -> i64 {
+        let get = cmd("HGET").arg(self.shelf.stock()).arg("phone").to_owned();
+        self.redis.run("test", &get).await.unwrap()
+    }
+
+    pub async fn run(&self, words: &[&str]) {
+        let mut command = cmd(words[0]);
+        command.arg(&words[1..]);
+        self.redis.run::<sluice_shared::redis::Value>("test", &command).await.unwrap();
+    }
+
+    /// Asks as an edge does, under the epoch of the view.
+    pub async fn ask(&self, edge: &InstanceId, who: &str) -> Result<Accepted, String> {
+        let epoch = self.view().await.map_or(0, |view| view.epochs[0]);
+        if epoch == 0 {
+            return Err("frozen".to_owned());
+        }
+        let order = OrderId::mint(self.number, 0);
+        let lines = Lines::parse("phone=1").unwrap();
+        let ask = Ask { uuid: order.uuid, user: user(who), lines, expired: false };
+        let scripts = ShelfScripts::new(self.shelf.clone(), epoch);
+        match scripts.reserve(&self.redis, edge, &[ask]).await {
+            Ok(Reserved::Answers(answers)) => match &answers.answers[0] {
+                Answer::Ok(_) => {
+                    let record = self.record(&order).await.unwrap();
+                    Ok(Accepted::of(&self.shelf, self.number, order.uuid, &record))
+                }
+                other => Err(format!("{other:?}")),
+            },
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    pub async fn record(&self, order: &OrderId) -> Option<Record> {
+        let get = cmd("HGET").arg(self.shelf.orders()).arg(order.field()).to_owned();
+        let text: Option<String> = self.redis.run("test", &get).await.unwrap();
+        text.map(|text| Record::parse(&text).unwrap())
+    }
+
+    /// An order in the books, its journal entry gone.
+    pub async fn bought(&self, edge: &InstanceId, who: &str) -> Accepted {
+        let order = self.ask(edge, who).await.unwrap();
+        let report = self.db.store.write_orders(std::slice::from_ref(&order)).await.unwrap();
+        assert_eq!(report.written, 1);
+        let place = format!("{}-{}", order.epoch, order.seq);
+        self.run(&["XDEL", &self.shelf.journal(), &place]).await;
+        order
+    }
+
+    pub async fn written(&self, order: &OrderId) -> bool {
+        self.db.store.order(order).await.unwrap().is_some()
+    }
+
+    /// Waits until an edge sells, by a sale to a buyer who does not matter.
+    pub async fn until_sells(&self, edge: &Edge) {
+        static BUYERS: AtomicU64 = AtomicU64::new(0);
+        let who = format!("nobody{}", BUYERS.fetch_add(1, Ordering::Relaxed));
+        eventually("the sale sells", PATIENCE, || async {
+            let Ok(order) = self.ask(&edge.instance, &who).await else { return false };
+            self.db.store.write_orders(std::slice::from_ref(&order)).await.unwrap();
+            let place = format!("{}-{}", order.epoch, order.seq);
+            self.run(&["XDEL", &self.shelf.journal(), &place]).await;
+            true
+        })
+        .await;
+    }
+}
+
+async fn beat_on(
+    redis: Redis,
+    mut beat: Heartbeat,
+    answers: Arc<AtomicBool>,
+    draining: Arc<AtomicBool>,
+    held: Arc<AtomicU64>,
+) {
+    loop {
+        if answers.load(Ordering::Relaxed)
+            && let Ok(asked) = redis.run::<BTreeMap<String, u64>>("test", cmd("HGETALL").arg(REOPENING)).await
+        {
+            for (shelf, epoch) in asked {
+                let closed = beat.closed.entry(shelf).or_default();
+                *closed = (*closed).max(epoch);
+            }
+        }
+        beat.draining = draining.load(Ordering::Relaxed);
+        beat.held = held.load(Ordering::Relaxed);
+        if let Ok(now) = redis.time().await {
+            beat.at = now;
+            let text = serde_json::to_string(&beat).unwrap();
+            let set = cmd("HSET").arg(EDGES).arg(beat.instance.as_str()).arg(text).to_owned();
+            let _ = redis.run::<u64>("test", &set).await;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
