@@ -180,6 +180,15 @@ impl Members {
         read(&text).map(Some).ok_or_else(|| self.wrong(name, must))
     }
 
+    /// A text for people: not empty, of so many characters at the most, none of them control.
+    pub fn prose(&mut self, name: &str, most: usize) -> Result<Option<String>, Rejection> {
+        let must = format!("must have 1 to {most} characters, none of them control");
+        self.parsed(name, &must, |text| {
+            let good = (1..=most).contains(&text.chars().count()) && !text.chars().any(char::is_control);
+            good.then(|| text.to_owned())
+        })
+    }
+
     /// A whole number within a range.
     pub fn integer(&mut self, name: &str, range: RangeInclusive<i64>) -> Result<Option<i64>, Rejection> {
         match self.take(name) {

@@ -27,6 +27,8 @@ pub struct OrderSheet {
     refund: Option<&'static str>,
     message: Option<String>,
     updated_at: String,
+    #[serde(skip)]
+    updated: Millis,
 }
 
 fn lines(lines: &Lines) -> Vec<Line> {
@@ -47,6 +49,7 @@ impl OrderSheet {
             refund: row.refund.for_buyer(),
             message: row.message.clone(),
             updated_at: row.updated_at.to_text(),
+            updated: row.updated_at,
         }
     }
 
@@ -63,6 +66,7 @@ impl OrderSheet {
             refund: record.refund.for_buyer(),
             message: None,
             updated_at: record.updated.to_text(),
+            updated: record.updated,
         }
     }
 
@@ -72,8 +76,8 @@ impl OrderSheet {
     }
 
     /// Grows with each change: an event's id.
-    pub fn version(&self) -> &str {
-        &self.updated_at
+    pub fn version(&self) -> i64 {
+        self.updated.0
     }
 }
 

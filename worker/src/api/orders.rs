@@ -78,9 +78,7 @@ pub async fn audit(api: Arc<Api>, call: Call) -> Answer {
 pub async fn refund(api: Arc<Api>, call: Call) -> Answer {
     let order = call.order()?;
     let mut body = call.members()?;
-    let reason = body.parsed("reason", "must have 1 to 500 characters", |text| {
-        (1..=REASON_MAX).contains(&text.chars().count()).then(|| text.to_owned())
-    })?;
+    let reason = body.prose("reason", REASON_MAX)?;
     let reason = body.need("reason", reason)?;
     let restock = body.flag("restock")?.unwrap_or(true);
     body.finish()?;

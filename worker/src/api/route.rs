@@ -94,3 +94,69 @@ routes! {
     GET "/internal/v1/orders/{order}/events" Needs::Buyer => events::stream,
     POST "/internal/v1/payments/callback" Needs::Edge => payments::callback,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use sluice_shared::verdict::Code;
+
+    use super::*;
+
+    const DOCUMENT: &str = include_str!("../../../docs/openapi.yaml");
+
+    /// `METHOD path` → its `x-role`, as far as the document says one.
+    fn documented() -> BTreeMap<String, Option<String>> {
+        let (mut path, mut call, mut calls) = ("", String::new(), BTreeMap::new());
+        let body = DOCUMENT.lines().skip_while(|line| *line != "paths:").skip(1);
+        for line in body.take_while(|line| line.is_empty() || line.starts_with(' ')) {
+            let depth = line.len() - line.trim_start().len();
+            let word = line.trim().trim_end_matches(':');
+            match depth {
+                2 => path = word,
+                4 if ["get", "post", "patch", "delete"].contains(&word) => {
+                    call = format!("{} {path}", word.to_uppercase());
+                    calls.insert(call.clone(), None);
+                }
+                6 => {
+                    if let Some(role) = word.strip_prefix("x-role: ") {
+                        calls.insert(call.clone(), Some(role.to_owned()));
+                    }
+                }
+                _ => {}
+            }
+        }
+        calls
+    }
+
+    #[test]
+    fn the_document_has_every_route_with_its_role_and_no_other() {
+        let ours = |call: &String| call.contains(" /admin/v1/") || call.contains(" /internal/v1/");
+        let documented: BTreeMap<_, _> = documented().into_iter().filter(|(call, _)| ours(call)).collect();
+        let routed = ROUTES.iter().map(|route| {
+            let role = match route.needs {
+                Needs::Role(role) => Some(role.as_str().to_owned()),
+                Needs::Edge | Needs::Buyer => None,
+            };
+            (format!("{} {}", route.method, route.path), role)
+        });
+        assert_eq!(documented, routed.collect());
+    }
+
+    #[test]
+    fn the_document_has_every_code_and_no_dangling_reference() {
+        for code in Code::ALL {
+            let line = format!("            - {}\n", code.as_str());
+            assert!(DOCUMENT.contains(&line), "{}", code.as_str());
+        }
+        for (at, _) in DOCUMENT.match_indices("#/components/") {
+            let rest = &DOCUMENT[at + "#/components/".len()..];
+            let name = rest.split('\'').next().unwrap_or_default();
+            let (kind, name) = name.split_once('/').unwrap_or_default();
+            let section = DOCUMENT.split_once(&format!("\n  {kind}:\n")).map_or("", |(_, section)| section);
+            let defined = section.lines().take_while(|line| line.is_empty() || line.starts_with("    "));
+            let found = defined.into_iter().any(|line| line.starts_with(&format!("    {name}:")));
+            assert!(found, "{kind}/{name}");
+        }
+    }
+}

@@ -46,11 +46,6 @@ fn whole<T: TryFrom<i64>>(number: Option<i64>) -> Option<T> {
     number.and_then(|number| T::try_from(number).ok())
 }
 
-fn title(text: &str) -> Option<String> {
-    let good = (1..=TITLE_MAX).contains(&text.chars().count()) && !text.chars().any(char::is_control);
-    good.then(|| text.to_owned())
-}
-
 /// The form of ISO 4217; which codes are in use is the shop's business.
 pub fn currency(text: &str) -> Option<String> {
     let good = text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_uppercase());
@@ -165,7 +160,7 @@ impl ItemSheet {
         let sku = item.parsed("sku", ID, |text| SkuId::parse(text).ok())?;
         let read = Self {
             sku: item.need("sku", sku)?,
-            title: item.parsed("title", "must have 1 to 200 characters, none of them control", title)?,
+            title: item.prose("title", TITLE_MAX)?,
             price: item.integer("price", 0..=PRICE_MAX)?,
             currency: item.parsed("currency", "must be a code such as EUR", currency)?,
             stock: whole(item.integer("stock", 1..=STOCK_MAX)?),

@@ -145,9 +145,7 @@ fn read(call: &Call) -> Result<StockChange, Rejection> {
     if delta == 0 {
         return Err(body.wrong("delta", "must not be 0"));
     }
-    let reason = body.parsed("reason", "must have 1 to 500 characters", |text| {
-        (1..=REASON_MAX).contains(&text.chars().count()).then(|| text.to_owned())
-    })?;
+    let reason = body.prose("reason", REASON_MAX)?;
     let reason = body.need("reason", reason)?;
     body.finish()?;
     // The SKU's alphabet has no bar, so different bodies have different texts.

@@ -168,12 +168,14 @@ impl Store {
         Ok(Some(Standing::Pending(Box::new(Completing { transaction, change, epoch }))))
     }
 
-    /// Sale and key of changes that have been pending for a while, the oldest first.
+    /// Sale and key of changes that have been pending for a while, the oldest first; not those of a
+    /// sale whose shelf has been cleared meanwhile.
     pub async fn pending_stock_changes(&self) -> Result<Vec<(SaleId, String)>, StoreError> {
         let rows: Vec<(String, String)> = sqlx::query_as(
-            "SELECT sale, key FROM stock_changes \
-             WHERE state = 'pending' AND created_at < now() - interval '2 seconds' \
-             ORDER BY created_at LIMIT 100",
+            "SELECT c.sale, c.key FROM stock_changes c JOIN sales s USING (sale) \
+             WHERE c.state = 'pending' AND c.created_at < now() - interval '2 seconds' AND NOT \
+             (s.step = 'closed' AND greatest(s.ends_at, s.updated_at) < now() - interval '24 hours') \
+             ORDER BY c.created_at LIMIT 100",
         )
         .fetch_all(&self.pool)
         .await?;

@@ -187,3 +187,29 @@ async fn events_begin_with_the_present_state_and_end_with_a_final_one() {
     assert!(states[1].contains("\"state\":\"cancelled\""), "{text}");
     world.edge("GET", &path, "mallory").await.problem(404, "not_found");
 }
+
+#[tokio::test]
+async fn the_shelf_shows_an_order_while_the_books_are_away() {
+    let world = world().await;
+    let path = format!("/orders/{}", world.accept("a", "alice").await.order);
+    world.edge("GET", &path, "alice").await.expect(200);
+    world.store.close().await;
+    assert_eq!(world.edge("GET", &path, "alice").await.expect(200)["state"], "accepted");
+    let unknown = format!("/orders/{}", OrderId::mint(1, 0));
+    world.edge("GET", &unknown, "alice").await.problem(503, "unavailable");
+    world.edge("DELETE", &path, "alice").await.problem(503, "unavailable");
+}
+
+#[tokio::test]
+async fn time_lines_and_books_are_told() {
+    let world = world().await;
+    let report = world.admin("GET", "/sales/a/audit", Value::Null).await.expect(200);
+    assert_eq!((&report["balanced"], &report["sales"][0]["sale"]), (&json!(true), &json!("a")), "{report}");
+    world.admin("GET", "/sales/none/audit", Value::Null).await.problem(404, "not_found");
+    let order = world.paid_order("a", "alice", "p1").await;
+    let line = world.admin("GET", &format!("/orders/{order}/explain"), Value::Null).await.expect(200);
+    assert_eq!((&line["sale"], &line["known"]), (&json!("a"), &json!(true)));
+    assert!(line["events"].as_array().unwrap().len() > 2, "{line}");
+    let unknown = OrderId::mint(1, 0);
+    world.admin("GET", &format!("/orders/{unknown}/explain"), Value::Null).await.problem(404, "not_found");
+}

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sluice_shared::clock::Millis;
+use sluice_shared::ids::OrderId;
 use sluice_shared::redis::cmd;
 use sluice_shared::sale::SaleStep;
 use sluice_worker::api::steps::Step;
@@ -165,6 +166,24 @@ async fn a_sale_is_reopened_to_where_it_was_closed() {
             assert_eq!(reply.expect(200)["state"], to, "{sale}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_sale_that_is_over_for_good_is_not_reopened_and_its_books_answer() {
+    let world = World::start().await;
+    world.sale_in("a", SaleStep::Closed).await;
+    sqlx::query(
+        "UPDATE sales SET starts_at = now() - interval '26 hours', ends_at = now() - interval '25 hours', \
+         updated_at = now() - interval '25 hours'",
+    )
+    .execute(&world.pool)
+    .await
+    .unwrap();
+    let _: String = world.redis.run("test", &cmd("FLUSHALL")).await.unwrap();
+    let _: String = world.redis.run("test", cmd("SCRIPT").arg("FLUSH")).await.unwrap();
+    world.admin("POST", "/sales/a/reopen", Value::Null).await.problem(409, "wrong_state");
+    let unknown = OrderId::mint(1, 0);
+    world.edge("GET", &format!("/orders/{unknown}"), "alice").await.problem(404, "not_found");
 }
 
 #[tokio::test]

@@ -70,6 +70,7 @@ async fn stock_changes_only_on_the_shelf_and_with_a_key() {
         ("delta", json!(1_000_000_000)),
         ("sku", json!("a b")),
         ("reason", json!("")),
+        ("reason", json!("a\u{0}b")),
         ("why", json!("not")),
     ];
     for (field, value) in cases {
