@@ -224,9 +224,9 @@ impl Held {
         empty.map(|(shelf, epochs)| (shelf.name(), epochs.closed)).collect()
     }
 
-    /// Forgets the epochs of segments whose sale is no more, where nothing is held.
-    pub(crate) fn prune(&mut self, lives: impl Fn(&SaleId) -> bool) {
-        self.shelves.retain(|shelf, epochs| !epochs.held.is_empty() || lives(&shelf.sale));
+    /// Forgets the epochs of sales that are gone for good, where nothing is held.
+    pub(crate) fn prune(&mut self, gone: impl Fn(&SaleId) -> bool) {
+        self.shelves.retain(|shelf, epochs| !epochs.held.is_empty() || !gone(&shelf.sale));
     }
 
     /// Whether an order is held.

@@ -291,7 +291,7 @@ async fn read(core: &Arc<Core>, book: &Book, redis: &Redis, hot: &Redis) -> Resu
     let now = core.clock.now();
     let sales = next(&old, list, generation.unwrap_or(0), now, |view, before| open(core, hot, view, before));
     core.metrics.sales.set(super::metrics::number(sales.by_id.len()));
-    core.held().prune(|sale| sales.by_id.contains_key(sale) || old.by_id.contains_key(sale));
+    core.held().prune(|sale| old.by_id.contains_key(sale) && !sales.by_id.contains_key(sale));
     book.sales.store(Arc::new(sales));
     core.beat.notify_one();
     core.listen.notify_one();

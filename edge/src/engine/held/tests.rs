@@ -132,6 +132,20 @@ fn a_place_is_given_back_with_the_confirm() {
     assert_eq!(room.taken(), 0);
 }
 
+#[test]
+fn closed_epochs_are_forgotten_only_with_their_sale() {
+    let (mut held, now) = three();
+    held.close(&shelf(), 1);
+    held.prune(|_| true);
+    assert_eq!(held.closed(&shelf()), 1, "something is held");
+    let jobs: Vec<Ticket> = sent(&mut held, now).into_iter().map(|job| job.0).collect();
+    held.confirmed(&jobs);
+    held.prune(|_| false);
+    assert_eq!(held.closed(&shelf()), 1, "the sale lives");
+    held.prune(|sale| sale.as_str() == "sale");
+    assert_eq!(held.closed(&shelf()), 0);
+}
+
 /// What may happen to held orders.
 #[derive(Debug, Clone, Copy)]
 enum Event {
