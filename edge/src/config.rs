@@ -220,7 +220,11 @@ fn small(s: &mut Settings, key: &str, range: std::ops::RangeInclusive<u64>) -> u
 
 fn listen(s: &mut Settings) -> Listen {
     let mut public: Vec<SocketAddr> = Vec::new();
-    for text in s.texts("listen.public") {
+    let texts = s.texts("listen.public");
+    if texts.is_empty() {
+        s.problem("listen.public", "must name at least one ADDRESS:PORT");
+    }
+    for text in texts {
         match text.parse() {
             Ok(address) if public.contains(&address) => {
                 s.problem("listen.public", &format!("{text} stands there twice"));
@@ -228,9 +232,6 @@ fn listen(s: &mut Settings) -> Listen {
             Ok(address) => public.push(address),
             Err(_) => s.problem("listen.public", &format!("{text:?} is not ADDRESS:PORT")),
         }
-    }
-    if public.is_empty() {
-        s.problem("listen.public", "must name at least one ADDRESS:PORT");
     }
     let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
     let admin = s.parsed("listen.admin", "is not ADDRESS:PORT").unwrap_or(nowhere);

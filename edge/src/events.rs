@@ -108,6 +108,8 @@ async fn write(
         }
         tokio::select! {
             changed = follower.next() => match changed {
+                // The first one may be what is written already.
+                Some(changed) if changed == record => {}
                 Some(changed) => {
                     record = changed;
                     event = Some(self::event(record.updated.0, &view::order(id, &record, &sale.view)));

@@ -213,7 +213,11 @@ impl Exchange<'_> {
     pub async fn proceed(&mut self) -> Result<(), Box<Error>> {
         let expects = self.head().headers.get(http::header::EXPECT);
         if expects.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
-            self.session.downstream_session.write_continue_response().await?;
+            let session = &mut self.session.downstream_session;
+            // An answer before the end of the body costs the connection, and this would count as one.
+            session.set_close_on_response_before_downstream_finish(false);
+            session.write_continue_response().await?;
+            session.set_close_on_response_before_downstream_finish(true);
         }
         Ok(())
     }

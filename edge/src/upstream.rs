@@ -5,10 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING, UPGRADE,
-};
-use http::{HeaderName, HeaderValue, Method};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST};
+use http::{HeaderName, HeaderValue};
 use pingora::http::RequestHeader;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, OrErr};
@@ -122,16 +120,10 @@ impl Peers {
     /// For the workers: a head of our own, with nothing of the client's but the body's fields.
     fn internal(&self, request: &mut RequestHeader, context: &Context, path: &str) -> pingora::Result<()> {
         let mut head = RequestHeader::build(request.method.clone(), path.as_bytes(), Some(8))?;
-        for name in [CONTENT_LENGTH, TRANSFER_ENCODING, CONTENT_TYPE, SIGNATURE] {
+        for name in [CONTENT_LENGTH, CONTENT_TYPE, SIGNATURE] {
             for value in request.headers.get_all(&name) {
                 head.append_header(name.clone(), value.clone())?;
             }
-        }
-        if head.headers.get(CONTENT_LENGTH).is_none()
-            && head.method == Method::POST
-            && head.headers.get(TRANSFER_ENCODING).is_none()
-        {
-            head.insert_header(CONTENT_LENGTH, HeaderValue::from_static("0"))?;
         }
         head.insert_header(HOST, self.api.address.as_str())?;
         head.insert_header(AUTHORIZATION, self.api_bearer.clone())?;
@@ -155,14 +147,8 @@ impl Peers {
         for name in &ours {
             request.remove_header(name);
         }
-        // What an upgrade needs stays; nothing else of the client's connection concerns the shop, and
-        // httpoxy's `Proxy` nobody.
-        if !request.headers.contains_key(UPGRADE) {
-            request.remove_header(&CONNECTION);
-        }
-        for name in ["keep-alive", "proxy-connection", "proxy"] {
-            request.remove_header(name);
-        }
+        // pingora has taken out what concerns the client's connection only; httpoxy's is nobody's.
+        request.remove_header("proxy");
         if let Some(user) = &context.user {
             request.insert_header(USER, user.as_str())?;
         }

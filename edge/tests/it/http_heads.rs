@@ -11,9 +11,9 @@ fn code(connection: &mut Connection) -> (u16, String) {
 }
 
 /// A request whose body is announced and framed by hand.
-fn order(edge: &Edge, fields: &str, body: &str) -> Connection {
+fn order(edge: &Edge, user: &str, fields: &str, body: &str) -> Connection {
     let mut connection = edge.connect();
-    let (bearer, token) = (bearer("alice"), edge.token("demo", "alice"));
+    let (bearer, token) = (bearer(user), edge.token("demo", user));
     connection.send(format!(
         "POST /v1/sales/demo/orders HTTP/1.1\r\nHost: gate\r\nAuthorization: {bearer}\r\nX-Sale-Token: {token}\r\n\
          {fields}\r\n{body}"
@@ -91,7 +91,7 @@ fn a_body_is_judged_by_kind_size_and_time() {
     let chunked = |body: &str| format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
     let length = |fields: &str| format!("Content-Length: {}\r\n{fields}", one.len());
     let padded = |n: usize| format!("{}{one}", " ".repeat(n - one.len()));
-    for (fields, body, wanted) in [
+    let cases = [
         (length(""), one.to_owned(), (202, "")),
         (length("Content-Type: application/json\r\n"), one.to_owned(), (202, "")),
         (length("Content-Type: Application/JSON; charset=utf-8\r\n"), one.to_owned(), (202, "")),
@@ -105,8 +105,9 @@ fn a_body_is_judged_by_kind_size_and_time() {
         ("Transfer-Encoding: chunked\r\n".to_owned(), chunked(&padded(4097)), (413, "body_too_large")),
         ("Transfer-Encoding: chunked\r\n".to_owned(), chunked("{"), (400, "bad_request")),
         (String::new(), String::new(), (400, "bad_request")),
-    ] {
-        let mut connection = order(&edge, &fields, &body);
+    ];
+    for (at, (fields, body, wanted)) in cases.into_iter().enumerate() {
+        let mut connection = order(&edge, &format!("user-{at}"), &fields, &body);
         let answer = connection.answer().unwrap_or_else(|| panic!("no answer: {fields}"));
         let code = if answer.status == 202 { String::new() } else { answer.code() };
         assert_eq!((answer.status, code.as_str()), wanted, "{fields}");
@@ -119,12 +120,12 @@ fn a_body_is_judged_by_kind_size_and_time() {
         ("Transfer-Encoding: chunked\r\n", "5\r\nab", (408, "request_timeout")),
         ("Transfer-Encoding: chunked\r\n", "zz\r\n{}\r\n", (400, "bad_request")),
     ] {
-        let mut connection = order(&edge, fields, body);
+        let mut connection = order(&edge, "alice", fields, body);
         assert_eq!(code(&mut connection), (wanted.0, wanted.1.to_owned()), "{fields} {body}");
         assert!(connection.is_closed(), "{fields}");
     }
     // Far more than is ever read: the answer arrives all the same.
-    let mut connection = order(&edge, "Transfer-Encoding: chunked\r\n", "");
+    let mut connection = order(&edge, "alice", "Transfer-Encoding: chunked\r\n", "");
     for _ in 0..200 {
         connection.send(format!("400\r\n{}\r\n", " ".repeat(0x400)));
     }

@@ -134,7 +134,10 @@ fn the_workers_are_asked_for_what_redis_does_not_know() {
         assert_eq!((answer.status, answer.json()["state"].as_str()), (200, Some("paid")));
         assert!(answer.field("x-request-id").is_some());
         let asked = api.last();
-        assert_eq!((asked.method.as_str(), asked.path.clone()), (method, format!("/internal/v1/orders/{id}")));
+        assert_eq!(
+            (asked.method.as_str(), asked.path.clone()),
+            (method, format!("/internal/v1/orders/{id}"))
+        );
         assert_eq!(asked.all("x-sluice-user"), ["alice"]);
         assert_eq!(asked.all("authorization"), [format!("Bearer {API_SECRET}")]);
         assert_eq!(asked.all("x-request-id"), [answer.field("x-request-id").unwrap()]);

@@ -11,14 +11,13 @@ use crate::harness::{Edge, JWT_SECRET, Sale, bearer};
 const ONE: &str = r#"{"sku":"phone","quantity":1}"#;
 
 /// One request after another on one connection: each refusal leaves it open.
-struct Caller<'a> {
-    edge: &'a Edge,
+struct Caller {
     connection: Connection,
 }
 
-impl<'a> Caller<'a> {
-    fn new(edge: &'a Edge) -> Self {
-        Self { edge, connection: edge.connect() }
+impl Caller {
+    fn new(edge: &Edge) -> Self {
+        Self { connection: edge.connect() }
     }
 
     fn call(&mut self, method: &str, path: &str, fields: &[(&str, &str)], body: &str) -> Answer {
@@ -159,8 +158,8 @@ fn the_sale_is_judged_behind_the_replay() {
         let replay = caller.buy("demo", "alice", &bought, ONE);
         assert_eq!((replay.status, replay.field("idempotent-replayed")), (202, Some("true")));
     }
-    edge.freeze("soon");
     let token = edge.token("soon", "alice");
+    edge.freeze("soon");
     let refused = Caller::new(&edge).buy("soon", "alice", &token, ONE);
     assert_eq!((refused.status, refused.code().as_str()), (503, "frozen"));
 }
