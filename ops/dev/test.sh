@@ -70,6 +70,18 @@ count_cargo_test() {
   add_tests "$passed" "$failed" "$2"
 }
 
+# The whole system as `up` starts it, on ports of its own, through every drill in a small size.
+drill_system() {
+  local status=0
+  SLUICE_EDGE_PORT=$(port_free_from 18080)
+  export SLUICE_EDGE_PORT SLUICE_STATE=$TARGET/test-system
+  ./dev down --wipe >/dev/null || true
+  ./dev up && "$TARGET/release/sluice-bench" --env "$SLUICE_STATE/env" drill all --small || status=$?
+  if [ "$status" != 0 ]; then tail -n 40 "$SLUICE_STATE"/logs/*.log || true; fi
+  ./dev down --wipe
+  return "$status"
+}
+
 finish_tests() {
   local status=$?
   trap - EXIT INT TERM
@@ -104,4 +116,5 @@ command_test() {
     cargo clippy --release --workspace --all-targets -- -D warnings
   check 'cargo build' cargo build --release --workspace --bins
   run_tests
+  check 'the whole system, drilled' drill_system
 }
