@@ -109,6 +109,19 @@ impl Sources {
     }
 }
 
+/// Reads the command line; a wrong one is told, and help is given.
+pub fn parse() -> Result<Cli, ExitCode> {
+    Cli::try_parse().map_err(|error| {
+        // Help goes to standard output, a mistake to standard error; a closed one is nobody's loss.
+        let _ = error.print();
+        if error.use_stderr() { usage() } else { ExitCode::SUCCESS }
+    })
+}
+
+fn usage() -> ExitCode {
+    ExitCode::from(u8::try_from(EXIT_USAGE).unwrap_or(64))
+}
+
 /// Does what the command line says.
 pub async fn run(cli: Cli) -> ExitCode {
     let code = match cli.once {
@@ -126,7 +139,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(problems) => {
             eprintln!("{problems}");
-            ExitCode::from(u8::try_from(EXIT_USAGE).unwrap_or(64))
+            usage()
         }
     }
 }

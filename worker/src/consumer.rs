@@ -43,6 +43,12 @@ pub trait Handler {
     fn handle(&self, delivery: &Delivery) -> impl Future<Output = Outcome> + Send;
 }
 
+/// Whether a message has been on every step of the ladder: it is its last attempt, or one of many
+/// where nothing is given up.
+pub fn is_last(delivery: &Delivery) -> bool {
+    usize::try_from(delivery.attempt).unwrap_or(usize::MAX) >= LADDER.len()
+}
+
 /// Runs until told to stop, or until the connection breaks.
 pub async fn run<H: Handler>(context: &Context, handler: &H, mut stop: Stop) -> anyhow::Result<()> {
     let name = format!("{} {}", context.who, H::TAG);
@@ -117,7 +123,7 @@ impl<H: Handler> Reader<'_, H> {
 
     async fn retry(&mut self, delivery: Delivery, why: &str) -> anyhow::Result<()> {
         let failed = usize::try_from(delivery.attempt).unwrap_or(usize::MAX);
-        if failed >= LADDER.len() && !H::NEVER_GIVES_UP {
+        if is_last(&delivery) && !H::NEVER_GIVES_UP {
             return self.park(delivery, &format!("failed {} times, at last: {why}", failed + 1)).await;
         }
         tracing::warn!(queue = H::QUEUE, id = delivery.id, attempt = failed + 1, why, "a message failed");

@@ -2,12 +2,14 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use sluice_worker::command::{self, Cli};
+use sluice_worker::command;
 
 fn main() -> ExitCode {
+    let cli = match command::parse() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
     sluice_shared::telemetry::start();
-    let cli = Cli::parse();
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => {
             let code = runtime.block_on(command::run(cli));

@@ -48,7 +48,12 @@ async fn step(purchase: &Purchase, delivery: &Delivery) -> Outcome {
     match purchase.step(&message).await {
         Ok(()) => Outcome::Done,
         Err(StepError::NotNow(why)) => Outcome::Later(why),
-        Err(StepError::Failed(why)) => Outcome::Retry(why),
+        Err(StepError::Failed { why, orders }) => {
+            if consumer::is_last(delivery) && purchase.stuck(&orders).await.is_err() {
+                return Outcome::Later(why);
+            }
+            Outcome::Retry(why)
+        }
     }
 }
 

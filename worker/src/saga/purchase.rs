@@ -32,16 +32,27 @@ pub enum StepError {
     /// Nothing is wrong with the events: a sale is frozen, a server is away.
     #[error("{0}")]
     NotNow(String),
-    /// Something is wrong with an order or an answer.
-    #[error("{0}")]
-    Failed(String),
+    /// Something is wrong with an answer, or with these orders.
+    #[error("{why}")]
+    Failed {
+        /// What.
+        why: String,
+        /// The orders, where it is known.
+        orders: Vec<OrderId>,
+    },
+}
+
+impl StepError {
+    fn failed(why: &impl ToString) -> Self {
+        Self::Failed { why: why.to_string(), orders: Vec::new() }
+    }
 }
 
 impl From<StoreError> for StepError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Away(_) => Self::NotNow(error.to_string()),
-            StoreError::Broken(_) => Self::Failed(error.to_string()),
+            StoreError::Broken(_) => Self::failed(&error),
         }
     }
 }
@@ -49,7 +60,7 @@ impl From<StoreError> for StepError {
 impl From<Fault> for StepError {
     fn from(fault: Fault) -> Self {
         match fault {
-            Fault::Unreadable { .. } => Self::Failed(fault.to_string()),
+            Fault::Unreadable { .. } => Self::failed(&fault),
             Fault::NoScript { .. } | Fault::Refused { .. } | Fault::Unknown { .. } => {
                 Self::NotNow(fault.to_string())
             }
@@ -69,6 +80,7 @@ impl From<DeadlineError> for StepError {
 /// What the events of one segment ask for.
 #[derive(Debug, Default)]
 struct Work {
+    orders: Vec<OrderId>,
     releases: Vec<Release>,
     settles: Vec<Settle>,
     /// Orders whose last step is taken with this.
@@ -80,6 +92,7 @@ struct Work {
 impl Work {
     fn add(&mut self, event: &OrderEvent) {
         let OrderEvent { order, state, pay_before, refund, .. } = event;
+        self.orders.push(*order);
         if event.release {
             let (lines, user) = (event.lines.clone(), event.user.clone());
             self.releases.push(Release { uuid: order.uuid, state: *state, lines, user });
@@ -148,6 +161,12 @@ impl Purchase {
         failed.map_or(Ok(()), Err)
     }
 
+    /// Notes that the sagas of these orders cannot go on by themselves. They are tried further where
+    /// nothing is given up, and are no longer stuck once that succeeds.
+    pub async fn stuck(&self, orders: &[OrderId]) -> Result<(), StepError> {
+        Ok(self.store.saga_stuck(orders).await?)
+    }
+
     async fn on_shelf(&self, shelf: &Shelf, work: &Work) -> Result<(), StepError> {
         let Some(scripts) = self.shelves.scripts(shelf).await? else {
             return self.without_shelf(shelf, work).await;
@@ -162,8 +181,13 @@ impl Purchase {
             news.settled(&work.settles, answers);
         }
         self.publish(&shelf.sale, &news).await;
-        if let Some(what) = news.corrupt.first() {
-            return Err(StepError::Failed(format!("{}: {what}", shelf.name())));
+        if let Some((_, what)) = news.corrupt.first() {
+            let torn = |order: &OrderId| news.corrupt.iter().any(|(uuid, _)| *uuid == order.uuid);
+            let orders = work.orders.iter().copied().filter(torn).collect();
+            return Err(StepError::Failed {
+                why: format!("{}: corrupt {what} in redis", shelf.name()),
+                orders,
+            });
         }
         self.deadlines.schedule(&work.deadlines).await?;
         self.note(work, "done").await
@@ -219,7 +243,7 @@ impl Purchase {
 struct News {
     skus: std::collections::BTreeSet<String>,
     records: BTreeMap<[u8; 16], Record>,
-    corrupt: Vec<String>,
+    corrupt: Vec<([u8; 16], String)>,
 }
 
 impl News {
@@ -234,7 +258,7 @@ impl News {
                 Released::Already(record) | Released::Tombstone(record) => {
                     self.records.insert(release.uuid, *record);
                 }
-                Released::Corrupt(what) => self.broken(&release.uuid, &what),
+                Released::Corrupt(what) => self.corrupt.push((release.uuid, what)),
             }
         }
     }
@@ -247,12 +271,8 @@ impl News {
                 }
                 // Its row is in the books, and the warden restores Redis from there.
                 Settled::Unknown => {}
-                Settled::Corrupt(what) => self.broken(&settle.uuid, &what),
+                Settled::Corrupt(what) => self.corrupt.push((settle.uuid, what)),
             }
         }
-    }
-
-    fn broken(&mut self, uuid: &[u8; 16], what: &str) {
-        self.corrupt.push(format!("order {}: corrupt {what} in redis", hex::encode(uuid)));
     }
 }

@@ -28,19 +28,31 @@ impl Store {
 
     /// Notes that the last step of these orders is done: their sagas are committed.
     pub async fn saga_committed(&self, step: &'static str, done: &[StepDone]) -> Result<(), StoreError> {
-        self.saga_done(step, done, "running", "committed").await
+        self.saga_done(step, done, &["running", "stuck"], "committed").await
     }
 
     /// Notes that the last undo of these orders is done: their sagas are undone.
     pub async fn saga_undone(&self, step: &'static str, done: &[StepDone]) -> Result<(), StoreError> {
-        self.saga_done(step, done, "undoing", "undone").await
+        self.saga_done(step, done, &["undoing", "stuck"], "undone").await
+    }
+
+    /// Notes that these sagas cannot go on by themselves.
+    pub async fn saga_stuck(&self, orders: &[OrderId]) -> Result<(), StoreError> {
+        sqlx::query(
+            "UPDATE saga SET state = 'stuck', updated_at = now()
+             WHERE order_id = ANY($1) AND state IN ('running', 'undoing')",
+        )
+        .bind(orders.iter().map(ToString::to_string).collect::<Vec<_>>())
+        .execute(&self.pool)
+        .await?;
+        Ok(())
     }
 
     async fn saga_done(
         &self,
         step: &'static str,
         done: &[StepDone],
-        from: &'static str,
+        from: &[&'static str],
         to: &'static str,
     ) -> Result<(), StoreError> {
         if done.is_empty() {
@@ -57,7 +69,7 @@ impl Store {
                  INSERT INTO saga_step (order_id, step, outcome)
                  SELECT id, $3, outcome FROM unnest($1::text[], $2::text[]) AS m (id, outcome)
                  ON CONFLICT DO NOTHING),
-             mine AS (SELECT order_id FROM saga WHERE order_id = ANY($1) AND state = $4
+             mine AS (SELECT order_id FROM saga WHERE order_id = ANY($1) AND state = ANY($4)
                       ORDER BY order_id FOR UPDATE)
              UPDATE saga SET state = $5, step = $3, updated_at = now()
              FROM mine WHERE saga.order_id = mine.order_id",

@@ -13,6 +13,7 @@ mod audit_books;
 mod explain_order;
 mod harness;
 mod orders_poison;
+mod orders_process;
 mod orders_queue;
 mod orders_write;
 mod outbox_events;

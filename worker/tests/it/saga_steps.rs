@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use sluice_shared::amqp::Outgoing;
 use sluice_shared::clock::Millis;
 use sluice_shared::keys::{self, Shelf, sale_channel};
 use sluice_shared::message::{Accepted, OrderEvents, VERSION};
@@ -279,4 +280,38 @@ async fn what_is_no_event_is_parked() {
     let parked = async || world.db.count("SELECT count(*) FROM parked").await == 3;
     eventually("three are parked", PATIENCE, parked).await;
     end(roles).await;
+}
+
+#[tokio::test]
+async fn a_release_that_cannot_be_done_is_stuck_until_it_can() {
+    let (world, roles) = world().await;
+    let order = world.bought("alice", "phone=1").await;
+    becomes(&world, &order, OrderState::PendingPayment, false, Refund::None).await;
+    // The buyer's mark is gone: the units cannot be taken off it.
+    let mark = format!("@{}", order.user);
+    let forget = cmd("HDEL").arg(world.shelf.orders()).arg(&mark).to_owned();
+    let _: i64 = world.redis.run("test", &forget).await.unwrap();
+    for role in roles {
+        role.stop().await;
+    }
+    world.db.store.cancel(&order.order, &order.user).await.unwrap();
+    let body =
+        world.db.texts("SELECT payload::text FROM outbox WHERE topic = 'stock.release'").await.remove(0);
+    let link = world.broker.link().await;
+    let publisher = link.publisher().await.unwrap();
+    let role = world.run(Role::Saga);
+    let (key, body) = ("stock.release", body.as_bytes());
+    let message =
+        |attempt| Outgoing { exchange: EVENTS, key, id: "t", kind: "t", body, attempt, reason: None };
+    publisher.publish(message(3)).await.unwrap().await.unwrap();
+    let stuck = async || world.db.texts(SAGAS).await == ["stuck release"];
+    eventually("the saga is stuck", PATIENCE, stuck).await;
+    let mend = cmd("HSET").arg(world.shelf.orders()).arg(&mark).arg("phone=1").to_owned();
+    let _: i64 = world.redis.run("test", &mend).await.unwrap();
+    publisher.publish(message(0)).await.unwrap().await.unwrap();
+    let undone = async || world.db.texts(SAGAS).await == ["undone release"];
+    eventually("the saga is undone", PATIENCE, undone).await;
+    assert_eq!(world.left("phone").await, 10);
+    role.stop().await;
+    link.close().await;
 }

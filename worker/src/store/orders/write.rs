@@ -67,16 +67,16 @@ impl Store {
     /// the database refuse the batch, it is found by halving, and the others are written.
     pub async fn write_orders(&self, batch: &[Accepted]) -> Result<WriteReport, StoreError> {
         let mut report = WriteReport::default();
-        let mut parts = vec![0..batch.len()];
-        while let Some(part) = parts.pop() {
-            match self.write_part(&batch[part.clone()]).await {
-                Ok(written) => report.add(written, part.start),
-                Err(StoreError::Broken(why)) if part.len() == 1 => report.parked.push((part.start, why)),
+        let mut parts = vec![(0, batch.len())];
+        while let Some((start, end)) = parts.pop() {
+            match self.write_part(&batch[start..end]).await {
+                Ok(written) => report.add(written, start),
+                Err(StoreError::Broken(why)) if end - start == 1 => report.parked.push((start, why)),
                 Err(StoreError::Broken(_)) => {
-                    let middle = part.start + part.len() / 2;
+                    let middle = start.midpoint(end);
                     // The stack's top comes next: the order of messages stays.
-                    parts.push(middle..part.end);
-                    parts.push(part.start..middle);
+                    parts.push((middle, end));
+                    parts.push((start, middle));
                 }
                 Err(away) => return Err(away),
             }
