@@ -76,21 +76,28 @@ fn lock(path: &PathBuf) -> anyhow::Result<Flock<File>> {
 mod tests {
     use super::*;
 
-    fn directory(name: &str) -> PathBuf {
-        let path = std::env::temp_dir().join(format!("sluice-seat-{name}-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&path);
-        path
+    /// A directory of one test's own.
+    struct Directory(PathBuf);
+
+    impl Drop for Directory {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn directory(name: &str) -> Directory {
+        Directory(std::env::temp_dir().join(format!("sluice-seat-{name}-{}", std::process::id())))
     }
 
     #[test]
     fn each_start_counts_under_one_identity_and_is_a_new_instance() {
         let directory = directory("count");
-        let first = Seat::take(&directory, "edge").unwrap();
+        let first = Seat::take(&directory.0, "edge").unwrap();
         let (lock, instance) = (first.lock.clone(), first.instance.clone());
         assert_eq!(first.start, 1);
         assert!(instance.as_str().starts_with("edge.1."));
         drop(first);
-        let second = Seat::take(&directory, "edge").unwrap();
+        let second = Seat::take(&directory.0, "edge").unwrap();
         assert_eq!((second.start, &second.lock), (2, &lock));
         assert_ne!(second.instance, instance);
     }
@@ -98,18 +105,18 @@ mod tests {
     #[test]
     fn a_second_edge_of_the_same_name_is_refused_with_a_remedy() {
         let directory = directory("twice");
-        let _first = Seat::take(&directory, "edge").unwrap();
-        let why = Seat::take(&directory, "edge").unwrap_err().to_string();
+        let _first = Seat::take(&directory.0, "edge").unwrap();
+        let why = Seat::take(&directory.0, "edge").unwrap_err().to_string();
         assert!(why.contains("edge.lock") && why.contains("another `name`"), "{why}");
-        assert!(Seat::take(&directory, "other").is_ok());
+        assert!(Seat::take(&directory.0, "other").is_ok());
     }
 
     #[test]
     fn a_torn_file_gets_a_new_identity() {
         let directory = directory("torn");
-        let lock = Seat::take(&directory, "edge").unwrap().lock;
-        std::fs::write(directory.join("edge.lock"), &lock[..10]).unwrap();
-        let seat = Seat::take(&directory, "edge").unwrap();
+        let lock = Seat::take(&directory.0, "edge").unwrap().lock;
+        std::fs::write(directory.0.join("edge.lock"), &lock[..10]).unwrap();
+        let seat = Seat::take(&directory.0, "edge").unwrap();
         assert_eq!(seat.start, 1);
         assert_ne!(seat.lock, lock);
     }
