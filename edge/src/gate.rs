@@ -149,7 +149,7 @@ impl Gate {
         let session = &mut session.downstream_session;
         // The parser left "for ever"; `None` stays: the client, or HTTP/1.0, wants no more.
         if session.get_keepalive().is_some() {
-            let idle = (!*self.stopping.borrow()).then(|| self.limits.idle_timeout.as_secs());
+            let idle = (!*self.stopping.borrow()).then_some(self.limits.idle_timeout.as_secs());
             session.set_keepalive(idle);
         }
         session.set_read_timeout(Some(self.limits.body_timeout));

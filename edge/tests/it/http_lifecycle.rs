@@ -78,11 +78,7 @@ fn the_private_listener_tells_how_it_goes() {
     // Counted after the answer.
     eventually("the refusal is counted", || !metrics().contains(&format!("{counted}0")));
     let text = metrics();
-    for line in [
-        counted,
-        "sluice_http_request_seconds_bucket",
-        "sluice_relay_held",
-    ] {
+    for line in [counted, "sluice_http_request_seconds_bucket", "sluice_relay_held"] {
         assert!(text.contains(line), "{line} in {text}");
     }
 }
@@ -92,11 +88,10 @@ fn an_idle_edge_leaves_at_once() {
     let mut edge = Edge::selling(&[]);
     let mut idle = edge.connect();
     assert_eq!(idle.call("GET", "/v1/sales/demo", &[], "").status, 200);
-    for (signal, began) in [("TERM", Instant::now())] {
-        edge.signal(signal);
-        let status = edge.ended(Duration::from_secs(5)).expect("it ends");
-        assert!(status.success() && began.elapsed() < Duration::from_secs(5), "{signal}: {status}");
-    }
+    let began = Instant::now();
+    edge.signal("TERM");
+    let status = edge.ended(Duration::from_secs(10)).expect("it ends");
+    assert!(status.success() && began.elapsed() < Duration::from_secs(5), "{status}");
     assert!(idle.is_closed());
 }
 
