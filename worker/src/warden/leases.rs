@@ -33,7 +33,7 @@ pub async fn run(warden: Arc<Warden>, leading: watch::Sender<bool>, mut stop: St
             }
             Turn::Lost => {
                 tracing::warn!(who = %warden.context.who, "leads the wardens no longer");
-                warden.metrics().leading.set(0);
+                warden.metrics().follows();
                 leading.send_replace(false);
                 warden.floor(|floor| *floor = super::Floor::default());
             }
@@ -50,6 +50,7 @@ pub async fn run(warden: Arc<Warden>, leading: watch::Sender<bool>, mut stop: St
         }
     }
     leading.send_replace(false);
+    warden.metrics().follows();
     if let Err(fault) = warden.ask_to_lead(&token, Duration::ZERO).await {
         tracing::debug!(%fault, "could not step down; the lock runs out by itself");
     }

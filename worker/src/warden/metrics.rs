@@ -53,4 +53,14 @@ impl Metrics {
         warden.register("drift", "By how much an equation of the books is off", metrics.drift.clone());
         metrics
     }
+
+    /// What only a leader knows is told by the leader alone.
+    pub fn follows(&self) {
+        for gauge in
+            [&self.leading, &self.serving, &self.frozen_segments, &self.waiting_for_edges, &self.silent_edges]
+        {
+            gauge.set(0);
+        }
+        self.drift.clear();
+    }
 }

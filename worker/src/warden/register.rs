@@ -15,6 +15,9 @@ use crate::store::register::Registered;
 /// An edge that has not been heard of for so long is called silent.
 const SILENT_MS: i64 = 2_000;
 
+/// An edge's configured name and its instance.
+type Named = (String, InstanceId);
+
 /// What to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
@@ -117,7 +120,7 @@ impl Register {
     }
 
     /// Edges that fell silent, and edges that are heard again, since the last look: name and instance.
-    pub fn silence(&mut self, now: Millis) -> (Vec<(String, InstanceId)>, Vec<(String, InstanceId)>) {
+    pub fn silence(&mut self, now: Millis) -> (Vec<Named>, Vec<Named>) {
         let (mut fell, mut back) = (Vec::new(), Vec::new());
         for (instance, edge) in &self.edges {
             let quiet = edge.last.as_ref().is_none_or(|last| now.0 - last.at.0 > SILENT_MS);

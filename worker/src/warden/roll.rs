@@ -37,7 +37,9 @@ async fn round(warden: &Warden, register: &mut Option<Register>, redis: &mut Str
         Some(register) => register,
         None => register.insert(Register::of(warden.context.store.registered_edges().await?)),
     };
-    if *redis != now {
+    let shown: usize = warden.redis().run("counting the register", cmd("HLEN").arg(REGISTER)).await?;
+    if *redis != now || shown != register.instances().len() {
+        // Another Redis, or one that somebody emptied.
         register.forget_heartbeats();
         show_all(warden, &register.instances()).await?;
         *redis = now;
@@ -65,7 +67,7 @@ async fn carry_out(warden: &Warden, register: &mut Register, command: Command) -
             if stands {
                 tracing::info!(name = beat.name, instance = %beat.instance, "an edge is registered");
                 warden.floor(|floor| floor.admitted.insert(beat.instance.clone()));
-                admit(warden, &[beat.instance.clone()], &[]).await?;
+                admit(warden, std::slice::from_ref(&beat.instance), &[]).await?;
                 show(warden, &beat.instance).await?;
             }
         }

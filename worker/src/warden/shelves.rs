@@ -110,6 +110,11 @@ impl Shelves {
             self.inherited = asked.into_iter().collect();
             self.redis = redis;
         }
+        let shown: usize = self.warden.redis().run("counting the sales", cmd("HLEN").arg(SALES)).await?;
+        if shown < self.published.len() {
+            // Somebody deleted what was written.
+            self.published.clear();
+        }
         let sales = self.warden.context.store.projections(KEYS_KEPT).await?;
         let mut changed = false;
         for rows in &sales {

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use sluice_shared::redis::cmd;
 use sluice_shared::sale::SaleStep;
 use sluice_shared::testing::eventually;
+use sluice_worker::store::stock_changes::{Begun, StockChange};
 
-use crate::warden_world::{PATIENCE, Place};
+use crate::warden_world::{PATIENCE, Place, actor, sku};
 
 async fn frozen(place: &Place) -> bool {
     place.view().await.is_some_and(|view| view.epochs == [0])
@@ -194,4 +195,30 @@ async fn a_paused_sale_is_paused_after_its_reopening_too() {
     until_epoch(&place, 2).await;
     assert_eq!(place.meta("state").await.as_deref(), Some("paused"));
     assert!(place.ask(&edge.instance, "bob").await.unwrap_err().contains("Paused"));
+}
+
+#[tokio::test]
+async fn a_stock_change_that_is_half_done_fits_the_books() {
+    let (mut place, warden, _orders, _edge) = Place::open(10).await;
+    warden.stop().await;
+    let left = place.left().await;
+    for (key, delta) in [("k1", 5), ("k2", -2)] {
+        let change = StockChange {
+            sale: place.shelf.sale.clone(),
+            key: key.to_owned(),
+            sku: sku("phone"),
+            delta,
+            reason: "test".to_owned(),
+            fingerprint: key.as_bytes().to_vec(),
+        };
+        // In the books when it adds, nowhere yet when it withdraws.
+        let begun = place.db.store.begin_stock_change(&change, 1000, &actor()).await.unwrap();
+        assert_eq!(begun, Begun::Noted);
+    }
+    place.server.crash_and_restart();
+    let _warden = place.warden("[reconcile]\nreconcile_ms = 300\n");
+    until_epoch(&place, 2).await;
+    eventually("the changes", PATIENCE, || async { place.left().await == left + 3 }).await;
+    let pending = "SELECT count(*) FROM stock_changes WHERE state = 'pending'";
+    eventually("their rows", PATIENCE, || async { place.db.count(pending).await == 0 }).await;
 }
