@@ -97,6 +97,7 @@ async fn write(
     follower: &mut Follower,
 ) -> pingora::Result<()> {
     let mut stopping = gate.stopping.clone();
+    follower.knows(&record);
     let session = &mut exchange.session.downstream_session;
     let mut event = Some(event(record.updated.0, &view::order(id, &record, &sale.view)));
     loop {
@@ -108,8 +109,6 @@ async fn write(
         }
         tokio::select! {
             changed = follower.next() => match changed {
-                // The first one may be what is written already.
-                Some(changed) if changed == record => {}
                 Some(changed) => {
                     record = changed;
                     event = Some(self::event(record.updated.0, &view::order(id, &record, &sale.view)));

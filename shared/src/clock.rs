@@ -16,6 +16,7 @@ pub struct Millis(pub i64);
 impl Millis {
     /// This machine's wall clock. Windows of a sale are judged by Redis' clock instead; see
     /// [`ServerClock`].
+    #[allow(clippy::disallowed_methods)]
     pub fn now() -> Self {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))

@@ -19,7 +19,7 @@ fn the_defaults_lack_only_secrets() {
 
 #[test]
 fn every_example_is_a_good_file() {
-    for example in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/examples")).unwrap() {
+    for example in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../examples")).unwrap() {
         let path = example.unwrap().path();
         if path.extension().is_some_and(|ending| ending == "toml") {
             let loaded = Config::load(&path, None);

@@ -15,51 +15,51 @@ use sluice_shared::script::{
 };
 use sluice_shared::testing::PrivateRedis;
 
-pub fn sku(text: &str) -> SkuId {
+pub(crate) fn sku(text: &str) -> SkuId {
     SkuId::parse(text).unwrap()
 }
 
-pub fn user(text: &str) -> UserId {
+pub(crate) fn user(text: &str) -> UserId {
     UserId::parse(text).unwrap()
 }
 
-pub fn edge() -> InstanceId {
+pub(crate) fn edge() -> InstanceId {
     InstanceId::parse("edge.1.test").unwrap()
 }
 
 /// One request: a new order id each time.
-pub fn ask(who: &str, lines: &str) -> Ask {
+pub(crate) fn ask(who: &str, lines: &str) -> Ask {
     let uuid = OrderId::mint(1, 0).uuid;
     Ask { uuid, user: user(who), lines: Lines::parse(lines).unwrap(), expired: false }
 }
 
 /// Everything that Redis holds of a segment; times are left out of the records.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Whole {
-    pub stock: BTreeMap<String, u64>,
-    pub orders: BTreeMap<String, String>,
-    pub marks: BTreeMap<String, String>,
-    pub journal: Vec<(String, String)>,
-    pub seq: u64,
+pub(crate) struct Whole {
+    pub(crate) stock: BTreeMap<String, u64>,
+    pub(crate) orders: BTreeMap<String, String>,
+    pub(crate) marks: BTreeMap<String, String>,
+    pub(crate) journal: Vec<(String, String)>,
+    pub(crate) seq: u64,
 }
 
-pub struct Sale {
-    pub server: std::sync::Arc<std::sync::Mutex<PrivateRedis>>,
-    pub redis: Redis,
-    pub shelf: Shelf,
-    pub scripts: ShelfScripts,
-    pub warden: WardenScripts,
+pub(crate) struct Sale {
+    pub(crate) server: std::sync::Arc<std::sync::Mutex<PrivateRedis>>,
+    pub(crate) redis: Redis,
+    pub(crate) shelf: Shelf,
+    pub(crate) scripts: ShelfScripts,
+    pub(crate) warden: WardenScripts,
 }
 
 impl Sale {
     /// An open sale with these SKUs: name, units, units a user may hold.
-    pub async fn open(items: &[(&str, u64, u32)]) -> Self {
+    pub(crate) async fn open(items: &[(&str, u64, u32)]) -> Self {
         let sale = Self::preloaded(items, 1_000).await;
         sale.step(2, SaleStep::Open, 0, i64::MAX / 2).await;
         sale
     }
 
-    pub async fn preloaded(items: &[(&str, u64, u32)], journal_max: u64) -> Self {
+    pub(crate) async fn preloaded(items: &[(&str, u64, u32)], journal_max: u64) -> Self {
         let server = PrivateRedis::start();
         let redis = server.connect();
         let server = std::sync::Arc::new(std::sync::Mutex::new(server));
@@ -67,7 +67,7 @@ impl Sale {
     }
 
     /// An open sale on the server of another one, which must have been emptied.
-    pub async fn again(&self, items: &[(&str, u64, u32)]) -> Self {
+    pub(crate) async fn again(&self, items: &[(&str, u64, u32)]) -> Self {
         let sale = Self::on(self.server.clone(), self.redis.clone(), items, 1_000).await;
         sale.step(2, SaleStep::Open, 0, i64::MAX / 2).await;
         sale
@@ -99,53 +99,46 @@ impl Sale {
         sale
     }
 
-    pub async fn lease(&self, span: Duration) {
+    pub(crate) async fn lease(&self, span: Duration) {
         let leased = self.warden.lease(&self.redis, &self.shelf, 7, span, &[edge()], &[]).await;
         leased.unwrap().unwrap();
     }
 
-    pub async fn step(&self, cfg: u64, step: SaleStep, starts: i64, ends: i64) {
+    pub(crate) async fn step(&self, cfg: u64, step: SaleStep, starts: i64, ends: i64) {
         let (starts_at, ends_at) = (Millis(starts), Millis(ends));
         let control = Control { cfg, step, starts_at, ends_at, limits: Vec::new() };
         let set = self.warden.control(&self.redis, &self.shelf, 7, &control).await;
         assert_eq!(set.unwrap().unwrap(), cfg);
     }
 
-    pub async fn reserved(&self, batch: &[Ask]) -> Reserved {
+    pub(crate) async fn reserved(&self, batch: &[Ask]) -> Reserved {
         self.scripts.reserve(&self.redis, &edge(), batch).await.unwrap()
     }
 
-    pub async fn answers(&self, batch: &[Ask]) -> Answers {
+    pub(crate) async fn answers(&self, batch: &[Ask]) -> Answers {
         match self.reserved(batch).await {
             Reserved::Answers(answers) => answers,
             other => panic!("{other:?}"),
         }
     }
 
-    pub async fn reserve(&self, ask: &Ask) -> Answer {
+    pub(crate) async fn reserve(&self, ask: &Ask) -> Answer {
         self.answers(std::slice::from_ref(ask)).await.answers.remove(0)
     }
 
-    pub async fn release(&self, ask: &Ask, state: sluice_shared::record::OrderState) -> Released {
+    pub(crate) async fn release(&self, ask: &Ask, state: sluice_shared::record::OrderState) -> Released {
         let (lines, user) = (ask.lines.clone(), ask.user.clone());
         let release = Release { uuid: ask.uuid, state, lines, user };
         let released = self.scripts.release(&self.redis, &[release]).await.unwrap().unwrap();
         released.into_iter().next().unwrap()
     }
 
-    pub async fn record(&self, ask: &Ask) -> Option<Record> {
-        let field = hex::encode(ask.uuid);
-        let text: Option<String> =
-            self.redis.run("test", cmd("HGET").arg(self.shelf.orders()).arg(field)).await.unwrap();
-        text.map(|text| Record::parse(&text).unwrap())
-    }
-
-    pub async fn set(&self, key: &str, field: &str, value: &str) {
+    pub(crate) async fn set(&self, key: &str, field: &str, value: &str) {
         let set = cmd("HSET").arg(key).arg(field).arg(value).to_owned();
         self.redis.run::<i64>("test", &set).await.unwrap();
     }
 
-    pub async fn whole(&self) -> Whole {
+    pub(crate) async fn whole(&self) -> Whole {
         let all = |key: String| {
             let redis = self.redis.clone();
             async move { redis.run::<BTreeMap<String, String>>("test", cmd("HGETALL").arg(key)).await.unwrap() }

@@ -18,11 +18,12 @@ fn no_such_order() -> Rejection {
     not_found("there is no such order")
 }
 
-/// The buyer's order; another's is none.
-pub async fn show(api: &Api, order: &OrderId, user: &UserId) -> Result<OrderSheet, Rejection> {
+/// The order, if it is the watcher's; another's is none.
+pub async fn show(api: &Api, order: &OrderId, watcher: Option<&UserId>) -> Result<OrderSheet, Rejection> {
+    let may = |user: &UserId| watcher.is_none_or(|watcher| watcher == user);
     match locate(api, order).await? {
-        Located::Row(row) if row.user == *user => Ok(OrderSheet::of_row(&row)),
-        Located::Record(sale, record) if record.user == *user => {
+        Located::Row(row) if may(&row.user) => Ok(OrderSheet::of_row(&row)),
+        Located::Record(sale, record) if may(&record.user) => {
             Ok(OrderSheet::of_record(*order, &sale, &record))
         }
         _ => Err(no_such_order()),
@@ -31,7 +32,7 @@ pub async fn show(api: &Api, order: &OrderId, user: &UserId) -> Result<OrderShee
 
 /// `GET /internal/v1/orders/{order}`
 pub async fn get(api: Arc<Api>, call: Call) -> Answer {
-    reply::json(200, &show(&api, &call.order()?, &call.buyer()?).await?)
+    reply::json(200, &show(&api, &call.order()?, call.watcher()?.as_ref()).await?)
 }
 
 /// `DELETE /internal/v1/orders/{order}`

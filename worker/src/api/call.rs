@@ -55,6 +55,15 @@ impl Call {
         }
     }
 
+    /// Whose order an edge may show: this buyer's, or, where the edge has verified the ticket of an
+    /// order instead of a buyer, whoever's it is.
+    pub fn watcher(&self) -> Result<Option<UserId>, Rejection> {
+        match &self.caller {
+            Caller::Edge(user) => Ok(user.clone()),
+            Caller::Staff { .. } => Err(Rejection::new(Code::Forbidden, "this is a buyer's call")),
+        }
+    }
+
     /// The body's members.
     pub fn members(&self) -> Result<Members, Rejection> {
         Members::of_body(&self.body)

@@ -30,7 +30,7 @@ const LONGEST: Duration = Duration::from_secs(30 * 60);
 struct Stream {
     api: Arc<Api>,
     order: OrderId,
-    user: UserId,
+    user: Option<UserId>,
     end: Instant,
     said: Instant,
     /// The event that was sent last.
@@ -41,11 +41,11 @@ struct Stream {
 
 /// `GET /internal/v1/orders/{order}/events`
 pub async fn stream(api: Arc<Api>, call: Call) -> Answer {
-    let (order, user) = (call.order()?, call.buyer()?);
+    let (order, user) = (call.order()?, call.watcher()?);
     let room = Arc::clone(&api.streams)
         .try_acquire_owned()
         .map_err(|_| Rejection::new(Code::Overloaded, "too many event streams are open"))?;
-    let present = show(&api, &order, &user).await?;
+    let present = show(&api, &order, user.as_ref()).await?;
     let now = Instant::now();
     let last = event(&present)?;
     let over = present.is_final();
@@ -75,7 +75,7 @@ impl Stream {
     async fn next(&mut self) -> Option<Bytes> {
         while !self.over && Instant::now() < self.end {
             sleep(POLL).await;
-            match show(&self.api, &self.order, &self.user).await {
+            match show(&self.api, &self.order, self.user.as_ref()).await {
                 Ok(order) => {
                     let event = event(&order).ok()?;
                     self.over = order.is_final();
