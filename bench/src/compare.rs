@@ -4,7 +4,7 @@
 
 pub mod measure;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
@@ -16,7 +16,7 @@ use crate::client::outcome::ACCEPTED;
 use crate::cpu::{self, Pinned};
 use crate::crowd::{Crowd, Plan};
 use crate::drill::{Ask, Scene, Setting, burst, wait_for};
-use crate::oracle::Rules;
+use crate::oracle::{Rules, accepted};
 use crate::peer::Peer;
 use crate::report::{Tally, Verdicts};
 use crate::schedule::Profile;
@@ -246,17 +246,16 @@ pub fn take(scene: &mut Scene, tally: &mut Tally, pids: &[i32], who: Vec<u32>) -
     let count = who.len() as u64;
     let plan = Plan { mint: true, ..scene.plan(Profile::Step) };
     let mut crowd = Crowd::new(&scene.buyers, who, plan);
-    let (before, from, started) = (tally.counted().taken(), scene.now(), Instant::now());
+    let from = scene.now();
     let used = cpu::of(pids)?;
     let ran = scene.run(&mut crowd, tally, Duration::from_secs(300))?;
     let used = cpu::of(pids)?.saturating_sub(used);
-    debug_assert!(started.elapsed() >= ran.elapsed);
-    let taken = tally.counted().taken() - before;
+    let mut entries = tally.entries()?;
+    entries.retain(|entry| entry.sent >= from && entry.kind.is_order());
+    let taken = u64::from(accepted(&entries));
     if taken != count {
         scene.verdicts.say(false, format!("{taken} of {count} were accepted"));
     }
-    let mut entries = tally.entries()?;
-    entries.retain(|entry| entry.sent >= from && entry.kind == Kind::Buy);
     entries.iter_mut().for_each(|entry| entry.due = entry.sent);
     Ok(Measured::of(used, taken, ran.elapsed, &entries))
 }

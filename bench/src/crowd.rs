@@ -26,10 +26,11 @@ const TOKEN_EXPIRED: &[Outcome] = &[Outcome("token_expired")];
 const UNAUTHENTICATED: &[Outcome] = &[Outcome("unauthenticated")];
 const BOT: &[Outcome] = &[Outcome("token_invalid"), RATE_LIMITED];
 const TOKEN: &[Outcome] = &[OK];
-const BUY: &[Outcome] = &[ACCEPTED, SOLD_OUT];
-const TWIN: &[Outcome] = &[ACCEPTED, REPLAYED, SOLD_OUT];
-const AGAIN_HELD: &[Outcome] = &[REPLAYED];
-const OVER_LIMIT: &[Outcome] = &[PURCHASE_LIMIT, SOLD_OUT];
+// Redis may answer too late at any time: then the same token has to yield the truth.
+const BUY: &[Outcome] = &[ACCEPTED, SOLD_OUT, UNAVAILABLE];
+const TWIN: &[Outcome] = &[ACCEPTED, REPLAYED, SOLD_OUT, UNAVAILABLE];
+const AGAIN_HELD: &[Outcome] = &[REPLAYED, UNAVAILABLE];
+const OVER_LIMIT: &[Outcome] = &[PURCHASE_LIMIT, SOLD_OUT, UNAVAILABLE];
 /// A notice is told to come again while the order's row cannot be asked for.
 const PAY: &[Outcome] = &[OK, UNAVAILABLE];
 /// What may happen to any request while servers die.
@@ -283,7 +284,11 @@ impl Crowd {
             return;
         }
         let kind = if shot.kind.is_order() { Kind::Again } else { shot.kind };
-        let allowed = if shot.kind.is_order() { ANYTHING_AGAIN } else { shot.allowed };
+        let allowed = match (shot.kind.is_order(), self.plan.faults) {
+            (false, _) => shot.allowed,
+            (true, false) => TWIN,
+            (true, true) => ANYTHING_AGAIN,
+        };
         more.push(Shot { due: now + PAUSE, kind, allowed, attempt: shot.attempt + 1, ..shot.clone() });
     }
 }
@@ -324,6 +329,7 @@ impl Load for Crowd {
             Kind::Token | Kind::Buy | Kind::Again if self.plan.faults && outcome.is_transient() => {
                 self.retry(shot, now, more);
             }
+            Kind::Buy | Kind::Again if outcome == UNAVAILABLE => self.retry(shot, now, more),
             Kind::Buy => self.after(shot, outcome.is_held(), now, more),
             // The first attempt had no answer, so this one is what the buyer knows.
             Kind::Again if shot.attempt > 0 => self.after(shot, outcome.is_held(), now, more),

@@ -23,7 +23,7 @@ use crate::buyers::{Buyers, Target};
 use crate::client::answer::Answer;
 use crate::client::call::{Reply, call};
 use crate::client::engine::{Options, Ran, run};
-use crate::client::outcome::{OK, Outcome};
+use crate::client::outcome::{OK, Outcome, UNAVAILABLE};
 use crate::client::{Entry, Kind, Load, Micros};
 use crate::crowd::Plan;
 use crate::environment::Environment;
@@ -31,6 +31,9 @@ use crate::log::Writer;
 use crate::oracle::{Contradiction, Rules, judge, judge_payments};
 use crate::report::{Counted, Tally, Verdicts};
 use crate::schedule::Profile;
+
+/// At most one order of so many may be answered by 503 while nothing is broken.
+const UNKNOWN_SHARE: u64 = 100;
 
 /// What every drill is given.
 #[derive(Debug, Clone)]
@@ -72,6 +75,8 @@ pub struct Scene {
     pub buyers: Arc<Buyers>,
     /// What holds and what does not.
     pub verdicts: Verdicts,
+    /// Servers that have to answer die meanwhile.
+    pub faults: bool,
     base: Instant,
 }
 
@@ -94,6 +99,7 @@ impl Scene {
             offer,
             buyers,
             verdicts: Verdicts::default(),
+            faults: false,
             base: Instant::now(),
         })
     }
@@ -208,6 +214,9 @@ impl Scene {
 
     fn judge(&mut self, counted: &Counted, log: &[Entry], rows: &[Row], rules: &Rules) {
         counted.verdicts(&mut self.verdicts);
+        let (late, orders) = (counted.count(UNAVAILABLE), counted.orders());
+        let words = format!("{late} of {orders} orders were answered \"not known yet\", and the truth later");
+        self.verdicts.say(late <= orders / UNKNOWN_SHARE || self.faults, words);
         let live: u32 = rows.iter().filter(|row| row.is_live()).map(|row| row.units).sum();
         let states = states(rows);
         self.verdicts

@@ -74,6 +74,13 @@ pub fn judge(
     found
 }
 
+/// How many orders the log says were accepted, each counted once.
+pub fn accepted(log: &[Entry]) -> u32 {
+    let held = log.iter().filter(|entry| entry.kind.is_order() && entry.outcome.is_held());
+    let orders: HashSet<OrderId> = held.filter_map(|entry| entry.order).collect();
+    u32::try_from(orders.len()).unwrap_or(u32::MAX)
+}
+
 fn say(found: &mut Vec<Contradiction>, rule: &'static str, facts: String) {
     found.push(Contradiction { rule, facts });
 }

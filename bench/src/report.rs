@@ -110,10 +110,21 @@ impl Counted {
         self.rows.get(&(kind, outcome)).map_or(0, Histogram::len)
     }
 
+    /// How many orders were sent.
+    pub fn orders(&self) -> u64 {
+        self.rows.iter().filter(|((kind, _), _)| kind.is_order()).map(|(_, row)| row.len()).sum()
+    }
+
     /// How many requests of any kind had no answer that says what became of them.
     pub fn unresolved(&self) -> u64 {
         let transient = |outcome: &Outcome| outcome.is_transient();
         self.rows.iter().filter(|((_, outcome), _)| transient(outcome)).map(|(_, row)| row.len()).sum()
+    }
+
+    /// How many orders were answered like this.
+    pub fn count(&self, outcome: Outcome) -> u64 {
+        let rows = self.rows.iter().filter(|((kind, with), _)| kind.is_order() && *with == outcome);
+        rows.map(|(_, row)| row.len()).sum()
     }
 
     /// How many requests took units.

@@ -307,6 +307,7 @@ fn span(text: &str) -> Result<Duration, String> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -317,5 +318,32 @@ mod tests {
         assert_eq!(span("2m"), Ok(Duration::from_secs(120)));
         assert_eq!(span("5"), Ok(Duration::from_secs(5)));
         assert!(span("soon").is_err() && span("5h").is_err());
+    }
+
+    fn looked(offender: &str) -> Report {
+        let equation = Equation {
+            name: "R3",
+            says: "",
+            scope: "demo:0".to_owned(),
+            left: 2,
+            right: 1,
+            difference: 1,
+            holds: false,
+            offenders: vec![offender.to_owned()],
+            offending: 1,
+        };
+        let mut sale = unreadable(&SaleId::parse("demo").unwrap(), String::new());
+        sale.equations = vec![equation];
+        Report { balanced: false, at_rest: false, at: String::new(), looks: 1, sales: vec![sale] }
+    }
+
+    #[test]
+    fn only_what_is_broken_at_every_look_is_broken() {
+        let (first, mut last) = (looked("ann").breaches(), looked("bob"));
+        last.keep_only(&(&first & &last.breaches()));
+        assert!(last.balanced && last.sales[0].equations[0].holds);
+        let mut same = looked("ann");
+        same.keep_only(&(&first & &same.breaches()));
+        assert!(!same.balanced);
     }
 }

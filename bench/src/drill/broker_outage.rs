@@ -9,7 +9,7 @@ use super::{Scene, Setting, wait_for};
 use crate::admin::Offer;
 use crate::client::{Entry, Kind, Micros};
 use crate::crowd::{Crowd, Plan};
-use crate::oracle::Rules;
+use crate::oracle::{Rules, accepted};
 use crate::report::quantile;
 use crate::schedule::Profile;
 use crate::servers::Servers;
@@ -63,11 +63,10 @@ pub fn run(setting: &Setting, ask: &BrokerOutage) -> Result<bool> {
         let moments = outage.join().map_err(|_| anyhow::anyhow!("the outage's thread panicked"))?;
         ran.and(moments)
     })?;
-    let taken = tally.counted().taken();
-    scene.audit("once RabbitMQ is back", taken)?;
     let entries = tally.entries()?;
+    let taken = accepted(&entries);
+    scene.audit("once RabbitMQ is back", u64::from(taken))?;
     judge_pace(&mut scene, &entries, moments);
-    let taken = u32::try_from(taken).unwrap_or(u32::MAX);
     scene.close(tally, &Rules { stock: buyers, per_user: 1, returns: false, taken: Some(taken) })
 }
 

@@ -8,7 +8,7 @@ use sluice_shared::record::OrderState;
 use super::{Scene, Setting, wait_for};
 use crate::admin::{Offer, Row};
 use crate::crowd::{Crowd, Plan};
-use crate::oracle::Rules;
+use crate::oracle::{Rules, accepted};
 use crate::report::Tally;
 use crate::schedule::Profile;
 
@@ -67,12 +67,12 @@ fn sell(scene: &mut Scene, tally: &mut Tally, wave: u32, who: Vec<u32>, left: u3
     let rate = f64::from(left.max(2_000));
     let plan = Plan { mint: true, paid: 0.5, ..scene.plan(Profile::Rate(rate)) };
     let plan = Plan { seed: plan.seed + u64::from(wave), ..plan };
-    let before = tally.counted().taken();
+    let before = accepted(&tally.entries()?);
     let mut crowd = Crowd::new(&scene.buyers, who, plan);
     scene.run(&mut crowd, tally, Duration::from_secs(120))?;
-    let sold = tally.counted().taken() - before;
+    let sold = accepted(&tally.entries()?) - before;
     let what = if wave == 0 { "units" } else { "returned units" };
-    let good = sold >= u64::from(left);
+    let good = sold >= left;
     scene.verdicts.say(good, format!("wave {}: {sold} of {left} {what} sold", wave + 1));
     Ok(())
 }

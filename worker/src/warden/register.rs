@@ -234,7 +234,7 @@ mod tests {
         assert!(register.silence(Millis(12_000)).0.is_empty());
         assert_eq!(register.silence(Millis(12_001)).0.len(), 1);
         assert!(register.silence(Millis(13_000)).0.is_empty());
-        assert_eq!(register.instances(), [a.instance.clone()]);
+        assert_eq!(register.instances(), std::slice::from_ref(&a.instance));
         let mut late = a;
         late.at = Millis(13_000);
         register.look(&beats(&[&late]));

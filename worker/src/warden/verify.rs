@@ -259,12 +259,12 @@ mod tests {
             ("live record", |image, _| drop(image.orders.remove(&[1; 16]))),
             ("mark", |image, _| drop(image.marks.remove(&user(1)))),
             ("mark too many", |image, _| drop(image.marks.insert(user(9), Mark::new()))),
-            ("unit", |image, _| drop(image.head.stock.insert(sku(), Some(9)))),
+            ("unit", |image, _| image.head.stock.extend([(sku(), Some(9))])),
             ("stock", |image, _| image.head.stock.clear()),
             ("meta", |image, _| image.head.fence = None),
             ("torn", |image, _| image.torn.push("x".to_owned())),
             ("released", |image, _| image.orders.get_mut(&[1; 16]).unwrap().released = true),
-            ("books' stock", |_, books| drop(books.init.as_mut().unwrap().insert(sku(), 11))),
+            ("books' stock", |_, books| books.init.as_mut().unwrap().extend([(sku(), 11)])),
         ];
         for (name, lose) in losses {
             let (mut image, mut books) = sound();

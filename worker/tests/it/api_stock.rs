@@ -1,14 +1,22 @@
 //! Stock changes: once per key, on the shelf and in the books alike, whatever happens in between.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use sluice_shared::ids::{SaleId, SkuId};
+use sluice_shared::keys::Shelf;
 use sluice_shared::redis::cmd;
 use sluice_shared::sale::SaleStep;
+use sluice_shared::testing::eventually;
 use sluice_worker::api::stock::complete_pending;
 use sluice_worker::store::audit_log::Actor;
 use sluice_worker::store::stock_changes::{Begun, StockChange};
 
-use super::api_world::World;
+use super::api_world::{World, a_sale};
+use super::harness::Vhost;
+
+/// Long enough for a busy machine; conditions are met much sooner.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 fn wish(delta: i64) -> Value {
     json!({"sku": "phone", "delta": delta, "reason": "counted again"})
@@ -175,4 +183,41 @@ async fn changes_of_one_key_at_a_time_have_one_effect() {
         assert_eq!(one.await.unwrap().expect(200)["left"], 6);
     }
     assert_eq!(both(&world).await, (6, 6));
+}
+
+/// The whole life of a sale with a real warden: what is answered is on the shelf.
+#[tokio::test]
+async fn with_a_warden_every_answer_is_on_the_shelf_already() {
+    let broker = Vhost::new().await;
+    let mut world = World::start().await;
+    world.warden(&broker.url);
+    let meta = Shelf::new(SaleId::parse("a").unwrap(), 0).meta();
+    let state = async |world: &World| {
+        let read = cmd("HGET").arg(&meta).arg("state").to_owned();
+        world.redis.run::<Option<String>>("test", &read).await.unwrap().unwrap_or_default()
+    };
+    world.admin("POST", "/sales", a_sale("a")).await.expect(201);
+    // The first step may find the warden still taking its place.
+    world.admin("POST", "/sales/a/preload", Value::Null).await.expect(200);
+    eventually("the sale is on the shelf", PATIENCE, async || state(&world).await == "preloaded").await;
+    for (step, now) in [("open", "open"), ("pause", "paused"), ("close", "closed"), ("reopen", "paused")] {
+        world.admin("POST", &format!("/sales/a/{step}"), Value::Null).await.expect(200);
+        assert_eq!(state(&world).await, now, "{step}");
+    }
+    world.stock("a", "k1", wish(5)).await.expect(200);
+    assert_eq!(both(&world).await, (15, 15));
+    // A change that finds Redis gone is completed when the warden has restored it.
+    world.server.crash();
+    world.stock("a", "k2", wish(-3)).await.problem(503, "unavailable");
+    world.stock("a", "k3", wish(4)).await.problem(503, "unavailable");
+    world.server.crash_and_restart();
+    eventually("both changes are done", PATIENCE, async || {
+        let pending = "SELECT count(*) FROM stock_changes WHERE state = 'pending'";
+        let pending: i64 = sqlx::query_scalar(pending).fetch_one(&world.pool).await.unwrap();
+        pending == 0
+    })
+    .await;
+    assert_eq!(both(&world).await, (16, 16));
+    let report = world.admin("GET", "/sales/a/audit", Value::Null).await.expect(200);
+    assert_eq!(report["balanced"], true, "{report}");
 }

@@ -30,6 +30,7 @@ use tokio::sync::watch;
 
 use self::http::{Reply, parse};
 use super::harness::TestDatabase;
+use super::harness::broker::SHARDS;
 
 pub const ADMIN_TOKEN: &str = "the admin token of tests";
 pub const ADMIN_JWT_SECRET: &str = "the admin jwt secret of tests";
@@ -43,7 +44,8 @@ pub struct World {
     pub redis: Redis,
     pub store: Store,
     pub pool: sqlx::PgPool,
-    _stop: watch::Sender<bool>,
+    database: String,
+    stop: watch::Sender<bool>,
     seq: AtomicU64,
     _db: TestDatabase,
 }
@@ -69,13 +71,27 @@ impl World {
         let mut context = Context::new(config(address, &db.url, &server.url())).expect("a context");
         context.store = store.clone();
         tokio::spawn(role::api::run(context, stopped));
-        let world =
-            Self { address, server, redis, store, pool, _stop: stop, seq: AtomicU64::new(0), _db: db };
+        let (database, seq) = (db.url.clone(), AtomicU64::new(0));
+        let world = Self { address, server, redis, store, pool, database, stop, seq, _db: db };
         eventually("the api answers", Duration::from_secs(10), || async {
             TcpStream::connect(address).await.is_ok()
         })
         .await;
         world
+    }
+
+    /// A real warden beside it, and the writers that its barriers go through, until the world ends.
+    pub fn warden(&self, amqp: &str) {
+        let file = format!(
+            "[redis]\nurl = \"{}\"\n[database]\nurl = \"{}\"\nmin_connections = 0\n[amqp]\nurl = \"{amqp}\"\n\
+             [orders]\nshards = {SHARDS}\n[reconcile]\nreconcile_ms = 500\n",
+            self.server.url(),
+            self.database,
+        );
+        let config = Config::read(Settings::merge(DEFAULTS, Some(&file), []), &[]).expect("a configuration");
+        let context = Context::new(config).expect("a context");
+        tokio::spawn(role::orders::run(context.clone(), self.stop.subscribe()));
+        tokio::spawn(role::reconcile::run(context, self.stop.subscribe()));
     }
 
     /// Sends bytes as they are and reads the answer to its end.

@@ -2,10 +2,10 @@
 
 use sluice_shared::ids::OrderId;
 use sluice_shared::record::{OrderState, Refund};
-use sluice_worker::store::orders::{OrderRow, Refunded};
+use sluice_worker::store::orders::OrderRow;
 use sluice_worker::store::payments::{NoticeOutcome, NoticeStatus, PaymentNotice};
 
-use crate::harness::world::{insert_sale, verify_ledger};
+use crate::harness::world::{insert_sale, refund, verify_ledger};
 use crate::harness::{TestDatabase, accepted, events};
 use NoticeStatus::{Failed, Refunded as Returned, Succeeded};
 
@@ -110,9 +110,7 @@ async fn prepare(db: &TestDatabase, order: &OrderId, before: Before) {
         }
         Before::RefundedBack | Before::RefundedKept => {
             noted(db, &notice(order, "p1", Succeeded)).await;
-            let restock = matches!(before, Before::RefundedBack);
-            let done = db.store.refund(order, restock, "broken").await.unwrap();
-            assert!(matches!(done, Refunded::Done(_)), "{done:?}");
+            refund(db, order, matches!(before, Before::RefundedBack)).await;
         }
     }
 }

@@ -16,7 +16,7 @@ use sluice_worker::role::Role;
 use sluice_worker::store::orders::Cancelled;
 use sluice_worker::store::payments::{NoticeStatus, PaymentNotice};
 
-use crate::harness::world::{edge, verify_ledger};
+use crate::harness::world::{edge, refund, verify_ledger};
 use crate::harness::{Running, World};
 
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -96,8 +96,8 @@ async fn a_refund_brings_units_back_or_leaves_them() {
     for (order, payment) in [(&back, "p1"), (&kept, "p2")] {
         pay(&world, order, payment, NoticeStatus::Succeeded).await;
     }
-    world.db.store.refund(&back.order, true, "late").await.unwrap();
-    world.db.store.refund(&kept.order, false, "late").await.unwrap();
+    refund(&world.db, &back.order, true).await;
+    refund(&world.db, &kept.order, false).await;
     becomes(&world, &back, OrderState::Refunded, true, Refund::Due).await;
     becomes(&world, &kept, OrderState::Refunded, false, Refund::Due).await;
     pay(&world, &back, "p1", NoticeStatus::Refunded).await;
@@ -233,8 +233,6 @@ async fn a_sale_whose_keys_are_deleted_still_ends_its_sagas() {
     let (world, roles) = world().await;
     let order = world.bought("alice", "phone=1").await;
     becomes(&world, &order, OrderState::PendingPayment, false, Refund::None).await;
-    pay(&world, &order, "p1", NoticeStatus::Succeeded).await;
-    becomes(&world, &order, OrderState::Paid, false, Refund::None).await;
     let keys = [world.shelf.meta(), world.shelf.stock(), world.shelf.orders(), world.shelf.journal()];
     let delete = cmd("DEL").arg(&keys[..]).to_owned();
     let _: i64 = world.redis.run("test", &delete).await.unwrap();
@@ -245,7 +243,7 @@ async fn a_sale_whose_keys_are_deleted_still_ends_its_sagas() {
                     ends_at = now() - interval '3 days', updated_at = now() - interval '3 days'",
         )
         .await;
-    world.db.store.refund(&order.order, true, "late").await.unwrap();
+    world.db.store.cancel(&order.order, &order.user).await.unwrap();
     let undone = async || world.db.texts(SAGAS).await == ["undone release"];
     eventually("the saga is undone", PATIENCE, undone).await;
     end(roles).await;

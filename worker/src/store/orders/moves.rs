@@ -11,7 +11,7 @@ use sluice_shared::message::Accepted;
 use sluice_shared::record::OrderState;
 
 use super::write::{Sorted, offers, sort};
-use super::{Cancelled, OrderRow, RawOrder, Refunded, columns};
+use super::{Cancelled, OrderRow, RawOrder, columns};
 use crate::store::ledger::{Kind, Ledger};
 use crate::store::{Store, StoreError, outbox};
 
@@ -168,30 +168,6 @@ impl Store {
         .fetch_all(&self.pool)
         .await?;
         Ok(deadlines(rows))
-    }
-
-    /// Refunds a paid order; with `restock` its units go back on the shelf. The money is due until the
-    /// provider's notice.
-    pub async fn refund(&self, order: &OrderId, restock: bool, reason: &str) -> Result<Refunded, StoreError> {
-        let mut writing = self.pool.begin().await?;
-        let refunded: Option<RawOrder> = sqlx::query_as(concat!(
-            "UPDATE orders SET state = 'refunded', refund = 'due', live = NOT $2, updated_at = now()
-             WHERE id = $1 AND state = 'paid'
-             RETURNING ",
-            columns!()
-        ))
-        .bind(order.to_string())
-        .bind(restock)
-        .fetch_optional(&mut *writing)
-        .await?;
-        if let Some(raw) = refunded {
-            let row = OrderRow::try_from(raw)?;
-            take_back(&mut writing, &row, reason).await?;
-            writing.commit().await?;
-            return Ok(Refunded::Done(row));
-        }
-        drop(writing);
-        Ok(self.order(order).await?.map_or(Refunded::Unknown, Refunded::WrongState))
     }
 }
 

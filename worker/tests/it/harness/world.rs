@@ -18,7 +18,9 @@ use sluice_shared::script::{Answer, Ask, Preload, Reserved, ShelfScripts, Warden
 use sluice_shared::testing::PrivateRedis;
 use sluice_worker::config::{Config, DEFAULTS};
 use sluice_worker::role::{Context, Role, Stop};
+use sluice_worker::store::audit_log::Actor;
 use sluice_worker::store::ledger::{LineText, micros};
+use sluice_worker::store::orders::{OrderRow, Refunded};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -88,6 +90,15 @@ pub async fn insert_sale(db: &TestDatabase, sale: &str, items: &[(&str, i64)]) -
         .await
         .unwrap();
     u32::try_from(number).unwrap()
+}
+
+/// An operator refunds an order.
+pub async fn refund(db: &TestDatabase, order: &OrderId, restock: bool) -> OrderRow {
+    let actor = Actor { who: "test".into(), role: "admin", request_id: "r".into() };
+    match db.store.refund_by(&actor, order, restock, "late").await.unwrap() {
+        Refunded::Done(row) => row,
+        other => panic!("{other:?}"),
+    }
 }
 
 /// Walks every chain of the ledger: lines without gaps, hashes that follow, heads and counters that
