@@ -101,18 +101,21 @@ impl Keys {
                     _ => Ok(caller),
                 }
             }
-            Needs::Edge | Needs::Buyer => {
+            Needs::Edge | Needs::Watcher | Needs::Buyer => {
                 if !same(&self.edge_secret, bearer) {
                     return Err(unauthenticated("this is for edges and their secret only"));
                 }
-                if needs == Needs::Edge {
-                    return Ok(Caller::Edge(None));
+                let told = headers.get("x-sluice-user");
+                match (needs, told) {
+                    (Needs::Edge, _) | (Needs::Watcher, None) => Ok(Caller::Edge(None)),
+                    _ => {
+                        let user = told.and_then(|user| UserId::parse(user.to_str().ok()?).ok());
+                        user.map(|user| Caller::Edge(Some(user))).ok_or_else(|| {
+                            let detail = "the edge names the verified buyer in X-Sluice-User";
+                            Rejection::field("X-Sluice-User", detail)
+                        })
+                    }
                 }
-                let user = headers.get("x-sluice-user").and_then(|value| value.to_str().ok());
-                let user = user.and_then(|user| UserId::parse(user).ok());
-                user.map(|user| Caller::Edge(Some(user))).ok_or_else(|| {
-                    Rejection::field("X-Sluice-User", "the edge names the verified buyer in X-Sluice-User")
-                })
             }
         }
     }
@@ -168,9 +171,15 @@ mod tests {
     }
 
     fn admit(needs: Needs, authorization: &str) -> Result<Caller, Code> {
+        admit_for(needs, authorization, Some("alice"))
+    }
+
+    fn admit_for(needs: Needs, authorization: &str, user: Option<&str>) -> Result<Caller, Code> {
         let mut headers = HeaderMap::new();
         headers.insert(AUTHORIZATION, authorization.parse().unwrap());
-        headers.insert("x-sluice-user", "alice".parse().unwrap());
+        if let Some(user) = user {
+            headers.insert("x-sluice-user", user.parse().unwrap());
+        }
         keys().admit(needs, &headers, Millis(1_000_000)).map_err(|rejection| rejection.code)
     }
 
@@ -210,7 +219,15 @@ mod tests {
     #[test]
     fn an_edge_speaks_for_the_buyer_that_it_names() {
         let alice = UserId::parse("alice").unwrap();
-        assert_eq!(admit(Needs::Buyer, "Bearer the edge's secret"), Ok(Caller::Edge(Some(alice))));
+        let edge = |needs, user| admit_for(needs, "Bearer the edge's secret", user);
+        assert_eq!(edge(Needs::Buyer, Some("alice")), Ok(Caller::Edge(Some(alice.clone()))));
+        assert_eq!(edge(Needs::Watcher, Some("alice")), Ok(Caller::Edge(Some(alice))));
+        // Only who merely looks may come with an order's ticket instead of a name.
+        assert_eq!(edge(Needs::Watcher, None), Ok(Caller::Edge(None)));
+        assert_eq!(edge(Needs::Buyer, None), Err(Code::BadRequest));
+        for needs in [Needs::Watcher, Needs::Buyer] {
+            assert_eq!(edge(needs, Some("")), Err(Code::BadRequest));
+        }
         assert_eq!(admit(Needs::Edge, "Bearer the edge's secret"), Ok(Caller::Edge(None)));
         assert_eq!(admit(Needs::Buyer, "Basic dTpw"), Err(Code::Unauthenticated));
     }

@@ -20,6 +20,8 @@ pub enum Needs {
     Role(Role),
     /// An edge.
     Edge,
+    /// An edge, for a buyer that it names, or for the holder of an order's ticket, whom it does not.
+    Watcher,
     /// An edge, for a buyer that it names.
     Buyer,
 }
@@ -89,9 +91,9 @@ routes! {
     GET "/admin/v1/orders/{order}" VIEWER => orders::get,
     GET "/admin/v1/orders/{order}/explain" VIEWER => orders::explain,
     POST "/admin/v1/orders/{order}/refund" ADMIN => orders::refund,
-    GET "/internal/v1/orders/{order}" Needs::Buyer => buyer::get,
+    GET "/internal/v1/orders/{order}" Needs::Watcher => buyer::get,
     DELETE "/internal/v1/orders/{order}" Needs::Buyer => buyer::cancel,
-    GET "/internal/v1/orders/{order}/events" Needs::Buyer => events::stream,
+    GET "/internal/v1/orders/{order}/events" Needs::Watcher => events::stream,
     POST "/internal/v1/payments/callback" Needs::Edge => payments::callback,
 }
 
@@ -136,7 +138,7 @@ mod tests {
         let routed = ROUTES.iter().map(|route| {
             let role = match route.needs {
                 Needs::Role(role) => Some(role.as_str().to_owned()),
-                Needs::Edge | Needs::Buyer => None,
+                Needs::Edge | Needs::Watcher | Needs::Buyer => None,
             };
             (format!("{} {}", route.method, route.path), role)
         });

@@ -34,7 +34,7 @@ async fn every_route_admits_the_roles_of_the_table_and_nobody_else() {
                     assert!(![401, 403].contains(&status), "{route:?} refuses {role:?}: {status}");
                 }
                 (Needs::Role(_), Some(role)) => assert_eq!(status, 403, "{route:?} as {role:?}"),
-                (Needs::Edge | Needs::Buyer, None) => {
+                (Needs::Edge | Needs::Watcher | Needs::Buyer, None) => {
                     // The callback's own 401 says bad_signature.
                     let good = status != 403 && (status != 401 || route.path.ends_with("callback"));
                     assert!(good, "{route:?} refuses the edge: {status}");

@@ -5,7 +5,7 @@ use sluice_shared::ids::OrderId;
 use sluice_shared::redis::cmd;
 use sluice_shared::sale::SaleStep;
 
-use super::api_world::{World, a_notice};
+use super::api_world::{EDGE_SECRET, World, a_notice};
 
 async fn world() -> World {
     let world = World::start().await;
@@ -124,6 +124,12 @@ async fn a_buyer_sees_his_order_from_the_books_or_from_the_shelf() {
     }
     let reply = world.edge("GET", &path, "").await;
     assert_eq!(reply.problem(400, "bad_request").as_deref(), Some("X-Sluice-User"));
+    // The holder of the order's ticket has no name; he may look, and no more.
+    let bearer = format!("Bearer {EDGE_SECRET}");
+    let nameless = [("authorization", bearer.as_str())];
+    let path = format!("/internal/v1{path}");
+    assert_eq!(world.send("GET", &path, &nameless, b"").await.expect(200)["state"], "pending_payment");
+    world.send("DELETE", &path, &nameless, b"").await.problem(400, "bad_request");
 }
 
 #[tokio::test]
