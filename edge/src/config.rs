@@ -164,8 +164,8 @@ pub struct Upstream {
 
 impl Config {
     /// Reads defaults, file and environment; every problem is told.
-    pub fn load(file: &Path, name: Option<&str>) -> Result<Self, Problems> {
-        Self::read(Settings::load(DEFAULTS, Some(file)), name)
+    pub fn load(file: Option<&Path>, name: Option<&str>) -> Result<Self, Problems> {
+        Self::read(Settings::load(DEFAULTS, file), name)
     }
 
     /// The same from settings that are merged already.

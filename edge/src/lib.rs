@@ -6,6 +6,7 @@
 
 pub mod buckets;
 pub mod chain;
+pub mod command;
 pub mod config;
 pub mod engine;
 pub mod events;
