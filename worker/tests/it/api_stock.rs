@@ -211,6 +211,8 @@ async fn with_a_warden_every_answer_is_on_the_shelf_already() {
     world.stock("a", "k2", wish(-3)).await.problem(503, "unavailable");
     world.stock("a", "k3", wish(4)).await.problem(503, "unavailable");
     world.server.crash_and_restart();
+    // The connection that broke says so once.
+    world.redis = world.server.connect();
     eventually("both changes are done", PATIENCE, async || {
         let pending = "SELECT count(*) FROM stock_changes WHERE state = 'pending'";
         let pending: i64 = sqlx::query_scalar(pending).fetch_one(&world.pool).await.unwrap();
