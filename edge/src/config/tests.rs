@@ -22,7 +22,7 @@ fn every_example_is_a_good_file() {
     for example in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../examples")).unwrap() {
         let path = example.unwrap().path();
         if path.extension().is_some_and(|ending| ending == "toml") {
-            let loaded = Config::load(&path, None);
+            let loaded = Config::load(Some(&path), None);
             assert!(loaded.is_ok(), "{}: {}", path.display(), loaded.unwrap_err());
         }
     }

@@ -181,30 +181,28 @@ impl Purchase {
             news.settled(&work.settles, answers);
         }
         self.publish(&shelf.sale, &news).await;
-        if let Some((_, what)) = news.corrupt.first() {
-            let torn = |order: &OrderId| news.corrupt.iter().any(|(uuid, _)| *uuid == order.uuid);
-            let orders = work.orders.iter().copied().filter(torn).collect();
-            return Err(StepError::Failed {
-                why: format!("{}: corrupt {what} in redis", shelf.name()),
-                orders,
-            });
-        }
         self.deadlines.schedule(&work.deadlines).await?;
-        self.note(work, "done").await
+        // One order that is torn does not hold up the others of the message.
+        let torn: Vec<OrderId> = work.orders.iter().copied().filter(|order| news.is_torn(order)).collect();
+        self.note(work, &torn, "done").await?;
+        let Some((_, what)) = news.corrupt.first() else { return Ok(()) };
+        let why = format!("{}: corrupt {what} in redis", shelf.name());
+        Err(StepError::Failed { why, orders: torn })
     }
 
     /// Redis has no such segment. Once a sale is over its keys are deleted, and there is no shelf to
     /// bring behind the books any more; else the warden is about to restore it.
     async fn without_shelf(&self, shelf: &Shelf, work: &Work) -> Result<(), StepError> {
         if self.store.sale_is_over(&shelf.sale).await? {
-            return self.note(work, "no shelf").await;
+            return self.note(work, &[], "no shelf").await;
         }
         Err(StepError::NotNow(format!("{} is not in redis", shelf.name())))
     }
 
-    async fn note(&self, work: &Work, outcome: &'static str) -> Result<(), StepError> {
+    async fn note(&self, work: &Work, but: &[OrderId], outcome: &'static str) -> Result<(), StepError> {
         let done = |orders: &[OrderId]| -> Vec<StepDone> {
-            orders.iter().map(|order| StepDone { order: *order, outcome }).collect()
+            let done = orders.iter().filter(|order| !but.contains(order));
+            done.map(|order| StepDone { order: *order, outcome }).collect()
         };
         self.store.saga_committed("settle", &done(&work.ends)).await?;
         Ok(self.store.saga_undone("release", &done(&work.undone)).await?)
@@ -274,5 +272,9 @@ impl News {
                 Settled::Corrupt(what) => self.corrupt.push((settle.uuid, what)),
             }
         }
+    }
+
+    fn is_torn(&self, order: &OrderId) -> bool {
+        self.corrupt.iter().any(|(uuid, _)| *uuid == order.uuid)
     }
 }
