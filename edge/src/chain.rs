@@ -1,6 +1,8 @@
 //! The life of a request: each call of the gate as the list of what may stop it, in the order that
 //! the outside contract fixes. Read [`buy`] first.
 
+use std::sync::Arc;
+
 use http::header::{ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, LOCATION, ORIGIN};
 use http::{HeaderName, HeaderValue, Method};
 use sluice_shared::clock::Millis;
@@ -13,7 +15,8 @@ use sluice_shared::verdict::{Code, Rejection};
 
 use crate::engine::{Ask, LiveSale, PublicState};
 use crate::events;
-use crate::exchange::{Exchange, Stop, Target};
+use crate::exchange::{Context, Exchange, Stop, Target};
+use crate::fields::Fields;
 use crate::filter::{body, guard, latch, reserve, token};
 use crate::gate::Gate;
 use crate::metrics::Kind;
@@ -46,7 +49,7 @@ pub async fn judge(gate: &Gate, exchange: &mut Exchange<'_>) -> Result<Next, Sto
         Route::Private => Err(nothing_here().into()),
         Route::Elsewhere => elsewhere(gate, exchange),
         Route::Ours(call) => {
-            exchange.context.origin = gate.origin(exchange.head().headers.get(ORIGIN));
+            exchange.context.origin = gate.origin(exchange.head().headers.field(&ORIGIN));
             if preflight(exchange, call) {
                 return Ok(Next::Reply(gate.preflight(call)));
             }
@@ -69,18 +72,18 @@ async fn ours(
     call: Call<'_>,
     query: Option<&str>,
 ) -> Result<Next, Stop> {
-    exchange.context.kind = match call {
-        Call::Sale(_) => Kind::Sale,
-        Call::Token(_) => Kind::Token,
-        Call::Buy(_) => Kind::Buy,
-        Call::Order(_) => Kind::Order,
-        Call::Events(_) => Kind::Events,
-        Call::Callback => Kind::Callback,
-        Call::Nothing => Kind::Other,
-    };
+    exchange.context.kind = kind(call);
     match call {
-        Call::Sale(id) => show(gate, exchange, id),
-        Call::Token(id) => issue(gate, exchange, id).await,
+        Call::Sale(id) => {
+            let (fields, context) = exchange.split();
+            Ok(Next::Reply(show(gate, fields, context, id)?))
+        }
+        Call::Token(id) => {
+            let (fields, context) = exchange.split();
+            let (sale, user) = visitor(gate, fields, context, id)?;
+            body::nothing(&exchange.body(gate.limits.body_bytes, gate.limits.body_timeout).await?)?;
+            Ok(Next::Reply(issue(gate, &sale, &user)?))
+        }
         Call::Buy(id) => buy(gate, exchange, id).await,
         Call::Order(id) => order(gate, exchange, id).await,
         Call::Events(id) => follow(gate, exchange, id, query).await,
@@ -93,68 +96,114 @@ async fn ours(
     }
 }
 
-/// `POST /v1/sales/{sale}/orders`: the purchase.
-async fn buy(gate: &Gate, exchange: &mut Exchange<'_>, id: &str) -> Result<Next, Stop> {
-    let sale = known(gate, id)?;
-    from(gate, exchange)?;
-    let user = identity(gate, exchange)?;
-    limited(gate, exchange, &user, &sale)?;
-    let claim = token::claim(&gate.token.keys, &exchange.head().headers, &sale.view, &user)?;
-    let lines = body::lines(&exchange.body(gate.limits.body_bytes, gate.limits.body_timeout).await?)?;
-    if sale.frozen() {
-        return Err(reserve::frozen().into());
+/// What is counted.
+pub fn kind(call: Call<'_>) -> Kind {
+    match call {
+        Call::Sale(_) => Kind::Sale,
+        Call::Token(_) => Kind::Token,
+        Call::Buy(_) => Kind::Buy,
+        Call::Order(_) => Kind::Order,
+        Call::Events(_) => Kind::Events,
+        Call::Callback => Kind::Callback,
+        Call::Nothing => Kind::Other,
     }
-    latch::judge(&sale, &claim, &lines, gate.engine.clock().now())?;
-    take(gate, &sale, user, claim, lines).await
 }
 
-async fn take(gate: &Gate, sale: &LiveSale, user: UserId, claim: Claim, lines: Lines) -> Result<Next, Stop> {
-    let expired = gate.engine.clock().now() >= claim.expires;
-    let ask = Ask { uuid: claim.order.uuid, user, lines, expired };
-    let taken = reserve::judge(gate.engine.reserve(sale, ask).await, &sale.view)?;
+/// `POST /v1/sales/{sale}/orders`: the purchase.
+async fn buy(gate: &Gate, exchange: &mut Exchange<'_>, id: &str) -> Result<Next, Stop> {
+    let (fields, context) = exchange.split();
+    let buyer = buyer(gate, fields, context, id)?;
+    let lines = body::lines(&exchange.body(gate.limits.body_bytes, gate.limits.body_timeout).await?)?;
+    Ok(Next::Reply(take(gate, buyer, lines).await?))
+}
+
+/// Whom the filters before the body let pass.
+#[derive(Debug)]
+pub struct Buyer {
+    sale: Arc<LiveSale>,
+    user: UserId,
+    claim: Claim,
+}
+
+/// A purchase as its head shows it.
+pub fn buyer(
+    gate: &Gate,
+    fields: &(impl Fields + ?Sized),
+    context: &mut Context,
+    id: &str,
+) -> Result<Buyer, Rejection> {
+    let (sale, user) = visitor(gate, fields, context, id)?;
+    let claim = token::claim(&gate.token.keys, fields, &sale.view, &user)?;
+    Ok(Buyer { sale, user, claim })
+}
+
+/// Takes the units, unless it is plain that there are none.
+pub async fn take(gate: &Gate, buyer: Buyer, lines: Lines) -> Result<Reply, Rejection> {
+    let (Buyer { sale, user, claim }, now) = (buyer, gate.engine.clock().now());
+    if sale.frozen() {
+        return Err(reserve::frozen());
+    }
+    latch::judge(&sale, &claim, &lines, now)?;
+    let ask = Ask { uuid: claim.order.uuid, user, lines, expired: now >= claim.expires };
+    let taken = reserve::judge(gate.engine.reserve(&sale, ask).await, &sale.view)?;
     gate.metrics.accepted(taken.replayed);
     let status_url = format!("/v1/orders/{}", claim.order);
     let body = view::accepted(&claim.order, taken.state, &status_url, &gate.ticket(&claim.order));
     // An order id is plain ASCII.
     let location = HeaderValue::from_str(&status_url).unwrap_or(HeaderValue::from_static("/v1/orders"));
     let reply = Reply::json(202, body).with(LOCATION, location);
-    Ok(Next::Reply(if taken.replayed { reply.with(REPLAYED, TRUE) } else { reply }))
+    Ok(if taken.replayed { reply.with(REPLAYED, TRUE) } else { reply })
 }
 
-/// `POST /v1/sales/{sale}/token`.
-async fn issue(gate: &Gate, exchange: &mut Exchange<'_>, id: &str) -> Result<Next, Stop> {
+/// Who comes to a sale, within his buckets; from here on the answer tells what is left in them.
+pub fn visitor(
+    gate: &Gate,
+    fields: &(impl Fields + ?Sized),
+    context: &mut Context,
+    id: &str,
+) -> Result<(Arc<LiveSale>, UserId), Rejection> {
     let sale = known(gate, id)?;
-    from(gate, exchange)?;
-    let user = identity(gate, exchange)?;
-    limited(gate, exchange, &user, &sale)?;
-    body::nothing(&exchange.body(gate.limits.body_bytes, gate.limits.body_timeout).await?)?;
+    address(gate, fields, context)?;
+    let user = identity(gate, fields)?;
+    gate.rates.tell(&mut context.rate);
+    gate.rates.user(&user, Some(sale.view.number), &mut context.rate)?;
+    Ok((sale, user))
+}
+
+/// `POST /v1/sales/{sale}/token`, of a visitor whose body was empty.
+pub fn issue(gate: &Gate, sale: &LiveSale, user: &UserId) -> Result<Reply, Rejection> {
     let (view, now) = (&sale.view, gate.engine.clock().now());
     let armed = view.step == SaleStep::Open && now.after(gate.token.lead) >= view.starts_at;
     match sale.state(now) {
-        PublicState::Frozen => return Err(reserve::frozen().into()),
-        PublicState::Paused => return Err(reserve::paused().into()),
-        PublicState::Ended => return Err(reserve::ended().into()),
-        PublicState::Scheduled if !armed => return Err(reserve::not_started(view).into()),
+        PublicState::Frozen => return Err(reserve::frozen()),
+        PublicState::Paused => return Err(reserve::paused()),
+        PublicState::Ended => return Err(reserve::ended()),
+        PublicState::Scheduled if !armed => return Err(reserve::not_started(view)),
         PublicState::Scheduled | PublicState::Open | PublicState::SoldOut => {}
     }
     let expires = view.ends_at.min(now.after(gate.token.max));
-    let issued = gate.token.keys.issue(&view.sale, view.number, view.segments, &user, expires);
+    let issued = gate.token.keys.issue(&view.sale, view.number, view.segments, user, expires);
     let (token, order) = issued.ok_or_else(reserve::unknown)?;
-    Ok(Next::Reply(Reply::json(200, view::token(&token, &order, expires))))
+    Ok(Reply::json(200, view::token(&token, &order, expires)))
 }
 
 /// `GET /v1/sales/{sale}`.
-fn show(gate: &Gate, exchange: &mut Exchange<'_>, id: &str) -> Result<Next, Stop> {
+pub fn show(
+    gate: &Gate,
+    fields: &(impl Fields + ?Sized),
+    context: &mut Context,
+    id: &str,
+) -> Result<Reply, Rejection> {
     let sale = known(gate, id)?;
-    from(gate, exchange)?;
-    Ok(Next::Reply(Reply::json(200, view::sale(&sale, gate.engine.clock().now()))))
+    address(gate, fields, context)?;
+    Ok(Reply::json(200, view::sale(&sale, gate.engine.clock().now())))
 }
 
 /// `GET` and `DELETE /v1/orders/{id}`.
 async fn order(gate: &Gate, exchange: &mut Exchange<'_>, id: &str) -> Result<Next, Stop> {
     let id = OrderId::parse(id).ok_or_else(nothing_here)?;
     from(gate, exchange)?;
-    let user = identity(gate, exchange)?;
+    let user = identity(gate, &exchange.head().headers)?;
     gate.rates.user(&user, None, &mut exchange.context.rate)?;
     exchange.context.user = Some(user.clone());
     exchange.context.target = Target::Order(id, false);
@@ -185,7 +234,7 @@ async fn follow(
             return Err(Rejection::new(Code::Unauthenticated, detail).into());
         }
         None => {
-            let user = identity(gate, exchange)?;
+            let user = identity(gate, &exchange.head().headers)?;
             gate.rates.user(&user, None, &mut exchange.context.rate)?;
             Some(user)
         }
@@ -216,9 +265,10 @@ fn elsewhere(gate: &Gate, exchange: &mut Exchange<'_>) -> Result<Next, Stop> {
     if !gate.has_upstream() {
         return Err(nothing_here().into());
     }
-    locate(gate, exchange);
+    let (fields, context) = exchange.split();
+    context.client = gate.trusted.client(context.peer, fields);
     if gate.limit_proxied {
-        gate.rates.address(exchange.context.client, &mut exchange.context.rate)?;
+        gate.rates.address(context.client, &mut context.rate)?;
     }
     guard::length(&exchange.head().headers, gate.limits.upstream_body_bytes)?;
     let headers = &exchange.head().headers;
@@ -231,43 +281,33 @@ fn elsewhere(gate: &Gate, exchange: &mut Exchange<'_>) -> Result<Next, Stop> {
 }
 
 /// `unknown_sale`.
-fn known(gate: &Gate, id: &str) -> Result<std::sync::Arc<LiveSale>, Rejection> {
+fn known(gate: &Gate, id: &str) -> Result<Arc<LiveSale>, Rejection> {
     let sale = SaleId::parse(id).ok().and_then(|_| gate.engine.sale(id));
     sale.ok_or_else(|| Rejection::new(Code::UnknownSale, "there is no such sale; check its id"))
 }
 
 /// `rate_limited`, by address.
 fn from(gate: &Gate, exchange: &mut Exchange<'_>) -> Result<(), Rejection> {
-    locate(gate, exchange);
-    gate.rates.address(exchange.context.client, &mut exchange.context.rate)
+    let (fields, context) = exchange.split();
+    address(gate, fields, context)
 }
 
-fn locate(gate: &Gate, exchange: &mut Exchange<'_>) {
-    let peer = exchange.session.downstream_session.client_addr().and_then(|address| address.as_inet());
-    if let Some(peer) = peer.map(std::net::SocketAddr::ip) {
-        exchange.context.peer = peer.to_canonical();
-        exchange.context.client = gate.trusted.client(peer, &exchange.head().headers);
-    }
+fn address(
+    gate: &Gate,
+    fields: &(impl Fields + ?Sized),
+    context: &mut Context,
+) -> Result<(), Rejection> {
+    context.client = gate.trusted.client(context.peer, fields);
+    gate.rates.address(context.client, &mut context.rate)
 }
 
 /// `unauthenticated`.
-fn identity(gate: &Gate, exchange: &Exchange<'_>) -> Result<UserId, Rejection> {
-    gate.identity.user(&exchange.head().headers, Millis::now())
-}
-
-/// `rate_limited`, by user, sale and in total; from here on the answer tells what is left.
-fn limited(
-    gate: &Gate,
-    exchange: &mut Exchange<'_>,
-    user: &UserId,
-    sale: &LiveSale,
-) -> Result<(), Rejection> {
-    gate.rates.tell(&mut exchange.context.rate);
-    gate.rates.user(user, Some(sale.view.number), &mut exchange.context.rate)
+fn identity(gate: &Gate, fields: &(impl Fields + ?Sized)) -> Result<UserId, Rejection> {
+    gate.identity.user(fields, Millis::now())
 }
 
 /// The record of an order and its sale, where Redis has them.
-async fn record(gate: &Gate, id: &OrderId) -> Result<Option<(Record, std::sync::Arc<LiveSale>)>, Rejection> {
+async fn record(gate: &Gate, id: &OrderId) -> Result<Option<(Record, Arc<LiveSale>)>, Rejection> {
     let record = gate.engine.record(id).await.map_err(|_| {
         Rejection::new(Code::Unavailable, "the state of the order cannot be read at the moment")
     })?;
@@ -281,6 +321,7 @@ fn preflight(exchange: &Exchange<'_>, call: Call<'_>) -> bool {
         && call != Call::Nothing
 }
 
-fn nothing_here() -> Rejection {
+/// What is said where there is nothing, or nothing that this buyer may see.
+pub fn nothing_here() -> Rejection {
     Rejection::new(Code::NotFound, "there is nothing at this address, or it is not yours")
 }

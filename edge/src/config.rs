@@ -15,7 +15,7 @@ use crate::filter::address::Networks;
 mod sections;
 
 /// The commented reference: each key with its default.
-pub const DEFAULTS: &str = include_str!("edge.default.toml");
+pub const DEFAULTS: &str = include_str!("../edge.default.toml");
 
 /// Everything that the edge is told.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ pub struct Config {
     /// Keys that buyers' JWTs are verified with.
     pub verifier: Verifier,
     /// Verified JWTs that are remembered.
-    pub identity_cache: u64,
+    pub identity_cache: usize,
     /// The sale token.
     pub token: Token,
     /// Rate limits.
@@ -176,7 +176,7 @@ impl Config {
         let trusted = sections::trusted(s);
         let cors = sections::origins(s);
         let verifier = sections::verifier(s);
-        let identity_cache = s.integer("identity.cache_entries", 0..=10_000_000);
+        let identity_cache = sections::size(s, "identity.cache_entries", 1..=10_000_000);
         let token = sections::token(s);
         let rate = sections::rates(s);
         let engine = sections::engine(s, name);

@@ -16,6 +16,7 @@ use sluice_shared::record::Record;
 use crate::engine::{Follower, LiveSale};
 use crate::exchange::Exchange;
 use crate::gate::Gate;
+use crate::respond::Reply;
 use crate::{respond, view};
 
 /// Proxies and browsers drop a stream that is silent for long.
@@ -78,7 +79,8 @@ pub async fn stream(
     sale: &LiveSale,
     mut follower: Follower,
 ) -> pingora::Result<()> {
-    let mut head = respond::head(exchange, 200, &KIND, 0)?;
+    let reply = Reply { kind: KIND, ..Reply::json(200, Bytes::new()) };
+    let mut head = respond::head(exchange.context, &reply)?;
     as_stream(&mut head, exchange.head().version)?;
     exchange.context.status = 200;
     exchange.session.downstream_session.write_response_header(head).await?;

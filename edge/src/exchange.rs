@@ -13,6 +13,7 @@ use pingora::{Error, ErrorType};
 use sluice_shared::ids::{OrderId, UserId};
 use sluice_shared::verdict::{Code, Rejection};
 
+use crate::fields::Fields;
 use crate::filter::rate::Left;
 use crate::front::Conn;
 use crate::metrics::Kind;
@@ -96,12 +97,13 @@ impl Context {
     }
 
     /// Takes the client's id of the request when it is a sane one, else mints one.
-    pub fn identify(&mut self, headers: &HeaderMap) {
-        let sane = |id: &&HeaderValue| {
+    pub fn identify(&mut self, fields: &(impl Fields + ?Sized)) {
+        let sane = |id: &&[u8]| {
             let good = |byte: &u8| byte.is_ascii_alphanumeric() || b"_.-".contains(byte);
-            (1..=64).contains(&id.len()) && id.as_bytes().iter().all(good)
+            (1..=64).contains(&id.len()) && id.iter().all(good)
         };
-        self.request_id = Some(headers.get(REQUEST_ID).filter(sane).cloned().unwrap_or_else(mint));
+        let sent = fields.field(&REQUEST_ID).filter(sane).and_then(|id| HeaderValue::from_bytes(id).ok());
+        self.request_id = Some(sent.unwrap_or_else(mint));
     }
 
     /// The id of the request.
@@ -117,8 +119,8 @@ impl Drop for Context {
 }
 
 fn mint() -> HeaderValue {
-    let id = format!("{:016x}", rand::random::<u64>());
-    HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("0"))
+    let id = Bytes::from(hex::encode(rand::random::<[u8; 8]>()));
+    HeaderValue::from_maybe_shared(id).unwrap_or(HeaderValue::from_static("0"))
 }
 
 /// Why a request is not served further.
@@ -154,6 +156,11 @@ impl Exchange<'_> {
     /// Its head.
     pub fn head(&self) -> &RequestHeader {
         self.session.downstream_session.req_header()
+    }
+
+    /// The head's fields, and what is known of the request.
+    pub fn split(&mut self) -> (&HeaderMap, &mut Context) {
+        (&self.session.downstream_session.req_header().headers, self.context)
     }
 
     /// Whether a body follows the head.

@@ -8,14 +8,16 @@
 
 use std::fmt;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use pingora::apps::{HttpServerApp, ServerApp};
+use bytes::BytesMut;
+use pingora::apps::{HttpPersistentSettings, HttpServerApp, ServerApp};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{
@@ -27,6 +29,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use crate::config::Limits;
+use crate::express::{Express, Onward};
 use crate::respond;
 use sluice_shared::verdict::{Code, Rejection};
 
@@ -40,12 +43,37 @@ const LINGER_BYTES: usize = 1 << 20;
 pub struct Conn {
     taken: AtomicBool,
     linger: AtomicBool,
+    /// Bytes that were read ahead, to be read again.
+    ahead: Mutex<BytesMut>,
+    has_ahead: AtomicBool,
+    /// Bytes that the present session has read.
+    read: AtomicUsize,
 }
 
 impl Conn {
     /// The head is read; from here on the gate watches.
     pub fn take_over(&self) {
         self.taken.store(true, Ordering::Relaxed);
+    }
+
+    /// The next head is for a session, which finds these bytes first.
+    fn hand_over(&self, ahead: BytesMut) {
+        self.has_ahead.store(!ahead.is_empty(), Ordering::Relaxed);
+        *self.ahead.lock().unwrap_or_else(PoisonError::into_inner) = ahead;
+        self.read.store(0, Ordering::Relaxed);
+        self.taken.store(false, Ordering::Relaxed);
+    }
+
+    /// Reads again what was read ahead; `false` when there is nothing.
+    fn read_ahead(&self, buffer: &mut ReadBuf<'_>) -> bool {
+        if !self.has_ahead.load(Ordering::Relaxed) {
+            return false;
+        }
+        let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = ahead.len().min(buffer.remaining());
+        buffer.put_slice(&ahead.split_to(count));
+        self.has_ahead.store(!ahead.is_empty(), Ordering::Relaxed);
+        true
     }
 
     /// Something that we shall not read may still be on its way: close with patience.
@@ -139,6 +167,14 @@ impl Guarded {
         taken
     }
 
+    fn fill(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.conn.read_ahead(buffer) {
+            return Poll::Ready(Ok(()));
+        }
+        let Some(inner) = self.inner.as_mut() else { return Poll::Ready(Err(gone())) };
+        Pin::new(inner).poll_read(context, buffer)
+    }
+
     fn poison(&mut self, trouble: Trouble, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.head.trouble = Some(trouble);
         self.conn.linger();
@@ -177,9 +213,11 @@ impl AsyncRead for Guarded {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let taken = this.taken();
-        let Some(inner) = this.inner.as_mut() else { return Poll::Ready(Err(gone())) };
+        let before = buffer.filled().len();
         if taken {
-            return Pin::new(inner).poll_read(context, buffer);
+            ready!(this.fill(context, buffer))?;
+            this.conn.read.fetch_add(buffer.filled().len() - before, Ordering::Relaxed);
+            return Poll::Ready(Ok(()));
         }
         if this.head.trouble.is_some() {
             return Poll::Ready(Ok(()));
@@ -188,11 +226,11 @@ impl AsyncRead for Guarded {
         if this.head.bytes >= this.limits.head_bytes {
             return this.poison(Trouble::TooLarge, buffer);
         }
-        let before = buffer.filled().len();
-        match Pin::new(inner).poll_read(context, buffer) {
+        match this.fill(context, buffer) {
             Poll::Pending if this.late(context) => this.poison(Trouble::TooLate, buffer),
             Poll::Ready(Ok(())) => {
                 let came = &buffer.filled()[before..];
+                this.conn.read.fetch_add(came.len(), Ordering::Relaxed);
                 this.head.came(came);
                 match this.began {
                     None if !came.is_empty() => this.began = Some(Instant::now()),
@@ -327,6 +365,7 @@ impl GetSocketDigest for Guarded {
 #[derive(Debug)]
 pub struct Front<A> {
     app: Arc<A>,
+    express: Option<Express>,
     limits: Limits,
     open: Arc<AtomicUsize>,
 }
@@ -334,7 +373,25 @@ pub struct Front<A> {
 impl<A> Front<A> {
     /// Puts an application behind the guard; `open` counts connections.
     pub fn new(app: Arc<A>, limits: Limits, open: Arc<AtomicUsize>) -> Self {
-        Self { app, limits, open }
+        Self { app, express: None, limits, open }
+    }
+
+    /// With a short way for requests that need no session.
+    pub fn with_express(self, express: Express) -> Self {
+        Self { express: Some(express), ..self }
+    }
+
+    /// A session for the next request of a connection.
+    fn session(&self, stream: Stream, settings: Option<HttpPersistentSettings>) -> ServerSession {
+        let mut session = ServerSession::new_http1(stream);
+        match settings {
+            Some(settings) => settings.apply_to_session(&mut session),
+            None => {
+                session.set_keepalive(Some(self.limits.idle_timeout.as_secs()));
+                session.set_pipelining_enabled(true);
+            }
+        }
+        session
     }
 }
 
@@ -355,18 +412,28 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Front<A> {
             return None;
         }
         let conn = Arc::new(Conn::default());
-        let guarded = Guarded::new(stream, conn.clone(), self.limits);
-        let mut session = ServerSession::new_http1(Box::new(guarded));
-        session.set_keepalive(Some(self.limits.idle_timeout.as_secs()));
-        session.set_pipelining_enabled(true);
+        let peer = stream.get_socket_digest().and_then(|digest| Some(digest.peer_addr()?.as_inet()?.ip()));
+        let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |ip| ip.to_canonical());
+        let mut stream: Stream = Box::new(Guarded::new(stream, conn.clone(), self.limits));
+        let (mut bytes, mut settings) = (BytesMut::new(), None);
         loop {
-            session.set_connection_user_context(Some(Box::new(conn.clone())));
-            let (stream, settings) = self.app.process_new_http(session, shutdown).await?.consume();
-            conn.taken.store(false, Ordering::Relaxed);
-            session = ServerSession::new_http1(stream);
-            if let Some(settings) = settings {
-                settings.apply_to_session(&mut session);
+            let mut length = None;
+            if let (Some(express), None) = (&self.express, &settings) {
+                conn.take_over();
+                match express.serve(&mut stream, &mut bytes, peer, shutdown).await {
+                    Onward::Session(known) => length = known,
+                    Onward::Closed => return None,
+                }
             }
+            conn.hand_over(std::mem::take(&mut bytes));
+            let mut session = self.session(stream, settings.take());
+            session.set_connection_user_context(Some(Box::new(conn.clone())));
+            let (back, kept) = self.app.process_new_http(session, shutdown).await?.consume();
+            stream = back;
+            // What the session may have read of the next request is in its settings, and cannot be
+            // taken out: then a session goes on.
+            let whole = length.is_some_and(|length| conn.read.load(Ordering::Relaxed) == length);
+            settings = kept.filter(|_| !whole);
         }
     }
 

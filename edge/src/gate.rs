@@ -35,7 +35,7 @@ use crate::route::Call;
 use crate::upstream::Peers;
 
 /// A client that reads nothing for so long is given up.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Everything that requests are judged with.
 #[derive(Debug)]
@@ -116,15 +116,16 @@ impl Gate {
     }
 
     /// What `Access-Control-Allow-Origin` may say to a request from this origin.
-    pub fn origin(&self, origin: Option<&HeaderValue>) -> Option<HeaderValue> {
+    pub fn origin(&self, origin: Option<&[u8]>) -> Option<HeaderValue> {
         let origin = origin.filter(|_| !self.cors.is_empty())?;
-        self.cors.iter().any(|allowed| allowed == origin || allowed == "*").then(|| origin.clone())
+        let allowed = self.cors.iter().any(|allowed| allowed == origin || allowed == "*");
+        allowed.then(|| HeaderValue::from_bytes(origin).ok()).flatten()
     }
 
     /// The answer to a browser that asks whether its page may call.
     pub fn preflight(&self, call: Call<'_>) -> Reply {
         let headers = "Authorization, Content-Type, X-Sale-Token, X-Request-Id";
-        Reply { status: 204, body: Bytes::new(), fields: Vec::new() }
+        Reply::json(204, Bytes::new())
             .with(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(call.allow()))
             .with(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(headers))
             .with(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"))
@@ -146,6 +147,8 @@ impl Gate {
     /// Puts the connection's next request under its own time limits.
     fn begin(&self, session: &mut Session, context: &mut Context) {
         context.identify(&session.req_header().headers);
+        let peer = session.downstream_session.client_addr().and_then(|address| address.as_inet());
+        context.peer = peer.map_or(context.peer, |peer| peer.ip().to_canonical());
         let session = &mut session.downstream_session;
         // The parser left "for ever"; `None` stays: the client, or HTTP/1.0, wants no more.
         if session.get_keepalive().is_some() {
@@ -205,8 +208,20 @@ impl Gate {
     }
 }
 
+/// The gate as the proxy's application: the long way of a request.
+#[derive(Debug)]
+pub struct Proxied(pub Arc<Gate>);
+
+impl std::ops::Deref for Proxied {
+    type Target = Gate;
+
+    fn deref(&self) -> &Gate {
+        &self.0
+    }
+}
+
 #[async_trait]
-impl ProxyHttp for Gate {
+impl ProxyHttp for Proxied {
     type CTX = Context;
 
     fn new_ctx(&self) -> Context {
@@ -225,7 +240,7 @@ impl ProxyHttp for Gate {
     async fn request_filter(&self, session: &mut Session, context: &mut Context) -> pingora::Result<bool> {
         self.begin(session, context);
         let mut exchange = Exchange { session, context };
-        match chain::judge(self, &mut exchange).await {
+        match chain::judge(&self.0, &mut exchange).await {
             Ok(Next::Reply(reply)) => {
                 if exchange.drain(self.limits.body_timeout).await {
                     respond::reply(&mut exchange, reply).await?;

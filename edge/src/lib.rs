@@ -11,6 +11,8 @@ pub mod config;
 pub mod engine;
 pub mod events;
 pub mod exchange;
+pub mod express;
+pub mod fields;
 pub mod filter;
 pub mod front;
 pub mod gate;

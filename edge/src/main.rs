@@ -8,6 +8,10 @@ use sluice_edge::config::Config;
 use sluice_shared::config::EXIT_USAGE;
 use sluice_shared::telemetry;
 
+/// A third of what a refusal costs is memory taken and given back: this one is quicker at it.
+#[global_allocator]
+static MEMORY: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let usage = || ExitCode::from(u8::try_from(EXIT_USAGE).unwrap_or(64));
     let arguments = match Arguments::try_parse() {

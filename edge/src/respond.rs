@@ -1,7 +1,5 @@
 //! The one place where verdicts become responses.
 
-use std::fmt::Write as _;
-
 use bytes::Bytes;
 use http::header::{
     ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ALLOW, CACHE_CONTROL, CONTENT_LENGTH,
@@ -9,9 +7,10 @@ use http::header::{
 };
 use http::{HeaderName, HeaderValue, StatusCode};
 use pingora::http::ResponseHeader;
+use pingora::protocols::http::date::get_cached_date;
 use sluice_shared::verdict::{Code, Rejection};
 
-use crate::exchange::Exchange;
+use crate::exchange::{Context, Exchange};
 
 /// Every answer of ours has one; the client's where it sent a sane one.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -34,7 +33,9 @@ const EXPOSED: HeaderValue = HeaderValue::from_static(
 pub struct Reply {
     /// The status.
     pub status: u16,
-    /// JSON; empty: none.
+    /// What the body is.
+    pub kind: HeaderValue,
+    /// JSON, or nothing.
     pub body: Bytes,
     /// Fields that only this answer has.
     pub fields: Vec<(HeaderName, HeaderValue)>,
@@ -43,7 +44,7 @@ pub struct Reply {
 impl Reply {
     /// A JSON answer.
     pub fn json(status: u16, body: impl Into<Bytes>) -> Self {
-        Self { status, body: body.into(), fields: Vec::new() }
+        Self { status, kind: JSON, body: body.into(), fields: Vec::new() }
     }
 
     /// With one more field.
@@ -51,55 +52,94 @@ impl Reply {
         self.fields.push((name, value));
         self
     }
+
+    /// A refusal: `application/problem+json`. It is what the request's verdict is counted as.
+    pub fn refusal(context: &mut Context, rejection: &Rejection) -> Self {
+        context.verdict = Some(rejection.code);
+        let reply = Self { kind: PROBLEM, ..Self::json(rejection.code.status(), rejection.to_json()) };
+        let reply = match rejection.retry_after() {
+            Some(seconds) => reply.with(RETRY_AFTER, HeaderValue::from(seconds)),
+            None => reply,
+        };
+        match rejection.code {
+            Code::Unauthenticated => reply.with(WWW_AUTHENTICATE, BEARER),
+            Code::MethodNotAllowed => reply.with(ALLOW, HeaderValue::from_static(context.allow)),
+            _ => reply,
+        }
+    }
+
+    /// Every field of the head, in its order; a later one takes the place of an earlier one.
+    fn each(&self, context: &Context, mut put: impl FnMut(&HeaderName, HeaderValue)) {
+        if self.status != 204 {
+            put(&CONTENT_TYPE, self.kind.clone());
+            put(&CONTENT_LENGTH, HeaderValue::from(self.body.len()));
+        }
+        put(&CACHE_CONTROL, NO_STORE);
+        put(&REQUEST_ID, context.request_id());
+        if let Some((left, policy)) = context.rate.fields() {
+            put(&RATE_LIMIT, left);
+            put(&RATE_LIMIT_POLICY, policy);
+        }
+        if let Some(origin) = &context.origin {
+            put(&ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+            put(&ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
+            put(&VARY, ORIGIN);
+        }
+        for (name, value) in &self.fields {
+            put(name, value.clone());
+        }
+    }
 }
 
 /// Writes an answer.
 pub async fn reply(exchange: &mut Exchange<'_>, reply: Reply) -> pingora::Result<()> {
-    let mut head = head(exchange, reply.status, &JSON, reply.body.len())?;
-    for (name, value) in reply.fields {
-        head.insert_header(name, value)?;
-    }
-    write(exchange, head, reply.body).await
+    let head = head(exchange.context, &reply)?;
+    exchange.context.status = reply.status;
+    let session = &mut exchange.session.downstream_session;
+    session.write_response_header(head).await?;
+    session.write_response_body(reply.body, true).await
 }
 
-/// Writes a refusal: `application/problem+json`.
+/// Writes a refusal.
 pub async fn refuse(exchange: &mut Exchange<'_>, rejection: &Rejection) -> pingora::Result<()> {
-    exchange.context.verdict = Some(rejection.code);
-    let body = rejection.to_json();
-    let mut head = head(exchange, rejection.code.status(), &PROBLEM, body.len())?;
-    if let Some(seconds) = rejection.retry_after() {
-        head.insert_header(RETRY_AFTER, HeaderValue::from(seconds))?;
-    }
-    match rejection.code {
-        Code::Unauthenticated => head.insert_header(WWW_AUTHENTICATE, BEARER)?,
-        Code::MethodNotAllowed => {
-            head.insert_header(ALLOW, HeaderValue::from_static(exchange.context.allow))?
-        }
-        _ => {}
-    }
-    write(exchange, head, Bytes::from(body)).await
+    let refusal = Reply::refusal(exchange.context, rejection);
+    reply(exchange, refusal).await
 }
 
-/// The head that every answer of ours has.
-pub fn head(
-    exchange: &Exchange<'_>,
-    status: u16,
-    kind: &HeaderValue,
-    length: usize,
-) -> pingora::Result<Box<ResponseHeader>> {
-    let mut head = ResponseHeader::build_no_case(status, Some(12))?;
-    if status != 204 {
-        head.insert_header(CONTENT_TYPE, kind.clone())?;
-        head.insert_header(CONTENT_LENGTH, HeaderValue::from(length))?;
-    }
-    head.insert_header(CACHE_CONTROL, NO_STORE)?;
-    ours(exchange.context.request_id(), &mut head)?;
-    if let Some((left, policy)) = exchange.context.rate.fields() {
-        head.insert_header(RATE_LIMIT, left)?;
-        head.insert_header(RATE_LIMIT_POLICY, policy)?;
-    }
-    allow_origin(exchange.context.origin.as_ref(), &mut head)?;
-    Ok(Box::new(head))
+/// The head of an answer, for a session.
+pub fn head(context: &Context, reply: &Reply) -> pingora::Result<Box<ResponseHeader>> {
+    let mut head = ResponseHeader::build_no_case(reply.status, Some(12))?;
+    let mut good = Ok(());
+    reply.each(context, |name, value| {
+        if let Err(error) = head.insert_header(name, value) {
+            good = Err(error);
+        }
+    });
+    good.map(|()| Box::new(head))
+}
+
+/// An answer as the bytes that a session would write for a connection that goes on.
+pub fn write(context: &Context, reply: &Reply, out: &mut Vec<u8>) {
+    status_line(reply.status, out);
+    let mut put = |name: &str, value: &[u8]| {
+        for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+            out.extend_from_slice(part);
+        }
+    };
+    reply.each(context, |name, value| put(name.as_str(), value.as_bytes()));
+    put("date", get_cached_date().as_bytes());
+    put("connection", b"keep-alive");
+    out.extend_from_slice(b"\r\n");
+    out.extend_from_slice(&reply.body);
+}
+
+fn status_line(status: u16, out: &mut Vec<u8>) {
+    let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(itoa::Buffer::new().format(status).as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(reason.unwrap_or("Refused").as_bytes());
+    out.extend_from_slice(b"\r\n");
 }
 
 /// Marks an answer as ours.
@@ -115,31 +155,20 @@ pub fn allow_origin(origin: Option<&HeaderValue>, head: &mut ResponseHeader) -> 
     head.append_header(VARY, ORIGIN).map(|_| ())
 }
 
-async fn write(exchange: &mut Exchange<'_>, head: Box<ResponseHeader>, body: Bytes) -> pingora::Result<()> {
-    exchange.context.status = head.status.as_u16();
-    let session = &mut exchange.session.downstream_session;
-    session.write_response_header(head).await?;
-    session.write_response_body(body, true).await
-}
-
 /// A whole refusal as bytes, for a head that nothing could be built upon; the connection closes.
 pub fn raw(rejection: &Rejection) -> Vec<u8> {
-    let body = rejection.to_json();
-    let status = rejection.code.status();
-    let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
-    let mut head = format!("HTTP/1.1 {status} {}\r\n", reason.unwrap_or("Refused"));
+    let (body, mut answer) = (rejection.to_json(), Vec::with_capacity(512));
+    status_line(rejection.code.status(), &mut answer);
     if rejection.code == Code::MethodNotAllowed {
-        head.push_str("Allow: GET, HEAD, POST, DELETE\r\n");
+        answer.extend_from_slice(b"Allow: GET, HEAD, POST, DELETE\r\n");
     }
-    // Writing into a String cannot fail.
-    let _ = write!(
-        head,
+    let rest = format!(
         "Content-Type: application/problem+json\r\nContent-Length: {}\r\nCache-Control: no-store\r\n\
          X-Request-Id: {:016x}\r\nConnection: close\r\n\r\n",
         body.len(),
         rand::random::<u64>(),
     );
-    let mut answer = head.into_bytes();
+    answer.extend_from_slice(rest.as_bytes());
     answer.extend_from_slice(&body);
     answer
 }

@@ -18,8 +18,9 @@ use tokio::sync::watch;
 
 use crate::config::{Config, Limits, Listen};
 use crate::engine::Engine;
+use crate::express::Express;
 use crate::front::Front;
-use crate::gate::Gate;
+use crate::gate::{Gate, Proxied};
 use crate::metrics::{self, Metrics};
 use crate::status::{Admin, Status};
 
@@ -97,8 +98,9 @@ fn server(
 ) -> Server {
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
-    let proxy = Arc::new(http_proxy(&server.configuration, gate));
-    let front = Front::new(proxy, limits, counts.connections.clone());
+    let gate = Arc::new(gate);
+    let proxy = Arc::new(http_proxy(&server.configuration, Proxied(gate.clone())));
+    let front = Front::new(proxy, limits, counts.connections.clone()).with_express(Express::new(gate));
     let mut public = Service::new("gate".to_owned(), front);
     for address in &listen.public {
         public.add_tcp(&address.to_string());

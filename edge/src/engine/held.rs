@@ -4,10 +4,11 @@
 //! epoch of the reply that said so, and let go by nothing but a confirm. And an epoch that was closed
 //! stays closed: from then on nothing is taken in under it, so that "nothing held" stays true.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use ahash::AHashMap;
 use sluice_shared::ids::{OrderId, SaleId};
 use sluice_shared::keys::Shelf;
 use sluice_shared::message::{Accepted, OrderMessage};
@@ -78,9 +79,9 @@ struct Epochs {
 pub(crate) struct Held {
     next: Ticket,
     entries: BTreeMap<Ticket, Entry>,
-    tickets: HashMap<OrderId, Ticket>,
+    tickets: AHashMap<OrderId, Ticket>,
     lanes: Vec<Lane>,
-    shelves: HashMap<Shelf, Epochs>,
+    shelves: AHashMap<Shelf, Epochs>,
 }
 
 impl Held {

@@ -4,10 +4,11 @@
 //! are known: an id among them always goes to the script, so that a replay is answered truly. Units
 //! that come back open it: at once when the release is heard of, else when the stock is read next.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ahash::AHashSet;
 use arc_swap::ArcSwapOption;
 use sluice_shared::ids::SkuId;
 use sluice_shared::lines::Lines;
@@ -17,7 +18,7 @@ use sluice_shared::record::Record;
 const UNKNOWN: u64 = u64::MAX;
 
 /// The ids of a sale's orders, as far as they were read.
-type Ids = HashSet<[u8; 16]>;
+type Ids = AHashSet<[u8; 16]>;
 
 /// What shut SKUs are judged by.
 #[derive(Debug)]

@@ -1,9 +1,9 @@
 //! The sales of this gate, as the warden publishes them in Redis.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ahash::AHashMap;
 use arc_swap::ArcSwap;
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::{OrderId, SaleId, SkuId};
@@ -145,8 +145,8 @@ fn public_state(view: &SaleView, facts: Facts, now: Millis) -> PublicState {
 /// The list at one moment.
 #[derive(Debug, Default)]
 pub(crate) struct Sales {
-    by_id: HashMap<SaleId, Arc<LiveSale>>,
-    by_number: HashMap<u32, Arc<LiveSale>>,
+    by_id: AHashMap<SaleId, Arc<LiveSale>>,
+    by_number: AHashMap<u32, Arc<LiveSale>>,
     /// What [`GENERATION`] was before the list was read; `None` before the first time.
     pub(crate) generation: Option<u64>,
 }

@@ -1,9 +1,10 @@
 //! Reads stock and, where a SKU is sold out, the ids of the sale's orders: what the latch judges by.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ahash::AHashSet;
 use futures_util::StreamExt;
 use sluice_shared::ids::{SaleId, SkuId, parse_field};
 use sluice_shared::keys::Shelf;
@@ -79,7 +80,7 @@ async fn stock(redis: &Redis, shelf: &Shelf) -> Result<Option<(Vec<(SkuId, u64)>
 /// Reads the order ids of a sale where its latch wants them; answers whether it did.
 async fn ids(redis: &Redis, sale: &LiveSale) -> bool {
     let Some(seqs) = sale.latch().wants_ids() else { return false };
-    let mut ids = HashSet::new();
+    let mut ids = AHashSet::new();
     for desk in sale.desks() {
         if let Err(why) = scan(redis, desk.shelf(), &mut ids).await {
             tracing::debug!(shelf = desk.shelf().name(), %why, "order ids not read");
@@ -93,7 +94,7 @@ async fn ids(redis: &Redis, sale: &LiveSale) -> bool {
     true
 }
 
-async fn scan(redis: &Redis, shelf: &Shelf, ids: &mut HashSet<[u8; 16]>) -> Result<(), Fault> {
+async fn scan(redis: &Redis, shelf: &Shelf, ids: &mut AHashSet<[u8; 16]>) -> Result<(), Fault> {
     let mut cursor = "0".to_owned();
     loop {
         let mut step = cmd("HSCAN");

@@ -2,7 +2,9 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use http::{HeaderMap, HeaderName};
+use http::HeaderName;
+
+use crate::fields::Fields;
 
 /// A network: an address and how many of its bits count. IPv4 lies at `::ffff:0:0/96`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,13 +59,13 @@ impl Networks {
 
     /// The buyer's address: the peer, or when that is a trusted proxy the right-most address of the
     /// field that is none. What a client writes there itself stands further left and counts nothing.
-    pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+    pub fn client(&self, peer: IpAddr, fields: &(impl Fields + ?Sized)) -> IpAddr {
         let mut client = peer.to_canonical();
         if self.networks.is_empty() || !self.trusts(client) {
             return client;
         }
-        for value in headers.get_all(&self.header).iter().rev() {
-            for hop in value.as_bytes().rsplit(|byte| *byte == b',') {
+        for value in fields.all(&self.header).rev() {
+            for hop in value.rsplit(|byte| *byte == b',') {
                 let Some(ip) = std::str::from_utf8(hop).ok().and_then(|hop| address(hop.trim())) else {
                     return client;
                 };
@@ -96,6 +98,7 @@ pub fn bucket_key(ip: IpAddr) -> IpAddr {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use http::HeaderMap;
 
     fn networks() -> Networks {
         let parse = |text: &&str| Network::parse(text).unwrap();

@@ -1,11 +1,12 @@
 //! The cheapest filter: what the head alone shows.
 
 use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING};
-use http::{HeaderMap, Version};
+use http::Version;
 use sluice_shared::verdict::{Code, Rejection};
 
 use crate::config::Limits;
 use crate::exchange::Exchange;
+use crate::fields::Fields;
 
 /// Size, number of fields and framing; for every request.
 pub fn head(exchange: &Exchange<'_>, limits: &Limits) -> Result<(), Rejection> {
@@ -41,19 +42,19 @@ fn names_length(raw: &[u8]) -> bool {
 }
 
 /// What our own calls ask for beside that.
-pub fn ours(headers: &HeaderMap, has_body: bool) -> Result<(), Rejection> {
-    if headers.get_all(AUTHORIZATION).iter().nth(1).is_some() {
+pub fn ours(fields: &(impl Fields + ?Sized), has_body: bool) -> Result<(), Rejection> {
+    if fields.all(&AUTHORIZATION).nth(1).is_some() {
         return Err(Rejection::field("Authorization", "send one Authorization field"));
     }
     if !has_body {
         return Ok(());
     }
-    if headers.contains_key(CONTENT_ENCODING) {
+    if fields.field(&CONTENT_ENCODING).is_some() {
         return Err(Rejection::new(Code::UnsupportedMediaType, "send the body without Content-Encoding"));
     }
-    let mut kinds = headers.get_all(CONTENT_TYPE).iter();
-    let json = |value: &http::HeaderValue| {
-        let kind = value.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default();
+    let mut kinds = fields.all(&CONTENT_TYPE);
+    let json = |value: &[u8]| {
+        let kind = value.split(|byte| *byte == b';').next().unwrap_or_default();
         kind.trim_ascii().eq_ignore_ascii_case(b"application/json")
     };
     match (kinds.next(), kinds.next()) {
@@ -64,8 +65,9 @@ pub fn ours(headers: &HeaderMap, has_body: bool) -> Result<(), Rejection> {
 }
 
 /// A length that is too large is judged before the body comes.
-pub fn length(headers: &HeaderMap, limit: usize) -> Result<(), Rejection> {
-    let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+pub fn length(fields: &(impl Fields + ?Sized), limit: usize) -> Result<(), Rejection> {
+    let length = fields.field(&CONTENT_LENGTH);
+    let length = length.and_then(|value| std::str::from_utf8(value).ok()?.parse::<u64>().ok());
     if length.is_some_and(|length| length > limit as u64) {
         return Err(Rejection::new(Code::BodyTooLarge, format!("the body may have {limit} bytes")));
     }

@@ -1,13 +1,17 @@
 //! Who the buyer is: a verified JWT, remembered until it expires.
 
-use http::HeaderMap;
 use http::header::AUTHORIZATION;
-use moka::sync::Cache;
+use quick_cache::sync::Cache;
 use ring::digest::{SHA256, digest};
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::UserId;
 use sluice_shared::jwt::{JWT_MAX, Verifier};
 use sluice_shared::verdict::{Code, Rejection};
+
+use crate::fields::Fields;
+
+/// SHA-256 of a token.
+type Digest = [u8; 32];
 
 #[derive(Debug, Clone)]
 struct Known {
@@ -16,23 +20,23 @@ struct Known {
 }
 
 /// Verifies bearer tokens. Only good ones are remembered, by their digest, so a flood of forged
-/// ones fills nothing.
+/// ones fills nothing, and what is remembered has a size.
 #[derive(Debug)]
 pub struct Identity {
     verifier: Verifier,
-    known: Cache<[u8; 32], Known>,
+    known: Cache<Digest, Known>,
 }
 
 impl Identity {
     /// With keys, and how many tokens to remember.
-    pub fn new(verifier: Verifier, capacity: u64) -> Self {
+    pub fn new(verifier: Verifier, capacity: usize) -> Self {
         Self { verifier, known: Cache::new(capacity) }
     }
 
     /// The user of a request's bearer token.
-    pub fn user(&self, headers: &HeaderMap, now: Millis) -> Result<UserId, Rejection> {
+    pub fn user(&self, fields: &(impl Fields + ?Sized), now: Millis) -> Result<UserId, Rejection> {
         let refuse = |detail: String| Rejection::new(Code::Unauthenticated, detail);
-        let token = bearer(headers)
+        let token = bearer(fields)
             .ok_or_else(|| Rejection::new(Code::Unauthenticated, "send Authorization: Bearer with a JWT"))?;
         if token.len() > JWT_MAX {
             return Err(refuse(format!("the JWT is longer than {JWT_MAX} bytes")));
@@ -56,19 +60,19 @@ impl Identity {
 
     /// Tokens remembered.
     pub fn known(&self) -> u64 {
-        self.known.entry_count()
+        self.known.len() as u64
     }
 }
 
-fn key(token: &str) -> [u8; 32] {
+fn key(token: &str) -> Digest {
     let mut key = [0; 32];
     key.copy_from_slice(digest(&SHA256, token.as_bytes()).as_ref());
     key
 }
 
 /// The token of `Authorization: Bearer …`; the scheme's case does not matter (RFC 9110 §11.1).
-pub fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let value = headers.get(AUTHORIZATION)?.to_str().ok()?;
+pub fn bearer(fields: &(impl Fields + ?Sized)) -> Option<&str> {
+    let value = std::str::from_utf8(fields.field(&AUTHORIZATION)?).ok()?;
     let (scheme, token) = value.split_once(' ')?;
     let token = token.trim_start_matches(' ');
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
@@ -78,6 +82,7 @@ pub fn bearer(headers: &HeaderMap) -> Option<&str> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use http::HeaderMap;
     use serde_json::json;
     use sluice_shared::jwt::sign_hs256;
 
@@ -115,7 +120,6 @@ mod tests {
         }
         assert!(identity.user(&headers("Basic abc"), Millis(0)).is_err());
         assert!(identity.user(&HeaderMap::new(), Millis(0)).is_err());
-        identity.known.run_pending_tasks();
         assert_eq!(identity.known(), 0);
     }
 }

@@ -1,10 +1,12 @@
 //! The sale token: who may come to this sale, and with which order id.
 
-use http::{HeaderMap, HeaderName};
+use http::HeaderName;
 use sluice_shared::ids::UserId;
 use sluice_shared::sale::SaleView;
 use sluice_shared::token::{Claim, TokenKeys};
 use sluice_shared::verdict::{Code, Rejection};
+
+use crate::fields::Fields;
 
 /// Carries the sale token.
 pub const SALE_TOKEN: HeaderName = HeaderName::from_static("x-sale-token");
@@ -13,12 +15,12 @@ pub const SALE_TOKEN: HeaderName = HeaderName::from_static("x-sale-token");
 /// the search for a replay.
 pub fn claim(
     keys: &TokenKeys,
-    headers: &HeaderMap,
+    fields: &(impl Fields + ?Sized),
     sale: &SaleView,
     user: &UserId,
 ) -> Result<Claim, Rejection> {
-    let mut tokens = headers.get_all(SALE_TOKEN).iter();
-    let token = tokens.next().map(|token| token.as_bytes()).unwrap_or_default();
+    let mut tokens = fields.all(&SALE_TOKEN);
+    let token = tokens.next().unwrap_or_default();
     if token.is_empty() {
         let detail = "send X-Sale-Token with a token from POST /v1/sales/{sale}/token";
         return Err(Rejection::new(Code::TokenMissing, detail));

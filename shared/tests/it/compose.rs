@@ -60,7 +60,7 @@ fn every_role_runs_and_two_edges_and_two_wardens() {
 fn every_setting_of_a_service_is_a_key_of_its_program() {
     for (name, service) in services() {
         let defaults = match command(&service).first() {
-            Some(&"sluice-edge") => read("edge/src/edge.default.toml"),
+            Some(&"sluice-edge") => read("edge/edge.default.toml"),
             Some(&"sluice-worker") => read("worker/worker.default.toml"),
             _ => continue,
         };

@@ -1,0 +1,213 @@
+//! The short way: a request for a sale that came whole is judged and answered without a session of
+//! pingora's, which costs more than all the filters together.
+//!
+//! Only what is plain goes this way: HTTP/1.1, head and body in one piece, no field that changes how
+//! the connection or the body is read. Whatever is not goes the long way, byte for byte as it came,
+//! and is refused there where it has to be. The filters are the same on both ways, and so are the
+//! answers.
+
+use std::mem::MaybeUninit;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use bytes::{Buf, BytesMut};
+use http::Method;
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, ORIGIN, TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
+use pingora::protocols::Stream;
+use pingora::server::ShutdownWatch;
+use pingora::time::timeout;
+use sluice_shared::lines::Lines;
+use sluice_shared::verdict::Rejection;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::chain::{self, Buyer};
+use crate::exchange::Context;
+use crate::fields::Fields;
+use crate::filter::{body, guard};
+use crate::gate::{Gate, WRITE_TIMEOUT};
+use crate::respond::{self, Reply};
+use crate::route::{Call, Route, normalise, route};
+
+/// A head with more fields than this goes the long way.
+const FIELDS: usize = 48;
+/// What is read at once; what is larger goes the long way.
+const READ: usize = 4096;
+/// Fields that say how a connection or a body is to be read.
+const ODD: [HeaderName; 5] = [TRANSFER_ENCODING, EXPECT, UPGRADE, CONNECTION, TRAILER];
+
+/// How a connection goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Onward {
+    /// By a session; its request has so many bytes, where that is known.
+    Session(Option<usize>),
+    /// Not at all.
+    Closed,
+}
+
+/// Answers what can go the short way.
+#[derive(Debug)]
+pub struct Express {
+    gate: Arc<Gate>,
+}
+
+/// A request in one piece.
+struct Whole<'b, 'f> {
+    call: Call<'b>,
+    fields: &'f [httparse::Header<'b>],
+    body: &'b [u8],
+}
+
+/// A request, judged as far as it can be without waiting.
+enum Judged {
+    Answer(Result<Reply, Rejection>),
+    Take(Buyer, Lines),
+}
+
+impl Express {
+    /// The short way to a gate.
+    pub fn new(gate: Arc<Gate>) -> Self {
+        Self { gate }
+    }
+
+    /// Serves a connection until something comes that has to go the long way, which is then in `bytes`.
+    pub async fn serve(
+        &self,
+        stream: &mut Stream,
+        bytes: &mut BytesMut,
+        peer: IpAddr,
+        shutdown: &ShutdownWatch,
+    ) -> Onward {
+        let mut shutdown = shutdown.clone();
+        let mut ended = std::pin::pin!(shutdown.wait_for(|ended| *ended));
+        let mut out = Vec::with_capacity(1024);
+        loop {
+            if bytes.is_empty() {
+                bytes.reserve(READ);
+                let read = timeout(self.gate.limits.idle_timeout, stream.read_buf(bytes));
+                let read = tokio::select! {
+                    biased;
+                    read = read => read,
+                    _ = &mut ended => return Onward::Closed,
+                };
+                // Silent for too long, gone, or broken: nobody is there to be told.
+                let Ok(Ok(1..)) = read else { return Onward::Closed };
+            }
+            if *self.gate.stopping.borrow() {
+                return Onward::Session(None);
+            }
+            let mut context = Context::new(self.gate.metrics.busy.clone());
+            context.peer = peer;
+            let (judged, length) = match self.judge(bytes, &mut context) {
+                Ok(judged) => judged,
+                Err(length) => return Onward::Session(length),
+            };
+            bytes.advance(length);
+            let answer = match judged {
+                Judged::Answer(answer) => answer,
+                Judged::Take(buyer, lines) => chain::take(&self.gate, buyer, lines).await,
+            };
+            let reply = answer.unwrap_or_else(|rejection| Reply::refusal(&mut context, &rejection));
+            out.clear();
+            respond::write(&context, &reply, &mut out);
+            self.gate.metrics.answered(context.kind, context.verdict, context.started.elapsed());
+            drop(context);
+            let written = timeout(WRITE_TIMEOUT, async {
+                stream.write_all(&out).await?;
+                stream.flush().await
+            });
+            let Ok(Ok(())) = written.await else { return Onward::Closed };
+        }
+    }
+
+    /// Judges the first request of `bytes`, and tells how long it is; `Err` when it has to go the long
+    /// way, with its length where that is known.
+    fn judge(&self, bytes: &[u8], context: &mut Context) -> Result<(Judged, usize), Option<usize>> {
+        let mut fields = [const { MaybeUninit::uninit() }; FIELDS];
+        let mut request = httparse::Request::new(&mut []);
+        let Ok(httparse::Status::Complete(head)) = request.parse_with_uninit_headers(bytes, &mut fields)
+        else {
+            return Err(None);
+        };
+        let length = length(request.headers).map(|body| head + body);
+        let whole = self.whole(&request, bytes, head, length);
+        let (whole, length) = whole.zip(length).ok_or(length)?;
+        context.identify(whole.fields);
+        context.kind = chain::kind(whole.call);
+        context.origin = self.gate.origin(whole.fields.field(&ORIGIN));
+        Ok((self.filters(&whole, context), length))
+    }
+
+    /// The request, if all of it is there and nothing about it is odd.
+    fn whole<'b, 'f>(
+        &self,
+        request: &'f httparse::Request<'f, 'b>,
+        bytes: &'b [u8],
+        head: usize,
+        length: Option<usize>,
+    ) -> Option<Whole<'b, 'f>> {
+        let (limits, fields, path) = (&self.gate.limits, &*request.headers, request.path?);
+        let body = bytes.get(head..length?)?;
+        let odd = fields.iter().any(|field| ODD.iter().any(|odd| field.name.eq_ignore_ascii_case(odd.as_str())));
+        let mut hosts = fields.all(&HOST);
+        let host = hosts.next().filter(|host| hosts.next().is_none() && is_plain(host));
+        let small = fields.len() <= limits.head_fields
+            && head <= limits.head_bytes
+            && path.len() <= limits.uri_bytes
+            && body.len() <= limits.body_bytes;
+        if odd || host.is_none() || !small || request.version != Some(1) {
+            return None;
+        }
+        // A path that is not plain is one that `normalise` would have to touch.
+        let (std::borrow::Cow::Borrowed(path), false) = (normalise(path), path.contains(['?', '#'])) else {
+            return None;
+        };
+        let Route::Ours(call) = route(path) else { return None };
+        let method = match call {
+            Call::Buy(_) | Call::Token(_) => Method::POST,
+            Call::Sale(_) => Method::GET,
+            _ => return None,
+        };
+        (request.method == Some(method.as_str())).then_some(Whole { call, fields, body })
+    }
+
+    /// The same filters in the same order as on the long way; see [`chain`].
+    fn filters(&self, request: &Whole<'_, '_>, context: &mut Context) -> Judged {
+        let gate = &*self.gate;
+        let Whole { call, fields, body } = *request;
+        let judged = guard::ours(fields, !body.is_empty()).and_then(|()| match call {
+            Call::Buy(id) => {
+                let buyer = chain::buyer(gate, fields, context, id)?;
+                Ok(Judged::Take(buyer, body::lines(body)?))
+            }
+            Call::Token(id) => {
+                let (sale, user) = chain::visitor(gate, fields, context, id)?;
+                body::nothing(body)?;
+                Ok(Judged::Answer(chain::issue(gate, &sale, &user)))
+            }
+            Call::Sale(id) => Ok(Judged::Answer(chain::show(gate, fields, context, id))),
+            Call::Order(_) | Call::Events(_) | Call::Callback | Call::Nothing => {
+                Ok(Judged::Answer(Err(chain::nothing_here())))
+            }
+        });
+        judged.unwrap_or_else(|rejection| Judged::Answer(Err(rejection)))
+    }
+}
+
+/// How long the body is; `None` where that is not plain.
+fn length(fields: &[httparse::Header<'_>]) -> Option<usize> {
+    let mut lengths = fields.all(&CONTENT_LENGTH);
+    let Some(length) = lengths.next() else {
+        return fields.field(&TRANSFER_ENCODING).is_none().then_some(0);
+    };
+    let digits = lengths.next().is_none() && (1..=9).contains(&length.len());
+    let digits = digits && length.iter().all(u8::is_ascii_digit) && fields.field(&TRANSFER_ENCODING).is_none();
+    digits.then(|| length.iter().fold(0, |sum, digit| sum * 10 + usize::from(digit - b'0')))
+}
+
+/// Whether a host is a name or an address, and perhaps a port.
+fn is_plain(host: &[u8]) -> bool {
+    let good = |byte: &u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(byte);
+    !host.is_empty() && host.iter().all(good)
+}
