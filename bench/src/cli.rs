@@ -36,7 +36,7 @@ struct Common {
     #[arg(long, global = true)]
     log: Option<PathBuf>,
     /// Connections of the crowd, each from a loopback address of its own
-    #[arg(long, global = true, default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    #[arg(long, global = true, default_value_t = 1024, value_parser = clap::value_parser!(u16).range(1..=4096))]
     connections: u16,
     /// Chooses whatever is left to chance; the same seed, the same crowd
     #[arg(long, global = true, default_value_t = 1)]

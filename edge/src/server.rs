@@ -13,6 +13,7 @@ use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
 use pingora::services::background::{BackgroundService, GenBackgroundService};
 use pingora::services::listening::Service;
+use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
@@ -76,6 +77,8 @@ fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
 fn conf(listen: &Listen, keepalive: usize, grace: Duration) -> ServerConf {
     ServerConf {
         threads: listen.threads,
+        // A connection stays on its thread: moving tasks about costs more than it evens out.
+        work_stealing: false,
         upstream_keepalive_pool_size: keepalive,
         // A second try is for a kept connection that had died.
         max_retries: 2,
@@ -106,9 +109,7 @@ fn server(
         public.add_tcp(&address.to_string());
     }
     let front = Arc::new(Front::new(Arc::new(status), limits, Arc::default()));
-    let mut engine = GenBackgroundService::new("engine".to_owned(), Arc::new(engine));
-    engine.threads = Some(ENGINE_THREADS);
-    server.add_service(engine);
+    server.add_service(GenBackgroundService::new("engine".to_owned(), Arc::new(engine)));
     server.add_service(GenBackgroundService::new(
         "admin".to_owned(),
         Arc::new(Admin { listener: admin, front }),
@@ -128,8 +129,14 @@ struct Running {
 #[async_trait]
 impl BackgroundService for Running {
     async fn start(&self, mut shutdown: ShutdownWatch) {
+        let mut threads = Builder::new_multi_thread();
+        threads.worker_threads(ENGINE_THREADS).thread_name("engine").enable_all();
+        let runtime = match threads.build() {
+            Ok(runtime) => runtime,
+            Err(error) => return tracing::error!(%error, "the engine has no threads"),
+        };
         let (stop, stopped) = watch::channel(false);
-        let engine = tokio::spawn(self.engine.clone().run(stopped));
+        let engine = runtime.spawn(self.engine.clone().run(stopped));
         // A server that is gone has been told to stop, too.
         drop(shutdown.wait_for(|stopping| *stopping).await);
         // What is not served by then is cut off.
@@ -138,6 +145,7 @@ impl BackgroundService for Running {
         if let Err(error) = engine.await {
             tracing::error!(%error, "the engine has failed");
         }
+        runtime.shutdown_background();
         let _ = self.done.send(());
     }
 }
