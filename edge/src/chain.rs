@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use http::header::{ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, LOCATION, ORIGIN};
-use http::{HeaderName, HeaderValue, Method};
+use http::header::{ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, ORIGIN};
+use http::{HeaderValue, Method};
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::{OrderId, SaleId, UserId};
 use sluice_shared::lines::Lines;
@@ -24,7 +24,6 @@ use crate::respond::Reply;
 use crate::route::{Call, Route, normalise, route};
 use crate::view;
 
-const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 const TRUE: HeaderValue = HeaderValue::from_static("true");
 
 /// What happens to a request that nothing stopped.
@@ -49,7 +48,7 @@ pub async fn judge(gate: &Gate, exchange: &mut Exchange<'_>) -> Result<Next, Sto
         Route::Private => Err(nothing_here().into()),
         Route::Elsewhere => elsewhere(gate, exchange),
         Route::Ours(call) => {
-            exchange.context.origin = gate.origin(exchange.head().headers.field(&ORIGIN));
+            exchange.context.origin = gate.origin(exchange.head().headers.field(ORIGIN.as_str()));
             if preflight(exchange, call) {
                 return Ok(Next::Reply(gate.preflight(call)));
             }
@@ -151,8 +150,8 @@ pub async fn take(gate: &Gate, buyer: Buyer, lines: Lines) -> Result<Reply, Reje
     let body = view::accepted(&claim.order, taken.state, &status_url, &gate.ticket(&claim.order));
     // An order id is plain ASCII.
     let location = HeaderValue::from_str(&status_url).unwrap_or(HeaderValue::from_static("/v1/orders"));
-    let reply = Reply::json(202, body).with(LOCATION, location);
-    Ok(if taken.replayed { reply.with(REPLAYED, TRUE) } else { reply })
+    let reply = Reply::json(202, body).with("Location", location);
+    Ok(if taken.replayed { reply.with("Idempotent-Replayed", TRUE) } else { reply })
 }
 
 /// Who comes to a sale, within his buckets; from here on the answer tells what is left in them.

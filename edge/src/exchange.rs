@@ -67,7 +67,7 @@ pub struct Context {
     pub event: Vec<u8>,
     /// The connection that it came on.
     pub conn: Option<Arc<Conn>>,
-    request_id: Option<HeaderValue>,
+    request_id: HeaderValue,
     busy: Arc<AtomicUsize>,
 }
 
@@ -91,7 +91,7 @@ impl Context {
             forwarded: 0,
             event: Vec::new(),
             conn: None,
-            request_id: None,
+            request_id: HeaderValue::from_static("0"),
             busy,
         }
     }
@@ -102,13 +102,13 @@ impl Context {
             let good = |byte: &u8| byte.is_ascii_alphanumeric() || b"_.-".contains(byte);
             (1..=64).contains(&id.len()) && id.iter().all(good)
         };
-        let sent = fields.field(&REQUEST_ID).filter(sane).and_then(|id| HeaderValue::from_bytes(id).ok());
-        self.request_id = Some(sent.unwrap_or_else(mint));
+        let sent = fields.field(REQUEST_ID.as_str()).filter(sane).and_then(|id| HeaderValue::from_bytes(id).ok());
+        self.request_id = sent.unwrap_or_else(mint);
     }
 
-    /// The id of the request.
-    pub fn request_id(&self) -> HeaderValue {
-        self.request_id.clone().unwrap_or_else(mint)
+    /// The id of the request; "0" before it is identified.
+    pub fn request_id(&self) -> &HeaderValue {
+        &self.request_id
     }
 }
 

@@ -8,19 +8,20 @@
 
 use std::mem::MaybeUninit;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::{Buf, BytesMut};
 use http::Method;
-use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, ORIGIN, TRAILER, TRANSFER_ENCODING, UPGRADE,
-};
+use http::header::{CONTENT_LENGTH, HOST, ORIGIN, TRANSFER_ENCODING};
 use pingora::protocols::Stream;
 use pingora::server::ShutdownWatch;
 use pingora::time::timeout;
 use sluice_shared::lines::Lines;
 use sluice_shared::verdict::Rejection;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::sleep;
 
 use crate::chain::{self, Buyer};
 use crate::exchange::Context;
@@ -35,7 +36,7 @@ const FIELDS: usize = 48;
 /// What is read at once; what is larger goes the long way.
 const READ: usize = 4096;
 /// Fields that say how a connection or a body is to be read.
-const ODD: [HeaderName; 5] = [TRANSFER_ENCODING, EXPECT, UPGRADE, CONNECTION, TRAILER];
+const ODD: [&str; 5] = ["transfer-encoding", "expect", "upgrade", "connection", "trailer"];
 
 /// How a connection goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,25 +81,33 @@ impl Express {
         shutdown: &ShutdownWatch,
     ) -> Onward {
         let mut shutdown = shutdown.clone();
-        let mut ended = std::pin::pin!(shutdown.wait_for(|ended| *ended));
+        let mut ended = pin!(shutdown.wait_for(|ended| *ended));
+        let (idle, mut active) = (self.gate.limits.idle_timeout, Instant::now());
+        let mut silent = pin!(sleep(idle));
         let mut out = Vec::with_capacity(1024);
         loop {
-            if bytes.is_empty() {
+            while bytes.is_empty() {
                 bytes.reserve(READ);
-                let read = timeout(self.gate.limits.idle_timeout, stream.read_buf(bytes));
-                let read = tokio::select! {
+                tokio::select! {
                     biased;
-                    read = read => read,
+                    read = stream.read_buf(bytes) => match read {
+                        Ok(1..) => {}
+                        // Gone or broken: nobody is there to be told.
+                        Ok(0) | Err(_) => return Onward::Closed,
+                    },
                     _ = &mut ended => return Onward::Closed,
-                };
-                // Silent for too long, gone, or broken: nobody is there to be told.
-                let Ok(Ok(1..)) = read else { return Onward::Closed };
+                    // Set once for many requests: where there were some meanwhile, it is set again.
+                    () = &mut silent => {
+                        if active.elapsed() >= idle { return Onward::Closed }
+                        silent.as_mut().reset((active + idle).into());
+                    }
+                }
             }
             if *self.gate.stopping.borrow() {
                 return Onward::Session(None);
             }
             let mut context = Context::new(self.gate.metrics.busy.clone());
-            context.peer = peer;
+            (context.peer, active) = (peer, context.started);
             let (judged, length) = match self.judge(bytes, &mut context) {
                 Ok(judged) => judged,
                 Err(length) => return Onward::Session(length),
@@ -135,7 +144,7 @@ impl Express {
         let (whole, length) = whole.zip(length).ok_or(length)?;
         context.identify(whole.fields);
         context.kind = chain::kind(whole.call);
-        context.origin = self.gate.origin(whole.fields.field(&ORIGIN));
+        context.origin = self.gate.origin(whole.fields.field(ORIGIN.as_str()));
         Ok((self.filters(&whole, context), length))
     }
 
@@ -149,8 +158,8 @@ impl Express {
     ) -> Option<Whole<'b, 'f>> {
         let (limits, fields, path) = (&self.gate.limits, &*request.headers, request.path?);
         let body = bytes.get(head..length?)?;
-        let odd = fields.iter().any(|field| ODD.iter().any(|odd| field.name.eq_ignore_ascii_case(odd.as_str())));
-        let mut hosts = fields.all(&HOST);
+        let odd = fields.iter().any(|field| ODD.iter().any(|odd| field.name.eq_ignore_ascii_case(odd)));
+        let mut hosts = fields.all(HOST.as_str());
         let host = hosts.next().filter(|host| hosts.next().is_none() && is_plain(host));
         let small = fields.len() <= limits.head_fields
             && head <= limits.head_bytes
@@ -197,12 +206,12 @@ impl Express {
 
 /// How long the body is; `None` where that is not plain.
 fn length(fields: &[httparse::Header<'_>]) -> Option<usize> {
-    let mut lengths = fields.all(&CONTENT_LENGTH);
+    let mut lengths = fields.all(CONTENT_LENGTH.as_str());
     let Some(length) = lengths.next() else {
-        return fields.field(&TRANSFER_ENCODING).is_none().then_some(0);
+        return fields.field(TRANSFER_ENCODING.as_str()).is_none().then_some(0);
     };
     let digits = lengths.next().is_none() && (1..=9).contains(&length.len());
-    let digits = digits && length.iter().all(u8::is_ascii_digit) && fields.field(&TRANSFER_ENCODING).is_none();
+    let digits = digits && length.iter().all(u8::is_ascii_digit) && fields.field(TRANSFER_ENCODING.as_str()).is_none();
     digits.then(|| length.iter().fold(0, |sum, digit| sum * 10 + usize::from(digit - b'0')))
 }
 

@@ -1,29 +1,27 @@
 //! Header fields, wherever they were read.
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderValue};
 
-/// The fields of one head.
+/// The fields of one head. Names are given in lower case.
 pub trait Fields {
     /// The values of all fields of that name, in their order.
-    fn all<'f>(&'f self, name: &HeaderName) -> impl DoubleEndedIterator<Item = &'f [u8]> + use<'f, Self>;
+    fn all<'f>(&'f self, name: &'f str) -> impl DoubleEndedIterator<Item = &'f [u8]>;
 
     /// The value of the first field of that name.
-    fn field(&self, name: &HeaderName) -> Option<&[u8]> {
+    fn field<'f>(&'f self, name: &'f str) -> Option<&'f [u8]> {
         self.all(name).next()
     }
 }
 
 impl Fields for HeaderMap {
-    fn all<'f>(&'f self, name: &HeaderName) -> impl DoubleEndedIterator<Item = &'f [u8]> + use<'f> {
+    fn all<'f>(&'f self, name: &'f str) -> impl DoubleEndedIterator<Item = &'f [u8]> {
         self.get_all(name).iter().map(HeaderValue::as_bytes)
     }
 }
 
 /// A head as the parser leaves it: names in whatever case.
-impl<'b> Fields for [httparse::Header<'b>] {
-    fn all<'f>(&'f self, name: &HeaderName) -> impl DoubleEndedIterator<Item = &'f [u8]> + use<'f, 'b> {
-        let name = name.clone();
-        let named = move |field: &&httparse::Header<'_>| field.name.eq_ignore_ascii_case(name.as_str());
-        self.iter().filter(named).map(|field| field.value)
+impl Fields for [httparse::Header<'_>] {
+    fn all<'f>(&'f self, name: &'f str) -> impl DoubleEndedIterator<Item = &'f [u8]> {
+        self.iter().filter(|field| field.name.eq_ignore_ascii_case(name)).map(|field| field.value)
     }
 }

@@ -7,9 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::HeaderValue;
-use http::header::{
-    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_MAX_AGE, EXPECT, VARY,
-};
+use http::header::EXPECT;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
@@ -126,10 +124,10 @@ impl Gate {
     pub fn preflight(&self, call: Call<'_>) -> Reply {
         let headers = "Authorization, Content-Type, X-Sale-Token, X-Request-Id";
         Reply::json(204, Bytes::new())
-            .with(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(call.allow()))
-            .with(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(headers))
-            .with(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"))
-            .with(VARY, HeaderValue::from_static("Origin, Access-Control-Request-Method"))
+            .with("Access-Control-Allow-Methods", HeaderValue::from_static(call.allow()))
+            .with("Access-Control-Allow-Headers", HeaderValue::from_static(headers))
+            .with("Access-Control-Max-Age", HeaderValue::from_static("600"))
+            .with("Vary", HeaderValue::from_static("Origin, Access-Control-Request-Method"))
     }
 
     /// A ticket for an order's event stream.
@@ -298,14 +296,14 @@ impl ProxyHttp for Proxied {
         context.status = head.status.as_u16();
         match context.target {
             Target::Order(_, event) => {
-                respond::ours(context.request_id(), head)?;
+                respond::ours(context, head)?;
                 respond::allow_origin(context.origin.as_ref(), head)?;
                 if event && context.status == 200 {
                     events::as_stream(head, session.req_header().version)?;
                 }
                 Ok(())
             }
-            Target::Callback => respond::ours(context.request_id(), head),
+            Target::Callback => respond::ours(context, head),
             Target::Upstream | Target::Here => Ok(()),
         }
     }

@@ -1,10 +1,7 @@
 //! The one place where verdicts become responses.
 
 use bytes::Bytes;
-use http::header::{
-    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ALLOW, CACHE_CONTROL, CONTENT_LENGTH,
-    CONTENT_TYPE, RETRY_AFTER, VARY, WWW_AUTHENTICATE,
-};
+use http::header::{ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, CACHE_CONTROL, VARY};
 use http::{HeaderName, HeaderValue, StatusCode};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::date::get_cached_date;
@@ -38,7 +35,7 @@ pub struct Reply {
     /// JSON, or nothing.
     pub body: Bytes,
     /// Fields that only this answer has.
-    pub fields: Vec<(HeaderName, HeaderValue)>,
+    pub fields: Vec<(&'static str, HeaderValue)>,
 }
 
 impl Reply {
@@ -48,7 +45,7 @@ impl Reply {
     }
 
     /// With one more field.
-    pub fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
+    pub fn with(mut self, name: &'static str, value: HeaderValue) -> Self {
         self.fields.push((name, value));
         self
     }
@@ -58,35 +55,35 @@ impl Reply {
         context.verdict = Some(rejection.code);
         let reply = Self { kind: PROBLEM, ..Self::json(rejection.code.status(), rejection.to_json()) };
         let reply = match rejection.retry_after() {
-            Some(seconds) => reply.with(RETRY_AFTER, HeaderValue::from(seconds)),
+            Some(seconds) => reply.with("Retry-After", HeaderValue::from(seconds)),
             None => reply,
         };
         match rejection.code {
-            Code::Unauthenticated => reply.with(WWW_AUTHENTICATE, BEARER),
-            Code::MethodNotAllowed => reply.with(ALLOW, HeaderValue::from_static(context.allow)),
+            Code::Unauthenticated => reply.with("WWW-Authenticate", BEARER),
+            Code::MethodNotAllowed => reply.with("Allow", HeaderValue::from_static(context.allow)),
             _ => reply,
         }
     }
 
     /// Every field of the head, in its order; a later one takes the place of an earlier one.
-    fn each(&self, context: &Context, mut put: impl FnMut(&HeaderName, HeaderValue)) {
+    fn each(&self, context: &Context, mut put: impl FnMut(&'static str, &HeaderValue)) {
         if self.status != 204 {
-            put(&CONTENT_TYPE, self.kind.clone());
-            put(&CONTENT_LENGTH, HeaderValue::from(self.body.len()));
+            put("Content-Type", &self.kind);
+            put("Content-Length", &HeaderValue::from(self.body.len()));
         }
-        put(&CACHE_CONTROL, NO_STORE);
-        put(&REQUEST_ID, context.request_id());
+        put("Cache-Control", &NO_STORE);
+        put("X-Request-Id", context.request_id());
         if let Some((left, policy)) = context.rate.fields() {
-            put(&RATE_LIMIT, left);
-            put(&RATE_LIMIT_POLICY, policy);
+            put("RateLimit", &left);
+            put("RateLimit-Policy", policy);
         }
         if let Some(origin) = &context.origin {
-            put(&ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
-            put(&ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
-            put(&VARY, ORIGIN);
+            put("Access-Control-Allow-Origin", origin);
+            put("Access-Control-Expose-Headers", &EXPOSED);
+            put("Vary", &ORIGIN);
         }
         for (name, value) in &self.fields {
-            put(name, value.clone());
+            put(name, value);
         }
     }
 }
@@ -111,7 +108,7 @@ pub fn head(context: &Context, reply: &Reply) -> pingora::Result<Box<ResponseHea
     let mut head = ResponseHeader::build_no_case(reply.status, Some(12))?;
     let mut good = Ok(());
     reply.each(context, |name, value| {
-        if let Err(error) = head.insert_header(name, value) {
+        if let Err(error) = head.insert_header(name, value.clone()) {
             good = Err(error);
         }
     });
@@ -126,9 +123,9 @@ pub fn write(context: &Context, reply: &Reply, out: &mut Vec<u8>) {
             out.extend_from_slice(part);
         }
     };
-    reply.each(context, |name, value| put(name.as_str(), value.as_bytes()));
-    put("date", get_cached_date().as_bytes());
-    put("connection", b"keep-alive");
+    reply.each(context, |name, value| put(name, value.as_bytes()));
+    put("Date", get_cached_date().as_bytes());
+    put("Connection", b"keep-alive");
     out.extend_from_slice(b"\r\n");
     out.extend_from_slice(&reply.body);
 }
@@ -142,9 +139,10 @@ fn status_line(status: u16, out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Marks an answer as ours.
-pub fn ours(request_id: HeaderValue, head: &mut ResponseHeader) -> pingora::Result<()> {
-    head.insert_header(REQUEST_ID, request_id)
+/// Marks the workers' answer as ours.
+pub fn ours(context: &Context, head: &mut ResponseHeader) -> pingora::Result<()> {
+    head.insert_header(REQUEST_ID, context.request_id().clone())?;
+    head.insert_header(CACHE_CONTROL, NO_STORE)
 }
 
 /// Lets the pages of an allowed origin read the answer.

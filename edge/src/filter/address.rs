@@ -64,7 +64,7 @@ impl Networks {
         if self.networks.is_empty() || !self.trusts(client) {
             return client;
         }
-        for value in fields.all(&self.header).rev() {
+        for value in fields.all(self.header.as_str()).rev() {
             for hop in value.rsplit(|byte| *byte == b',') {
                 let Some(ip) = std::str::from_utf8(hop).ok().and_then(|hop| address(hop.trim())) else {
                     return client;

@@ -43,16 +43,16 @@ fn names_length(raw: &[u8]) -> bool {
 
 /// What our own calls ask for beside that.
 pub fn ours(fields: &(impl Fields + ?Sized), has_body: bool) -> Result<(), Rejection> {
-    if fields.all(&AUTHORIZATION).nth(1).is_some() {
+    if fields.all(AUTHORIZATION.as_str()).nth(1).is_some() {
         return Err(Rejection::field("Authorization", "send one Authorization field"));
     }
     if !has_body {
         return Ok(());
     }
-    if fields.field(&CONTENT_ENCODING).is_some() {
+    if fields.field(CONTENT_ENCODING.as_str()).is_some() {
         return Err(Rejection::new(Code::UnsupportedMediaType, "send the body without Content-Encoding"));
     }
-    let mut kinds = fields.all(&CONTENT_TYPE);
+    let mut kinds = fields.all(CONTENT_TYPE.as_str());
     let json = |value: &[u8]| {
         let kind = value.split(|byte| *byte == b';').next().unwrap_or_default();
         kind.trim_ascii().eq_ignore_ascii_case(b"application/json")
@@ -66,7 +66,7 @@ pub fn ours(fields: &(impl Fields + ?Sized), has_body: bool) -> Result<(), Rejec
 
 /// A length that is too large is judged before the body comes.
 pub fn length(fields: &(impl Fields + ?Sized), limit: usize) -> Result<(), Rejection> {
-    let length = fields.field(&CONTENT_LENGTH);
+    let length = fields.field(CONTENT_LENGTH.as_str());
     let length = length.and_then(|value| std::str::from_utf8(value).ok()?.parse::<u64>().ok());
     if length.is_some_and(|length| length > limit as u64) {
         return Err(Rejection::new(Code::BodyTooLarge, format!("the body may have {limit} bytes")));

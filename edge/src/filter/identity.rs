@@ -2,7 +2,7 @@
 
 use http::header::AUTHORIZATION;
 use quick_cache::sync::Cache;
-use ring::digest::{SHA256, digest};
+use siphasher::sip128::SipHasher13;
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::UserId;
 use sluice_shared::jwt::{JWT_MAX, Verifier};
@@ -10,8 +10,9 @@ use sluice_shared::verdict::{Code, Rejection};
 
 use crate::fields::Fields;
 
-/// SHA-256 of a token.
-type Digest = [u8; 32];
+/// What a token is remembered by: SipHash-1-3 of 128 bits under a key of this process' own. Nobody
+/// who does not know the key can make two tokens that share one.
+type Digest = u128;
 
 #[derive(Debug, Clone)]
 struct Known {
@@ -24,13 +25,15 @@ struct Known {
 #[derive(Debug)]
 pub struct Identity {
     verifier: Verifier,
+    hasher: SipHasher13,
     known: Cache<Digest, Known>,
 }
 
 impl Identity {
     /// With keys, and how many tokens to remember.
     pub fn new(verifier: Verifier, capacity: usize) -> Self {
-        Self { verifier, known: Cache::new(capacity) }
+        let hasher = SipHasher13::new_with_key(&rand::random());
+        Self { verifier, hasher, known: Cache::new(capacity) }
     }
 
     /// The user of a request's bearer token.
@@ -41,7 +44,7 @@ impl Identity {
         if token.len() > JWT_MAX {
             return Err(refuse(format!("the JWT is longer than {JWT_MAX} bytes")));
         }
-        let key = key(token);
+        let key = self.hasher.hash(token.as_bytes()).as_u128();
         if let Some(known) = self.known.get(&key) {
             return if now < known.good_until {
                 Ok(known.user)
@@ -64,15 +67,9 @@ impl Identity {
     }
 }
 
-fn key(token: &str) -> Digest {
-    let mut key = [0; 32];
-    key.copy_from_slice(digest(&SHA256, token.as_bytes()).as_ref());
-    key
-}
-
 /// The token of `Authorization: Bearer …`; the scheme's case does not matter (RFC 9110 §11.1).
 pub fn bearer(fields: &(impl Fields + ?Sized)) -> Option<&str> {
-    let value = std::str::from_utf8(fields.field(&AUTHORIZATION)?).ok()?;
+    let value = std::str::from_utf8(fields.field(AUTHORIZATION.as_str())?).ok()?;
     let (scheme, token) = value.split_once(' ')?;
     let token = token.trim_start_matches(' ');
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)

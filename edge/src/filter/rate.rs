@@ -35,8 +35,8 @@ pub struct Left {
 
 impl Left {
     /// `RateLimit` and `RateLimit-Policy`, on limited calls only.
-    pub fn fields(&self) -> Option<(HeaderValue, HeaderValue)> {
-        let policy = self.policy.clone()?;
+    pub fn fields(&self) -> Option<(HeaderValue, &HeaderValue)> {
+        let policy = self.policy.as_ref()?;
         let mut text = String::with_capacity(48);
         for (name, left) in [("\"address\";r=", self.address), ("\"user\";r=", self.user)] {
             if let Some(left) = left {

@@ -1,6 +1,5 @@
 //! The sale token: who may come to this sale, and with which order id.
 
-use http::HeaderName;
 use sluice_shared::ids::UserId;
 use sluice_shared::sale::SaleView;
 use sluice_shared::token::{Claim, TokenKeys};
@@ -9,7 +8,7 @@ use sluice_shared::verdict::{Code, Rejection};
 use crate::fields::Fields;
 
 /// Carries the sale token.
-pub const SALE_TOKEN: HeaderName = HeaderName::from_static("x-sale-token");
+pub const SALE_TOKEN: &str = "x-sale-token";
 
 /// Verifies the request's token for this sale and user. Whether it has expired is judged behind
 /// the search for a replay.
@@ -19,7 +18,7 @@ pub fn claim(
     sale: &SaleView,
     user: &UserId,
 ) -> Result<Claim, Rejection> {
-    let mut tokens = fields.all(&SALE_TOKEN);
+    let mut tokens = fields.all(SALE_TOKEN);
     let token = tokens.next().unwrap_or_default();
     if token.is_empty() {
         let detail = "send X-Sale-Token with a token from POST /v1/sales/{sale}/token";
