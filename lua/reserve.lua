@@ -39,62 +39,59 @@ for i, sku in ipairs(skus) do
   limit[sku], left[sku] = tonumber(limits[i]), tonumber(units[i])
   if limit[sku] and not left[sku] then return {'FROZEN', 'stock'} end
 end
-local found, record, mark = redis.call('HMGET', orders, unpack(fields)), {}, {}
-for i = 1, count * 2 do record[fields[i]], mark[fields[i]] = found[i], found[i] or '' end
+-- what the hash holds, and over it what this batch changes
+local found, changed = redis.call('HMGET', orders, unpack(fields)), {}
+local closed = state == 'paused' and 'PAUSED' or (state == 'closed' or now >= ends) and 'ENDED'
+  or (state ~= 'open' or now < starts) and 'NOT_STARTED'
 
-local function refusal(user, lines, token)
-  if state == 'paused' then return 'PAUSED' end
-  if state == 'closed' or now >= ends then return 'ENDED' end
-  if state ~= 'open' or now < starts then return 'NOT_STARTED' end
-  if token ~= 'live' then return 'TOKEN_EXPIRED' end
+local function refusal(mark, lines, token)
+  if closed or token ~= 'live' then return closed or 'TOKEN_EXPIRED' end
   for _, line in ipairs(lines) do if not limit[line[1]] then return 'UNKNOWN_SKU|' .. line[1] end end
   if room < 1 then return 'OVERLOADED' end
   for _, line in ipairs(lines) do
-    local has, most = mark[user] == '' and 0 or held(mark[user], line[1]), limit[line[1]]
+    local has, most = mark and held(mark, line[1]) or 0, limit[line[1]]
     if has + line[2] > most then return 'LIMIT|' .. has .. '|' .. most .. '|' .. line[1] end
   end
   for _, line in ipairs(lines) do if left[line[1]] < line[2] then return 'SOLD_OUT|' .. line[1] end end
 end
 
-local entries, changes, answers = {}, {}, {'ANSWERS', epoch, string.format('%d', now), ''}
-local taken, times = 'Ah|' .. epoch, answers[3] .. '|' .. answers[3] .. '|0|-'
+local entries, changes, n = {}, {}, 0
+local answers = {'ANSWERS', epoch, string.format('%d', now), ''}
+local head, times = 'Ah|' .. epoch .. '|', '|' .. answers[3] .. '|' .. answers[3] .. '|0|-|'
 for i = 1, count do
-  local id, user, lines, old = fields[i], fields[count + i], texts[i], record[fields[i]]
-  local answer = not old and refusal(user, wanted[lines], ARGV[i * 4 + 1])
+  local id, user, lines = fields[i], fields[count + i], texts[i]
+  local old, mark = changed[id] or found[i], changed[user] or found[count + i]
+  local answer = not old and refusal(mark, wanted[lines], ARGV[i * 4 + 1])
   if old and string.sub(old, 2, 2) == 'r' then
     answer = 'SPENT'
   elseif old then
     local same = string.match(old, '^%a%a|%d+|%d+|%d+|%d+|%d+|[^|]*|([^|]*)|') == lines
     answer = same and 'REPLAY|' .. old or 'REUSED'
   elseif not answer then
-    seq, room = seq + 1, room - 1
-    local place, first = string.format('%d', seq), mark[user] == ''
+    seq, room, n = seq + 1, room - 1, n + 1
     for _, line in ipairs(wanted[lines]) do
       left[line[1]] = left[line[1]] - line[2]
-      if not first then mark[user] = with(mark[user], line[1], line[2]) end
+      if mark then mark = with(mark, line[1], line[2]) end
     end
-    if first then mark[user] = lines end
-    answer = 'OK|' .. place
-    record[id] = table.concat({taken, place, times, lines, ARGV[i * 4 - 1]}, '|')
-    entries[#entries + 1] = {epoch .. '-' .. place, id}
-    changes[#changes + 1], changes[#changes + 2] = id, record[id]
-    changes[#changes + 1], changes[#changes + 2] = user, mark[user]
+    -- a number joined to a text is written with up to 14 digits: more orders than a sale can have
+    local record = head .. seq .. times .. lines .. '|' .. ARGV[i * 4 - 1]
+    answer, entries[n], changed[id], changed[user] = 'OK|' .. seq, id, record, mark or lines
+    changes[n * 4 - 3], changes[n * 4 - 2], changes[n * 4 - 1], changes[n * 4] = id, record, user, mark or lines
   end
   answers[i + 4] = answer
 end
 
 -- effects; XADD first: an entry that Redis refuses (an older id) leaves nothing behind
-for _, entry in ipairs(entries) do redis.call('XADD', journal, entry[1], 'o', entry[2]) end
-local shelf = {}
+for i = 1, n do redis.call('XADD', journal, epoch .. '-' .. (seq - n + i), 'o', entries[i]) end
+local shelf, counts = {}, {}
 for _, sku in ipairs(skus) do
   if limit[sku] then
-    shelf[#shelf + 1] = sku .. '=' .. left[sku]
-    if #entries > 0 then redis.call('HSET', stock, sku, left[sku]) end
+    shelf[#shelf + 1], counts[#counts + 1], counts[#counts + 2] = sku .. '=' .. left[sku], sku, left[sku]
   end
 end
-if #entries > 0 then
-  redis.call('HSET', orders, unpack(changes))
-  redis.call('HSET', meta, 'seq', seq)
-end
 answers[4] = table.concat(shelf, ',')
+if n == 0 then return answers end
+redis.call('HSET', stock, unpack(counts))
+redis.call('HSET', orders, unpack(changes))
+redis.call('HSET', meta, 'seq', seq)
 return answers
