@@ -68,6 +68,21 @@ impl Servers {
         kill(Pid::from_raw(self.pid(name)?), signal).with_context(|| format!("{signal} to {name}"))
     }
 
+    /// Tells RabbitMQ's node something, as its operator would.
+    pub fn rabbitmqctl(&self, words: &[&str]) -> Result<()> {
+        let recipe = Recipe::of(self.pid("rabbitmq")?).context("how rabbitmq was started")?;
+        let done = Command::new("/usr/lib/rabbitmq/bin/rabbitmqctl")
+            .args(words)
+            .env_clear()
+            .envs(recipe.environment.iter().map(|(name, value)| (name, value)))
+            .output()
+            .context("rabbitmqctl")?;
+        if !done.status.success() {
+            bail!("rabbitmqctl {}: {}", words.join(" "), String::from_utf8_lossy(&done.stderr));
+        }
+        Ok(())
+    }
+
     fn end(&mut self, name: &str, signal: Signal) -> Result<()> {
         let pid = self.pid(name)?;
         self.recipes

@@ -147,7 +147,8 @@ pub async fn take(gate: &Gate, buyer: Buyer, lines: Lines) -> Result<Reply, Reje
     let taken = reserve::judge(gate.engine.reserve(&sale, ask).await, &sale.view)?;
     gate.metrics.accepted(taken.replayed);
     let status_url = format!("/v1/orders/{}", claim.order);
-    let body = view::accepted(&claim.order, taken.state, &status_url, &gate.ticket(&claim.order));
+    let ticket = gate.ticket(&claim.order);
+    let body = view::accepted(&claim.order, taken.state, &status_url, &ticket, gate.engine.estimate());
     // An order id is plain ASCII.
     let location = HeaderValue::from_str(&status_url).unwrap_or(HeaderValue::from_static("/v1/orders"));
     let reply = Reply::json(202, body).with("Location", location);
@@ -291,11 +292,7 @@ fn from(gate: &Gate, exchange: &mut Exchange<'_>) -> Result<(), Rejection> {
     address(gate, fields, context)
 }
 
-fn address(
-    gate: &Gate,
-    fields: &(impl Fields + ?Sized),
-    context: &mut Context,
-) -> Result<(), Rejection> {
+fn address(gate: &Gate, fields: &(impl Fields + ?Sized), context: &mut Context) -> Result<(), Rejection> {
     context.client = gate.trusted.client(context.peer, fields);
     gate.rates.address(context.client, &mut context.rate)
 }

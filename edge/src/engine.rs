@@ -134,6 +134,10 @@ pub enum EngineFault {
 const FAREWELL: Duration = Duration::from_secs(5);
 /// How long everything but a purchase may wait for Redis.
 const PATIENT: Duration = Duration::from_secs(2);
+/// Orders that the workers write in a second, at least.
+const WRITTEN_A_SECOND: u32 = 5_000;
+/// How long RabbitMQ is likely to stay away, once it is.
+const OUTAGE_SECONDS: u32 = 30;
 /// A Redis that was silent for so long counts as gone.
 const SILENT: Duration = Duration::from_secs(2);
 
@@ -235,6 +239,12 @@ impl Engine {
             Some(desk) => desk.reserve(ask, place).await,
             None => Outcome::Unavailable,
         }
+    }
+
+    /// Seconds within which an order that is accepted now is likely to be written.
+    pub fn estimate(&self) -> u32 {
+        let waiting = u32::try_from(self.core.room.taken()).unwrap_or(u32::MAX) / WRITTEN_A_SECOND;
+        waiting + if self.core.publishes() { 1 } else { OUTAGE_SECONDS }
     }
 
     /// The record of an order; `None` where Redis does not know the sale or the order.

@@ -102,7 +102,8 @@ impl Context {
             let good = |byte: &u8| byte.is_ascii_alphanumeric() || b"_.-".contains(byte);
             (1..=64).contains(&id.len()) && id.iter().all(good)
         };
-        let sent = fields.field(REQUEST_ID.as_str()).filter(sane).and_then(|id| HeaderValue::from_bytes(id).ok());
+        let sent =
+            fields.field(REQUEST_ID.as_str()).filter(sane).and_then(|id| HeaderValue::from_bytes(id).ok());
         self.request_id = sent.unwrap_or_else(mint);
     }
 

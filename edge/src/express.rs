@@ -211,7 +211,8 @@ fn length(fields: &[httparse::Header<'_>]) -> Option<usize> {
         return fields.field(TRANSFER_ENCODING.as_str()).is_none().then_some(0);
     };
     let digits = lengths.next().is_none() && (1..=9).contains(&length.len());
-    let digits = digits && length.iter().all(u8::is_ascii_digit) && fields.field(TRANSFER_ENCODING.as_str()).is_none();
+    let digits =
+        digits && length.iter().all(u8::is_ascii_digit) && fields.field(TRANSFER_ENCODING.as_str()).is_none();
     digits.then(|| length.iter().fold(0, |sum, digit| sum * 10 + usize::from(digit - b'0')))
 }
 

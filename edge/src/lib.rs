@@ -1,9 +1,11 @@
 //! The gate at the edge.
 //!
-//! A request comes in by [`front`] (deadlines, keep-alive), is routed and judged by [`gate`] and
-//! [`chain`] with its [`filter`]s, and leaves by [`respond`], or goes on to a server behind us by
-//! [`upstream`]. What is accepted belongs to the [`engine`], on threads of its own.
+//! A request comes in by [`front`] (deadlines, keep-alive). A plain one for a sale goes the short way,
+//! [`express`], every other one the long way, [`gate`]; both judge it by [`chain`] with its [`filter`]s.
+//! The answer leaves by [`respond`], or the request goes on to a server behind us by [`upstream`].
+//! What is accepted belongs to the [`engine`], on threads of its own.
 
+pub mod books;
 pub mod buckets;
 pub mod chain;
 pub mod command;

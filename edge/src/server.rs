@@ -17,6 +17,7 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::books::Books;
 use crate::config::{Config, Limits, Listen};
 use crate::engine::Engine;
 use crate::express::Express;
@@ -44,10 +45,11 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let (stop, stopping) = watch::channel(false);
     let (done, finished) = mpsc::channel();
     let conf = conf(&listen, config.upstream_keepalive, grace);
+    let books = Arc::new(Books::new(config.api.clone()));
     let counts = Arc::new(Metrics::default());
     let gate = Gate::new(config, engine.clone(), counts.clone(), stopping.clone());
     metrics::register(&mut registry, counts.clone(), gate.gauges());
-    let status = Status { registry: Arc::new(registry), engine: engine.clone(), stopping };
+    let status = Status { registry: Arc::new(registry), engine: engine.clone(), books, stopping };
     let engine = Running { engine, busy: counts.clone(), patience: grace.saturating_sub(ENGINE_END), done };
     let server = server(conf, &listen, limits, gate, status, engine, admin, counts);
     tracing::info!(public = ?listen.public, admin = %listen.admin, "listening");
@@ -108,6 +110,7 @@ fn server(
     for address in &listen.public {
         public.add_tcp(&address.to_string());
     }
+    server.add_service(GenBackgroundService::new("books".to_owned(), status.books.clone()));
     let front = Arc::new(Front::new(Arc::new(status), limits, Arc::default()));
     server.add_service(GenBackgroundService::new("engine".to_owned(), Arc::new(engine)));
     server.add_service(GenBackgroundService::new(

@@ -18,6 +18,7 @@ use sluice_shared::metrics::{CONTENT_TYPE as OPENMETRICS, render};
 use sluice_shared::verdict::{Code, Rejection};
 use tokio::sync::watch;
 
+use crate::books::Books;
 use crate::engine::{Engine, ReadyState};
 use crate::exchange::Context;
 use crate::front::Front;
@@ -30,6 +31,8 @@ pub struct Status {
     pub registry: Arc<Registry>,
     /// What readiness is asked of.
     pub engine: Arc<Engine>,
+    /// What is known of the books.
+    pub books: Arc<Books>,
     /// Turns true when this edge stops.
     pub stopping: watch::Receiver<bool>,
 }
@@ -88,7 +91,9 @@ impl Status {
             ReadyState::NoRedis => "no_redis",
         };
         let ready = state == ReadyState::Ready;
-        let body = Ready { ready, state: word, reasons: readiness.reasons };
+        let mut reasons = readiness.reasons;
+        reasons.extend(self.books.reason().map(str::to_owned));
+        let body = Ready { ready, state: word, reasons };
         Answer::json(if ready { 200 } else { 503 }, &body)
     }
 }

@@ -112,16 +112,14 @@ pub fn order(id: &OrderId, record: &Record, view: &SaleView) -> Vec<u8> {
     })
 }
 
-/// An order that was just accepted, or was before.
-pub fn accepted(id: &OrderId, state: OrderState, status_url: &str, ticket: &str) -> Vec<u8> {
+/// An order that was just accepted, or was before; it is likely to be written within so many seconds.
+pub fn accepted(id: &OrderId, state: OrderState, status_url: &str, ticket: &str, seconds: u32) -> Vec<u8> {
     write(&Accepted {
         order_id: *id,
         state: state.as_str(),
         status_url,
         events_url: format!("{status_url}/events?ticket={ticket}"),
-        // The writers commit batches within fractions of a second; without the broker's confirm the
-        // sweep takes over after one.
-        estimated_seconds: if state == OrderState::Pending { 3 } else { 1 },
+        estimated_seconds: seconds,
     })
 }
 

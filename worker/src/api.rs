@@ -14,6 +14,7 @@ pub mod order_sheet;
 pub mod orders;
 pub mod page;
 pub mod payments;
+pub mod ready;
 pub mod reply;
 pub mod route;
 pub mod sales;

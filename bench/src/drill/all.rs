@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::broker_outage::BrokerOutage;
+use super::broker_outage::{BrokerOutage, How};
 use super::burst::Burst;
 use super::expiry::Expiry;
 use super::kill::Kill;
@@ -28,7 +28,7 @@ pub fn run(setting: &Setting, ask: &All) -> Result<bool> {
     let few = sell(pick(20_000, 300), pick(1_000, 50));
     let many = sell(pick(120_000, 600), pick(100_000, 400));
     let expiry = Expiry { units: pick(1_000, 40), again: pick(2, 1), pay_within: 3 };
-    let outage = BrokerOutage { seconds: pick(60, 3), rate: pick(2_000, 200) };
+    let outage = |how| BrokerOutage { how, seconds: pick(60, 3), rate: pick(2_000, 200) };
     let kills = Kill { kills: pick(20, 1), rate: pick(500, 100) };
     let lost = LostReply { units: pick(60, 8) };
     let burst = Burst { orders: pick(300_000, 5_000), rounds: pick(3, 0) };
@@ -36,7 +36,8 @@ pub fn run(setting: &Setting, ask: &All) -> Result<bool> {
         ("sell-out", Box::new(|| sell_out::run(setting, &few))),
         ("sell-out, many units", Box::new(|| sell_out::run(setting, &many))),
         ("expiry", Box::new(|| expiry::run(setting, &expiry))),
-        ("broker-outage", Box::new(|| broker_outage::run(setting, &outage))),
+        ("broker-outage", Box::new(|| broker_outage::run(setting, &outage(How::Stop)))),
+        ("broker-outage, alarm", Box::new(|| broker_outage::run(setting, &outage(How::Alarm)))),
         ("kill", Box::new(|| kill::run(setting, &kills))),
         ("lost-reply", Box::new(|| lost_reply::run(setting, &lost))),
         ("burst", Box::new(|| burst::run(setting, &burst))),

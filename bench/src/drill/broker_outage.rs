@@ -1,12 +1,15 @@
-//! RabbitMQ is stopped in the middle of a sale: buyers notice nothing, and no order is lost.
+//! RabbitMQ is stopped, or blocks its publishers, in the middle of a sale: buyers notice nothing, and
+//! no order is lost.
 
-use std::net::TcpStream;
+use std::net::{SocketAddrV4, TcpStream};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
+use bytes::Bytes;
 
 use super::{Scene, Setting, wait_for};
 use crate::admin::Offer;
+use crate::client::call::call;
 use crate::client::{Entry, Kind, Micros};
 use crate::crowd::{Crowd, Plan};
 use crate::oracle::{Rules, accepted};
@@ -17,12 +20,49 @@ use crate::servers::Servers;
 /// What is asked for.
 #[derive(Debug, Clone, clap::Args)]
 pub struct BrokerOutage {
+    /// What happens to RabbitMQ
+    #[arg(long, value_enum, default_value_t = How::Stop)]
+    pub how: How,
     /// Seconds that RabbitMQ is away, and seconds before and after
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=600))]
     pub seconds: u32,
     /// Orders a second
     #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(10..=20_000))]
     pub rate: u32,
+}
+
+/// What happens to RabbitMQ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum How {
+    /// It is stopped, and started again
+    Stop,
+    /// Its memory alarm goes off: it takes nothing from publishers
+    Alarm,
+}
+
+impl How {
+    fn begin(self, servers: &mut Servers) -> Result<()> {
+        match self {
+            Self::Stop => servers.stop("rabbitmq"),
+            Self::Alarm => servers.rabbitmqctl(&["set_vm_memory_high_watermark", "0.000001"]),
+        }
+    }
+
+    fn end(self, servers: &mut Servers, amqp: SocketAddrV4) -> Result<()> {
+        match self {
+            Self::Stop => servers.start("rabbitmq")?,
+            Self::Alarm => servers.rabbitmqctl(&["set_vm_memory_high_watermark", "0.4"])?,
+        }
+        wait_for("RabbitMQ", Duration::from_secs(60), || Ok(TcpStream::connect(amqp).map(drop)?))
+    }
+
+    /// What the edge's readiness has to say of it.
+    fn reason(self) -> &'static str {
+        match self {
+            Self::Stop => "rabbitmq is away",
+            Self::Alarm => "rabbitmq blocks publishers",
+        }
+    }
 }
 
 /// p99 of accepts while RabbitMQ is away, against the time before.
@@ -42,22 +82,21 @@ pub fn run(setting: &Setting, ask: &BrokerOutage) -> Result<bool> {
     let stop = plan.stop.clone();
     let mut crowd = Crowd::new(&scene.buyers, (0..buyers).collect(), plan);
     let mut tally = scene.tally("broker-outage", u64::from(ask.rate * ask.seconds * 3))?;
-    let (base, amqp, seconds) =
-        (scene.base, setting.environment.amqp, Duration::from_secs(u64::from(ask.seconds)));
+    let (base, how, seconds) = (scene.base, ask.how, Duration::from_secs(u64::from(ask.seconds)));
+    let (amqp, edge_admin) = (setting.environment.amqp, setting.environment.edge_admin);
     let moments = std::thread::scope(|scope| {
         let outage = scope.spawn(move || -> Result<(Micros, Micros)> {
             let now = || Micros::try_from(base.elapsed().as_micros()).unwrap_or(Micros::MAX);
             std::thread::sleep(seconds);
             let away = now();
-            let gone = servers.stop("rabbitmq");
+            let gone = how.begin(&mut servers);
             std::thread::sleep(seconds);
+            let told = gone.and_then(|()| told(edge_admin, how.reason()));
             let back = now();
-            let started = gone.and_then(|()| servers.start("rabbitmq"));
-            let answers = || Ok(TcpStream::connect(amqp).map(drop)?);
-            let answers = started.and_then(|()| wait_for("RabbitMQ", Duration::from_secs(60), answers));
+            let ended = how.end(&mut servers, amqp);
             std::thread::sleep(seconds);
             stop.store(true, std::sync::atomic::Ordering::Relaxed);
-            answers.map(|()| (away, back))
+            told.and(ended).map(|()| (away, back))
         });
         let ran = scene.run(&mut crowd, &mut tally, seconds * 4 + Duration::from_secs(120));
         let moments = outage.join().map_err(|_| anyhow::anyhow!("the outage's thread panicked"))?;
@@ -68,6 +107,20 @@ pub fn run(setting: &Setting, ask: &BrokerOutage) -> Result<bool> {
     scene.audit("once RabbitMQ is back", u64::from(taken))?;
     judge_pace(&mut scene, &entries, moments);
     scene.close(tally, &Rules { stock: buyers, per_user: 1, returns: false, taken: Some(taken) })
+}
+
+/// Whether the edge says so, while it goes on.
+fn told(edge_admin: SocketAddrV4, reason: &str) -> Result<()> {
+    wait_for("the edge to tell why", Duration::from_secs(10), || {
+        let request = Bytes::from_static(b"GET /-/ready HTTP/1.1\r\nHost: edge\r\nConnection: close\r\n\r\n");
+        let reply = call(edge_admin, &request);
+        let answer = reply.answer();
+        let body = String::from_utf8_lossy(answer.body);
+        if answer.status != 200 || !body.contains(reason) {
+            bail!("/-/ready says {} {body}, not {reason}", answer.status);
+        }
+        Ok(())
+    })
 }
 
 /// Accepting went on at its pace.

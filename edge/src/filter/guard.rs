@@ -1,7 +1,7 @@
 //! The cheapest filter: what the head alone shows.
 
-use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING};
 use http::Version;
+use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING};
 use sluice_shared::verdict::{Code, Rejection};
 
 use crate::config::Limits;

@@ -7,6 +7,7 @@ mod engine_harness;
 mod engine_purchase;
 mod engine_sales;
 mod harness;
+mod http_express;
 mod http_heads;
 mod http_lifecycle;
 mod http_orders;

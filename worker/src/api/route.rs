@@ -10,7 +10,7 @@ use axum::routing::MethodFilter;
 use super::auth::Role;
 use super::call::Call;
 use super::reply::Answer;
-use super::{Api, buyer, events, orders, payments, sales, steps, stock};
+use super::{Api, buyer, events, orders, payments, ready, sales, steps, stock};
 use crate::api::steps::Step;
 
 /// Who may call.
@@ -95,6 +95,7 @@ routes! {
     DELETE "/internal/v1/orders/{order}" Needs::Buyer => buyer::cancel,
     GET "/internal/v1/orders/{order}/events" Needs::Watcher => events::stream,
     POST "/internal/v1/payments/callback" Needs::Edge => payments::callback,
+    GET "/internal/v1/ready" Needs::Edge => ready::get,
 }
 
 #[cfg(test)]

@@ -80,7 +80,9 @@ async fn two_authorization_fields_are_a_bad_request() {
 #[tokio::test]
 async fn a_store_that_is_away_is_unavailable_and_never_empty() {
     let world = World::start().await;
+    assert_eq!(world.edge("GET", "/ready", "anybody").await.expect(200)["ready"], true);
     world.store.close().await;
+    world.edge("GET", "/ready", "anybody").await.problem(503, "unavailable");
     for path in ["/sales", "/sales/a", "/orders"] {
         let reply = world.admin("GET", path, serde_json::Value::Null).await;
         reply.problem(503, "unavailable");

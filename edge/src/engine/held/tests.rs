@@ -3,6 +3,8 @@
 
 use proptest::prelude::*;
 
+use std::collections::HashMap;
+
 use super::*;
 use crate::engine::lane::REST;
 use crate::engine::room::Room;
