@@ -189,8 +189,9 @@ impl Exchange<'_> {
                 self.close();
                 Err(Rejection::field("body", "the chunks of the body are malformed").into())
             }
-            Ok(Err(error)) => Err(Stop::Gone(error)),
-            Err(_) => {
+            Ok(Err(error)) if *error.etype() != ErrorType::ReadTimedout => Err(Stop::Gone(error)),
+            // Two clocks run: that of the whole body, and the session's from byte to byte.
+            Ok(Err(_)) | Err(_) => {
                 self.close();
                 let detail = format!("the body did not come within {} s", time.as_secs_f32());
                 Err(Rejection::new(Code::RequestTimeout, detail).into())

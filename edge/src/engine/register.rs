@@ -6,7 +6,8 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use nix::errno::Errno;
@@ -57,23 +58,33 @@ fn fresh() -> (String, u64) {
     (uuid::Uuid::now_v7().simple().to_string(), 1)
 }
 
-fn lock(path: &PathBuf) -> anyhow::Result<Flock<File>> {
+/// A process that was killed lets go of its lock only when the last of its threads has ended.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+fn lock(path: &Path) -> anyhow::Result<Flock<File>> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
-    let file = options.open(path).with_context(|| format!("{} cannot be opened", path.display()))?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(file) => Ok(file),
-        Err((_, Errno::EWOULDBLOCK)) => bail!(
-            "{} is locked by another running edge: stop that one, or give this one another `name`",
-            path.display()
-        ),
-        Err((_, why)) => Err(why).with_context(|| format!("{} cannot be locked", path.display())),
+    let mut file = options.open(path).with_context(|| format!("{} cannot be opened", path.display()))?;
+    let began = Instant::now();
+    loop {
+        file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(file) => return Ok(file),
+            Err((file, Errno::EWOULDBLOCK)) if began.elapsed() < PATIENCE => file,
+            Err((_, Errno::EWOULDBLOCK)) => bail!(
+                "{} is locked by another running edge: stop that one, or give this one another `name`",
+                path.display()
+            ),
+            Err((_, why)) => return Err(why).with_context(|| format!("{} cannot be locked", path.display())),
+        };
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     /// A directory of one test's own.

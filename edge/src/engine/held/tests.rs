@@ -183,7 +183,8 @@ proptest! {
         events in proptest::collection::vec(event(), 1..80),
     ) {
         let (mut held, mut now, room) = (Held::new(2), Instant::now(), Room::new(100));
-        let (mut model, mut closed) = (HashMap::<u8, u64>::new(), 0);
+        // Order → its newest epoch, and which of its stays this is.
+        let (mut model, mut stays, mut closed) = (HashMap::<u8, (u64, u64)>::new(), 0..u64::MAX, 0);
         let mut out: Vec<(Ticket, u8, u64)> = Vec::new();
         for event in events {
             match event {
@@ -192,25 +193,27 @@ proptest! {
                     let taken = held.accept(&shelf(), epoch, [arrival], now);
                     prop_assert_eq!(taken.is_ok(), epoch > closed);
                     if epoch > closed {
-                        let stamp = model.entry(n).or_insert(epoch);
-                        *stamp = (*stamp).max(epoch);
+                        let before = model.get(&n).copied();
+                        if before.is_none_or(|(stamp, _)| epoch > stamp) {
+                            model.insert(n, (epoch, stays.next().unwrap()));
+                        }
                     }
                 }
                 Event::Sweep(n, epoch) => {
                     let taken = held.adopt(arrival(n, epoch).parcel, room.take().unwrap(), now);
                     prop_assert_eq!(taken, epoch > closed && !model.contains_key(&n));
                     if taken {
-                        model.insert(n, epoch);
+                        model.insert(n, (epoch, stays.next().unwrap()));
                     }
                 }
                 Event::Take(most) => {
                     let taken = held.take(most, now).into_iter();
-                    out.extend(taken.map(|(ticket, _, p)| (ticket, p.order.uuid[0], p.stamp)));
+                    out.extend(taken.map(|(ticket, _, p)| (ticket, p.order.uuid[0], model[&p.order.uuid[0]].1)));
                 }
                 Event::Confirm(at) if !out.is_empty() => {
-                    let (ticket, n, stamp) = out.remove(at % out.len());
+                    let (ticket, n, stay) = out.remove(at % out.len());
                     held.confirmed(&[ticket]);
-                    if model.get(&n) == Some(&stamp) {
+                    if model.get(&n).is_some_and(|newest| newest.1 == stay) {
                         model.remove(&n);
                     }
                 }
@@ -228,10 +231,10 @@ proptest! {
                 Event::Confirm(_) | Event::Fail(_) | Event::Wait => now += REST,
             }
             prop_assert_eq!((held.len(), room.taken()), (model.len(), model.len()));
-            for (n, stamp) in &model {
+            for (n, (stamp, _)) in &model {
                 prop_assert!(held.holds(&order(*n)), "{} of epoch {}", n, stamp);
             }
-            let empty = model.values().all(|stamp| *stamp > closed);
+            let empty = model.values().all(|(stamp, _)| *stamp > closed);
             prop_assert_eq!(held.nothing_held().contains_key("sale:0"), closed > 0 && empty);
         }
         held.broken();
