@@ -22,7 +22,7 @@ use crate::schedule::{Profile, Schedule};
 
 const BAD_GATEWAY: Outcome = Outcome("bad_gateway");
 const TOKEN_INVALID: &[Outcome] = &[Outcome("token_invalid")];
-const TOKEN_EXPIRED: &[Outcome] = &[Outcome("token_expired")];
+const TOKEN_EXPIRED: &[Outcome] = &[Outcome("token_expired"), UNAVAILABLE];
 const UNAUTHENTICATED: &[Outcome] = &[Outcome("unauthenticated")];
 const BOT: &[Outcome] = &[Outcome("token_invalid"), RATE_LIMITED];
 const TOKEN: &[Outcome] = &[OK];

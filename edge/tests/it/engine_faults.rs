@@ -142,7 +142,9 @@ async fn a_cut_connection_to_the_broker_costs_no_order_and_no_buyer_notices() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reopening_closes_the_epoch_drains_and_never_opens_it_again() {
     let world = World::start().await;
-    let shelf = world.sell_without_queues("sale", Offer::default()).await;
+    // More than can be bought before the edge hears of it.
+    let plenty = Offer { stock: 1_000_000, per_user: 1_000_000, ..Offer::default() };
+    let shelf = world.sell_without_queues("sale", plenty).await;
     let edge = world.edge("edge", &shelf, 1).await;
     let (order, outcome) = edge.buy("alice").await;
     assert!(accepted(&outcome));
@@ -168,7 +170,7 @@ async fn a_reopening_closes_the_epoch_drains_and_never_opens_it_again() {
     tokio::time::sleep(Duration::from_millis(700)).await;
     assert_eq!(edge.buy("bob").await.1, Outcome::Frozen);
     world.raise(&shelf, 1).await;
-    world.list(&World::view("sale", Offer::default(), 2)).await;
+    world.list(&World::view("sale", plenty, 2)).await;
     let sells = || async { matches!(edge.buy("bob").await.1, Outcome::Accepted { epoch: 2, .. }) };
     eventually("it sells under the next epoch", SOON, sells).await;
     let again = edge.redeem(&order, "alice").await;
