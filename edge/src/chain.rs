@@ -280,10 +280,13 @@ fn elsewhere(gate: &Gate, exchange: &mut Exchange<'_>) -> Result<Next, Stop> {
     Ok(Next::Forward)
 }
 
-/// `unknown_sale`.
+/// `unknown_sale`, once the gate knows which sales there are.
 fn known(gate: &Gate, id: &str) -> Result<Arc<LiveSale>, Rejection> {
     let sale = SaleId::parse(id).ok().and_then(|_| gate.engine.sale(id));
-    sale.ok_or_else(|| Rejection::new(Code::UnknownSale, "there is no such sale; check its id"))
+    sale.ok_or_else(|| match gate.engine.knows_sales() {
+        true => Rejection::new(Code::UnknownSale, "there is no such sale; check its id"),
+        false => Rejection::new(Code::Unavailable, "the gate is starting; try again"),
+    })
 }
 
 /// `rate_limited`, by address.

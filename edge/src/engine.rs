@@ -227,6 +227,11 @@ impl Engine {
         self.book.sale(id)
     }
 
+    /// Whether the sale list has been read: before, a sale that is not found may exist.
+    pub fn knows_sales(&self) -> bool {
+        self.book.now().generation.is_some()
+    }
+
     /// A sale by its number in order ids.
     pub fn sale_by_number(&self, number: u32) -> Option<Arc<LiveSale>> {
         self.book.by_number(number)

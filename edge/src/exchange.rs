@@ -15,7 +15,7 @@ use sluice_shared::verdict::{Code, Rejection};
 
 use crate::fields::Fields;
 use crate::filter::rate::Left;
-use crate::front::Conn;
+use crate::guarded::Conn;
 use crate::metrics::Kind;
 use crate::respond::REQUEST_ID;
 

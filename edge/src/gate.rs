@@ -26,7 +26,7 @@ use crate::exchange::{Context, Exchange, Stop, Target, framing};
 use crate::filter::address::Networks;
 use crate::filter::identity::Identity;
 use crate::filter::rate;
-use crate::front::Conn;
+use crate::guarded::Conn;
 use crate::metrics::{Gauges, Metrics};
 use crate::respond::{self, Reply};
 use crate::route::Call;

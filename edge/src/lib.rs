@@ -18,6 +18,7 @@ pub mod fields;
 pub mod filter;
 pub mod front;
 pub mod gate;
+pub mod guarded;
 pub mod metrics;
 pub mod respond;
 pub mod route;

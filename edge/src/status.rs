@@ -109,7 +109,7 @@ impl HttpServerApp for Status {
         if !session.read_request().await.ok()? {
             return None;
         }
-        let conn = conn.and_then(|conn| conn.downcast::<Arc<crate::front::Conn>>().ok());
+        let conn = conn.and_then(|conn| conn.downcast::<Arc<crate::guarded::Conn>>().ok());
         if let Some(conn) = conn {
             conn.take_over();
         }

@@ -59,6 +59,31 @@ fn a_taken_port_is_told() {
 }
 
 #[test]
+fn an_edge_that_knows_no_sales_yet_calls_none_unknown() {
+    let directory = directory();
+    let (file, ports) = (directory.join("edge.toml"), [0; 2].map(|_| sluice_shared::testing::free_port()));
+    let text = format!(
+        "state_dir = {:?}\nlisten.public = [\"127.0.0.1:{}\"]\nlisten.admin = \"127.0.0.1:{}\"\n\
+         identity.jwt_secret = \"0123456789abcdef\"\ntoken.keys = [\"a:0123456789abcdef\"]\n\
+         api.secret = \"0123456789abcdef\"\nredis.url = \"redis://127.0.0.1:1\"\n",
+        directory.display().to_string(),
+        ports[0],
+        ports[1],
+    );
+    std::fs::write(&file, text).unwrap();
+    let mut child = binary().arg("--config").arg(&file).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let public = std::net::SocketAddr::from(([127, 0, 0, 1], ports[0]));
+    eventually("it listens", || std::net::TcpStream::connect(public).is_ok());
+    for (method, path) in [("GET", "/v1/sales/demo"), ("POST", "/v1/sales/demo/orders")] {
+        let answer = Connection::open(public).call(method, path, &[], "");
+        assert_eq!((answer.status, answer.code().as_str()), (503, "unavailable"), "{method} {path}");
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    std::fs::remove_dir_all(directory).unwrap();
+}
+
+#[test]
 fn the_private_listener_tells_how_it_goes() {
     let edge = Edge::selling(&[]);
     let mut admin = Connection::open(edge.admin);

@@ -9,7 +9,7 @@ use serde_json::json;
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::OrderId;
 use sluice_shared::verdict::{Code, Rejection};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use super::call::Call;
 use super::locate::{Located, locate};
@@ -23,15 +23,16 @@ const SIGNATURE: &str = "x-payment-signature";
 const STALE: i64 = 300;
 /// Signatures that are tried, so that a header full of them costs little.
 const SIGNATURES_MAX: usize = 8;
-/// How long a notice waits for an order that is on its way into the books.
-const WRITTEN_SOON: Duration = Duration::from_secs(1);
+/// When a notice looks again for an order that is on its way into the books: a second in all, and
+/// few looks, because the books are busiest just then.
+const LOOKS_MS: [u64; 4] = [50, 150, 300, 500];
 
 /// `POST /internal/v1/payments/callback`
 pub async fn callback(api: Arc<Api>, call: Call) -> Answer {
     let secret = api.payment_secret.reveal().as_bytes();
     judge_signature(secret, &call.headers, &call.body, Millis::now())?;
     let notice = read(&call)?;
-    let soon = Instant::now() + WRITTEN_SOON;
+    let (mut looks, mut on_its_way) = (LOOKS_MS.into_iter(), false);
     loop {
         match api.store.notice(&notice).await.map_err(reply::store)? {
             NoticeOutcome::Noted(row) => {
@@ -47,17 +48,18 @@ pub async fn callback(api: Arc<Api>, call: Call) -> Answer {
             NoticeOutcome::OtherOrder => {
                 return Err(Rejection::field("payment_id", "this payment belongs to another order"));
             }
-            NoticeOutcome::UnknownOrder => match locate(&api, &notice.order).await? {
-                Located::Nowhere => return Err(not_found("there is no such order")),
-                Located::Row(_) | Located::Record(..) if Instant::now() < soon => {
-                    sleep(Duration::from_millis(50)).await;
+            NoticeOutcome::UnknownOrder => {
+                if !on_its_way && matches!(locate(&api, &notice.order).await?, Located::Nowhere) {
+                    return Err(not_found("there is no such order"));
                 }
-                Located::Row(_) | Located::Record(..) => {
-                    let detail = "the order is accepted but not written yet; send the notice again";
-                    return Err(Rejection::new(Code::Unavailable, detail));
-                }
-            },
+                on_its_way = true;
+            }
         }
+        let Some(pause) = looks.next() else {
+            let detail = "the order is accepted but not written yet; send the notice again";
+            return Err(Rejection::new(Code::Unavailable, detail));
+        };
+        sleep(Duration::from_millis(pause)).await;
     }
 }
 
