@@ -9,7 +9,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::OpenOptions;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -85,8 +85,11 @@ impl Servers {
 
     fn end(&mut self, name: &str, signal: Signal) -> Result<()> {
         let pid = self.pid(name)?;
-        self.recipes
-            .insert(name.to_owned(), Recipe::of(pid).with_context(|| format!("how {name} was started"))?);
+        let mut recipe = Recipe::of(pid).with_context(|| format!("how {name} was started"))?;
+        if name == "redis" {
+            recipe.untitle(&std::path::absolute(&self.directory)?);
+        }
+        self.recipes.insert(name.to_owned(), recipe);
         kill(Pid::from_raw(pid), signal).with_context(|| format!("{signal} to {name}"))?;
         let mut child = self.children.remove(name);
         wait_for(&format!("the end of {name}"), Duration::from_secs(60), || {
@@ -149,6 +152,14 @@ impl Drop for Servers {
 }
 
 impl Recipe {
+    /// Redis writes a title over its command line: `PROGRAM ADDRESS`.
+    fn untitle(&mut self, directory: &Path) {
+        let title = self.program.to_string_lossy();
+        let program = title.split(' ').next().unwrap_or_default().to_owned();
+        self.program = program.into();
+        self.arguments = vec![directory.join("redis/redis.conf").into()];
+    }
+
     fn of(pid: i32) -> Result<Self> {
         let read = |what: &str| std::fs::read(format!("/proc/{pid}/{what}"));
         let texts = |bytes: &[u8]| -> Vec<OsString> {

@@ -29,7 +29,7 @@ pub fn run(setting: &Setting, ask: &All) -> Result<bool> {
     let many = sell(pick(120_000, 600), pick(100_000, 400));
     let expiry = Expiry { units: pick(1_000, 40), again: pick(2, 1), pay_within: 3 };
     let outage = |how| BrokerOutage { how, seconds: pick(60, 3), rate: pick(2_000, 200) };
-    let kills = Kill { kills: pick(20, 1), rate: pick(500, 100) };
+    let kills = Kill { kills: pick(20, 1), servers: pick(2, 1), rate: pick(500, 100) };
     let lost = LostReply { units: pick(60, 8) };
     let burst = Burst { orders: pick(300_000, 5_000), rounds: pick(3, 0) };
     let drills: Vec<(&str, Run<'_>)> = vec![

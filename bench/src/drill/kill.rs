@@ -1,6 +1,8 @@
-//! Edge, worker and wardens are killed in mid-sale, again and again, at random moments.
+//! Edge, worker, wardens, Redis and RabbitMQ are killed in mid-sale, again and again, at random
+//! moments.
 
 use std::collections::BTreeMap;
+use std::net::TcpStream;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -25,6 +27,9 @@ pub struct Kill {
     /// How often each of edge, worker and warden is killed
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub kills: u32,
+    /// How often each of Redis and RabbitMQ is killed
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub servers: u32,
     /// Orders a second meanwhile
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(10..=5_000))]
     pub rate: u32,
@@ -33,10 +38,11 @@ pub struct Kill {
 /// The longest that one kill with its recovery may take on average.
 const SECONDS_EACH: u32 = 12;
 const VICTIMS: [&str; 3] = ["edge", "worker", "warden"];
+const SERVERS: [&str; 2] = ["redis", "rabbitmq"];
 
 /// Runs the drill; whether all is good.
 pub fn run(setting: &Setting, ask: &Kill) -> Result<bool> {
-    let buyers = ask.rate * ask.kills * SECONDS_EACH;
+    let buyers = ask.rate * (ask.kills + ask.servers) * SECONDS_EACH;
     let offer = Offer { stock: buyers, per_user: 1, price: 19_900, pay_within: 3_600 };
     let mut scene = Scene::open(setting, offer, buyers)?;
     scene.faults = true;
@@ -48,11 +54,11 @@ pub fn run(setting: &Setting, ask: &Kill) -> Result<bool> {
     let random = StdRng::seed_from_u64(setting.seed);
     let killed = std::thread::scope(|scope| {
         let killer = scope.spawn(move || {
-            let killed = Killer::new(&environment, random).rage(ask.kills);
+            let killed = Killer::new(&environment, random).rage(ask.kills, ask.servers);
             stop.store(true, Ordering::Relaxed);
             killed
         });
-        let limit = Duration::from_secs(u64::from(ask.kills * SECONDS_EACH * 3) + 180);
+        let limit = Duration::from_secs(u64::from((ask.kills + ask.servers) * SECONDS_EACH * 3) + 180);
         let ran = scene.run(&mut crowd, &mut tally, limit);
         let killed = killer.join().map_err(|_| anyhow::anyhow!("the killer's thread panicked"))?;
         ran.and(killed)
@@ -81,8 +87,10 @@ impl<'a> Killer<'a> {
     }
 
     /// Kills each so often, in a random order, at random moments; how often each died.
-    fn rage(mut self, kills: u32) -> Result<BTreeMap<String, u32>> {
-        let mut victims: Vec<&str> = VICTIMS.iter().flat_map(|name| (0..kills).map(|_| *name)).collect();
+    fn rage(mut self, kills: u32, servers: u32) -> Result<BTreeMap<String, u32>> {
+        let ours = VICTIMS.iter().flat_map(|name| (0..kills).map(|_| *name));
+        let theirs = SERVERS.iter().flat_map(|name| (0..servers).map(|_| *name));
+        let mut victims: Vec<&str> = ours.chain(theirs).collect();
         victims.shuffle(&mut self.random);
         let mut killed = BTreeMap::new();
         for victim in victims {
@@ -110,6 +118,13 @@ impl<'a> Killer<'a> {
         wait_for(&format!("{name} to be ready"), Duration::from_secs(60), || match name {
             "edge" if call(self.environment.edge_admin, ready).outcome() == OK => Ok(()),
             "worker" if self.admin.answers() => Ok(()),
+            "redis" => {
+                let reply = call(self.environment.edge_admin, ready);
+                let answer = reply.answer();
+                let frozen = String::from_utf8_lossy(answer.body).contains("frozen");
+                if answer.outcome == OK && !frozen { Ok(()) } else { bail!("a sale is still frozen") }
+            }
+            "rabbitmq" => Ok(TcpStream::connect(self.environment.amqp).map(drop)?),
             "edge" | "worker" => bail!("{name} does not answer"),
             _ => self.servers.pid(name).map(drop),
         })
