@@ -103,7 +103,7 @@ async fn good_books_balance_and_every_unit_is_somewhere() {
 
 #[tokio::test]
 async fn every_corruption_of_redis_is_named_by_its_equation() {
-    let cases = 10;
+    let cases = 11;
     for case in 0..cases {
         let books = books().await;
         let place = &books.place;
@@ -161,9 +161,18 @@ async fn every_corruption_of_redis_is_named_by_its_equation() {
                 place.run(&["HINCRBY", &stock, "phone", "2"]).await;
                 ("X3", "C")
             }
-            _ => {
+            9 => {
                 place.run(&["DEL", &place.shelf.meta(), &stock, &orders, &journal]).await;
                 ("R0", "X1")
+            }
+            _ => {
+                // Redis shows an earlier moment, consistent in itself: what it lost is in the books.
+                let before = (record.seq - 1).to_string();
+                place.run(&["HDEL", &orders, &unpaid, "@ann"]).await;
+                place.run(&["HINCRBY", &stock, "phone", "1"]).await;
+                place.run(&["HSET", &place.shelf.meta(), "seq", &before]).await;
+                books.sql("UPDATE orders SET created_at = created_at - interval '10 s'".to_owned()).await;
+                ("X1", "")
             }
         };
         let report = books.judge(None).await;

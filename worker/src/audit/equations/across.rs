@@ -40,10 +40,15 @@ fn order(seen: &Seen, all: &Gathered, uuid: &[u8; 16]) -> OrderId {
     OrderId { uuid: *uuid, sale: all.sale.number, segment: seen.shelf.segment }
 }
 
-/// Whether a row was written for units that were taken after the shelf was read.
+/// The clocks of Redis and PostgreSQL may differ by so much.
+const SKEW_MS: i64 = 5_000;
+
+/// Whether a row was written for units that were taken after the shelf was read. One that was written
+/// before, and is ahead of Redis all the same, is what Redis has lost.
 fn newer(seen: &Seen, row: &OrderFact) -> bool {
     let head = &seen.image.head;
-    head.fence.is_some() && (row.epoch, row.seq) > (head.epoch, head.seq)
+    let ahead = (row.epoch, row.seq) > (head.epoch, head.seq);
+    head.fence.is_some() && ahead && row.created.0 + SKEW_MS >= seen.image.at.0
 }
 
 /// Every live row holds its units in Redis, under the same name.
