@@ -121,12 +121,14 @@ impl Express {
             out.clear();
             respond::write(&context, &reply, &mut out);
             self.gate.metrics.answered(context.kind, context.verdict, context.started.elapsed());
-            drop(context);
             let written = timeout(WRITE_TIMEOUT, async {
                 stream.write_all(&out).await?;
                 stream.flush().await
             });
-            let Ok(Ok(())) = written.await else { return Onward::Closed };
+            let written = written.await;
+            // Only now it is served: a stopping edge waits until none is being served.
+            drop(context);
+            let Ok(Ok(())) = written else { return Onward::Closed };
         }
     }
 

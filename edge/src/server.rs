@@ -136,7 +136,12 @@ impl BackgroundService for Running {
         threads.worker_threads(ENGINE_THREADS).thread_name("engine").enable_all();
         let runtime = match threads.build() {
             Ok(runtime) => runtime,
-            Err(error) => return tracing::error!(%error, "the engine has no threads"),
+            Err(error) => {
+                tracing::error!(%error, "the engine has no threads");
+                // Without it nothing can be sold: the process ends.
+                let _ = self.done.send(());
+                return;
+            }
         };
         let (stop, stopped) = watch::channel(false);
         let engine = runtime.spawn(self.engine.clone().run(stopped));
