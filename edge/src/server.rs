@@ -115,7 +115,7 @@ fn server(
     server.add_service(GenBackgroundService::new("engine".to_owned(), Arc::new(engine)));
     server.add_service(GenBackgroundService::new(
         "admin".to_owned(),
-        Arc::new(Admin { listener: admin, front }),
+        Arc::new(Admin { listener: admin, front, public: listen.public.first().copied() }),
     ));
     server.add_service(public);
     server

@@ -1,7 +1,7 @@
 //! The private listener: `/metrics`, `/-/live`, `/-/ready`. It answers until the process ends, so
 //! that a stopping edge can say that it is stopping.
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -146,6 +146,15 @@ pub struct Admin {
     pub listener: TcpListener,
     /// The application behind the guard.
     pub front: Arc<Front<Status>>,
+    /// A public listener. Nobody is told "ready" before it takes connections.
+    pub public: Option<SocketAddr>,
+}
+
+/// Waits until somebody listens there; a moment, as the port was free at the start.
+async fn listening(address: SocketAddr) {
+    while tokio::net::TcpStream::connect(address).await.is_err() {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
 }
 
 #[async_trait]
@@ -159,6 +168,9 @@ impl BackgroundService for Admin {
                 return;
             }
         };
+        if let Some(public) = self.public {
+            listening(public).await;
+        }
         loop {
             let Ok((stream, _)) = listener.accept().await else {
                 // Out of file descriptors: those that are open will end.
