@@ -13,6 +13,7 @@ pub mod locate;
 pub mod order_sheet;
 pub mod orders;
 pub mod page;
+pub mod payment_desk;
 pub mod payments;
 pub mod ready;
 pub mod reply;
@@ -45,6 +46,7 @@ use tokio::sync::Semaphore;
 use self::auth::Keys;
 use self::call::Call;
 use self::locate::Numbers;
+use self::payment_desk::PaymentDesk;
 use self::reply::Answer;
 use self::route::{ROUTES, Route};
 use crate::store::Store;
@@ -64,6 +66,8 @@ pub struct Api {
     pub keys: Keys,
     /// Signs payment notices.
     pub payment_secret: Secret,
+    /// Books them.
+    pub payment_desk: PaymentDesk,
     /// How long a step waits for the edges.
     pub edge_wait: Duration,
     /// Which sale has which number.
@@ -75,7 +79,7 @@ pub struct Api {
 }
 
 impl Api {
-    /// A back office over these stores.
+    /// A back office over these stores; to be made within a runtime, where its payment desk works.
     pub fn new(
         store: Store,
         redis: Redis,
@@ -84,8 +88,19 @@ impl Api {
         edge_wait: Duration,
         metrics: Metrics,
     ) -> Self {
-        let streams = Arc::new(Semaphore::new(STREAMS_MAX));
-        Self { store, redis, keys, payment_secret, edge_wait, numbers: Numbers::default(), streams, metrics }
+        let (payment_desk, clerk) = PaymentDesk::new(store.clone(), metrics.payment_desk.clone());
+        tokio::spawn(clerk);
+        Self {
+            store,
+            redis,
+            keys,
+            payment_secret,
+            payment_desk,
+            edge_wait,
+            numbers: Numbers::default(),
+            streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+            metrics,
+        }
     }
 }
 
@@ -100,6 +115,7 @@ struct Answered {
 #[derive(Debug, Clone)]
 pub struct Metrics {
     answers: Family<Answered, Counter>,
+    payment_desk: payment_desk::Metrics,
 }
 
 impl Metrics {
@@ -108,7 +124,7 @@ impl Metrics {
         let answers = Family::default();
         let help = "Answers of the back office by route and status";
         registry.register("api_answers", help, answers.clone());
-        Self { answers }
+        Self { answers, payment_desk: payment_desk::Metrics::new(registry) }
     }
 }
 

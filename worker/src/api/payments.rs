@@ -34,7 +34,7 @@ pub async fn callback(api: Arc<Api>, call: Call) -> Answer {
     let notice = read(&call)?;
     let (mut looks, mut on_its_way) = (LOOKS_MS.into_iter(), false);
     loop {
-        match api.store.notice(&notice).await.map_err(reply::store)? {
+        match api.payment_desk.book(&notice).await? {
             NoticeOutcome::Noted(row) => {
                 let shown = OrderSheet::of_row(&row);
                 return reply::json(200, &json!({ "payment_id": notice.payment_id, "order": shown }));

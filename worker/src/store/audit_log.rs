@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use sluice_shared::ids::OrderId;
 use sqlx::PgConnection;
 
-use super::orders::{OrderRow, RawOrder, Refunded, columns, take_back};
+use super::orders::{OrderRow, RawOrder, Refunded, columns, lock_offers, take_back};
 use super::{Store, StoreError};
 
 /// Who does something, and in which request.
@@ -80,7 +80,9 @@ impl Store {
             return Ok(self.order(order).await?.map_or(Refunded::Unknown, Refunded::WrongState));
         };
         let row = OrderRow::try_from(raw)?;
-        take_back(&mut transaction, &row, reason).await?;
+        let mut ledger = lock_offers(&mut transaction, [&row]).await?;
+        take_back(&mut transaction, &mut ledger, &row, reason).await?;
+        ledger.write(&mut transaction).await?;
         let deed = Deed {
             action: "order.refund",
             target: format!("order:{order}"),

@@ -14,7 +14,7 @@ mod moves;
 mod write;
 
 pub use moves::Deadline;
-pub(crate) use moves::{sell, take_back};
+pub(crate) use moves::{lock_offers, sell, take_back};
 pub use write::WriteReport;
 
 /// One order as the books have it.

@@ -1,12 +1,14 @@
-//! What the payment provider tells, and what it does to an order: one transaction.
+//! What the payment provider tells, and what it does to an order. Here is the judgement, without I/O;
+//! [`booking`] carries it out.
 
-use sqlx::PgConnection;
+use std::collections::{BTreeMap, HashMap};
 
 use sluice_shared::ids::OrderId;
-use sluice_shared::record::{OrderState, Refund};
+use sluice_shared::record::OrderState;
 
-use super::orders::{OrderRow, RawOrder, columns, sell, take_back};
-use super::{Store, StoreError, outbox};
+use super::orders::OrderRow;
+
+mod booking;
 
 /// What a notice says about the payment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +49,7 @@ pub enum NoticeOutcome {
     OtherOrder,
 }
 
-/// What the books know of a payment.
+/// How a payment stands in the books.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Payment {
     /// It pays its order.
@@ -94,6 +96,28 @@ enum Effect {
     Settle,
 }
 
+impl Effect {
+    /// How the payment stands afterwards.
+    fn payment(self) -> Option<Payment> {
+        match self {
+            Self::Nothing => None,
+            Self::Record(payment) => Some(payment),
+            Self::Pay => Some(Payment::Captured),
+            Self::Surplus => Some(Payment::Surplus),
+            Self::TakeBack | Self::Settle => Some(Payment::Refunded),
+        }
+    }
+
+    /// The order's state afterwards.
+    fn order(self) -> Option<OrderState> {
+        match self {
+            Self::Pay => Some(OrderState::Paid),
+            Self::TakeBack => Some(OrderState::Refunded),
+            Self::Nothing | Self::Record(_) | Self::Surplus | Self::Settle => None,
+        }
+    }
+}
+
 fn effect(status: NoticeStatus, known: Option<Payment>, order: OrderState) -> Effect {
     use {NoticeStatus as N, Payment as P};
     match (status, known) {
@@ -109,153 +133,46 @@ fn effect(status: NoticeStatus, known: Option<Payment>, order: OrderState) -> Ef
     }
 }
 
-impl Store {
-    /// Judges and books a notice; repeats change nothing.
-    pub async fn notice(&self, notice: &PaymentNotice) -> Result<NoticeOutcome, StoreError> {
-        let mut writing = self.pool.begin().await?;
-        // The order's row is the lock: notices, expiry and cancellation of one order come one by one.
-        let raw: Option<RawOrder> =
-            sqlx::query_as(concat!("SELECT ", columns!(), " FROM orders WHERE id = $1 FOR UPDATE"))
-                .bind(notice.order.to_string())
-                .fetch_optional(&mut *writing)
-                .await?;
-        let Some(raw) = raw else { return Ok(NoticeOutcome::UnknownOrder) };
-        let row = OrderRow::try_from(raw)?;
-        if (row.amount, row.currency.as_str()) != (notice.amount, notice.currency.as_str()) {
-            return Ok(NoticeOutcome::AmountMismatch);
+/// A payment: the order that it belongs to, how it stood in the books, and how it stands once the
+/// notices have been judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Known {
+    order: OrderId,
+    stood: Option<Payment>,
+    stands: Option<Payment>,
+}
+
+/// Payments by their id, in its order.
+type Payments = BTreeMap<String, Known>;
+
+/// Whether a notice names what its order costs.
+fn fits(notice: &PaymentNotice, row: &OrderRow) -> bool {
+    (row.amount, row.currency.as_str()) == (notice.amount, notice.currency.as_str())
+}
+
+/// What each notice does after those before it; the error is its outcome where it does nothing.
+/// Payments that are new are added to those of the books.
+fn judge(
+    notices: &[PaymentNotice],
+    rows: &HashMap<OrderId, OrderRow>,
+    payments: &mut Payments,
+) -> Vec<Result<Effect, NoticeOutcome>> {
+    let mut states: HashMap<OrderId, OrderState> = rows.iter().map(|(id, row)| (*id, row.state)).collect();
+    let one = |notice: &PaymentNotice| {
+        let row = rows.get(&notice.order).ok_or(NoticeOutcome::UnknownOrder)?;
+        if !fits(notice, row) {
+            return Err(NoticeOutcome::AmountMismatch);
         }
-        let known = match payment(&mut writing, notice).await? {
-            Known::OfAnotherOrder => return Ok(NoticeOutcome::OtherOrder),
-            Known::New => None,
-            Known::As(payment) => Some(payment),
-        };
-        let effect = effect(notice.status, known, row.state);
-        let row = apply(&mut writing, notice, row, effect).await?;
-        writing.commit().await?;
-        Ok(NoticeOutcome::Noted(Box::new(row)))
-    }
-}
-
-enum Known {
-    New,
-    As(Payment),
-    OfAnotherOrder,
-}
-
-async fn payment(writing: &mut PgConnection, notice: &PaymentNotice) -> Result<Known, StoreError> {
-    // Two notices of one new payment for two orders: the second waits here for the first.
-    let inserted = sqlx::query(
-        "INSERT INTO payments (payment_id, order_id, amount, currency, state)
-         VALUES ($1, $2, $3, $4, 'failed') ON CONFLICT DO NOTHING",
-    )
-    .bind(&notice.payment_id)
-    .bind(notice.order.to_string())
-    .bind(notice.amount)
-    .bind(&notice.currency)
-    .execute(&mut *writing)
-    .await?;
-    if inserted.rows_affected() == 1 {
-        return Ok(Known::New);
-    }
-    let (order, state): (String, String) =
-        sqlx::query_as("SELECT order_id, state FROM payments WHERE payment_id = $1 FOR UPDATE")
-            .bind(&notice.payment_id)
-            .fetch_one(writing)
-            .await?;
-    if order != notice.order.to_string() {
-        return Ok(Known::OfAnotherOrder);
-    }
-    let state = Payment::parse(&state);
-    state.map(Known::As).ok_or_else(|| StoreError::Broken("a payment in a bad state".to_owned()))
-}
-
-async fn apply(
-    writing: &mut PgConnection,
-    notice: &PaymentNotice,
-    row: OrderRow,
-    effect: Effect,
-) -> Result<OrderRow, StoreError> {
-    let state = match effect {
-        Effect::Nothing => return Ok(row),
-        Effect::Record(payment) => payment,
-        Effect::Pay => Payment::Captured,
-        Effect::Surplus => Payment::Surplus,
-        Effect::TakeBack | Effect::Settle => Payment::Refunded,
+        let new = Known { order: notice.order, stood: None, stands: None };
+        let known = payments.entry(notice.payment_id.clone()).or_insert(new);
+        if known.order != notice.order {
+            return Err(NoticeOutcome::OtherOrder);
+        }
+        let state = states.entry(notice.order).or_insert(row.state);
+        let effect = effect(notice.status, known.stands, *state);
+        known.stands = effect.payment().or(known.stands);
+        *state = effect.order().unwrap_or(*state);
+        Ok(effect)
     };
-    sqlx::query("UPDATE payments SET state = $2, updated_at = now() WHERE payment_id = $1")
-        .bind(&notice.payment_id)
-        .bind(state.as_str())
-        .execute(&mut *writing)
-        .await?;
-    match effect {
-        Effect::Nothing | Effect::Record(_) => Ok(row),
-        Effect::Pay => {
-            let row = update(writing, &row, OrderState::Paid, row.refund, true).await?;
-            sell(writing, &row, &notice.payment_id).await?;
-            Ok(row)
-        }
-        Effect::Surplus => tell(writing, &row, Refund::Due).await,
-        Effect::Settle => {
-            let refund = if owed(writing, &row).await? { Refund::Due } else { Refund::Done };
-            tell(writing, &row, refund).await
-        }
-        Effect::TakeBack => {
-            let refund = if owed(writing, &row).await? { Refund::Due } else { Refund::Done };
-            let keeps = !sale_runs(writing, &row).await?;
-            let row = update(writing, &row, OrderState::Refunded, refund, keeps).await?;
-            take_back(writing, &row, "by the payment provider").await?;
-            Ok(row)
-        }
-    }
-}
-
-/// Whether other money for this order still has to go back.
-async fn owed(writing: &mut PgConnection, row: &OrderRow) -> Result<bool, StoreError> {
-    Ok(sqlx::query_scalar(
-        "SELECT EXISTS (SELECT 1 FROM payments WHERE order_id = $1
-                        AND (state = 'surplus' OR state = 'captured' AND $2))",
-    )
-    .bind(row.id.to_string())
-    .bind(row.state == OrderState::Refunded)
-    .fetch_one(writing)
-    .await?)
-}
-
-/// Whether units that come back can be sold again.
-async fn sale_runs(writing: &mut PgConnection, row: &OrderRow) -> Result<bool, StoreError> {
-    Ok(sqlx::query_scalar("SELECT now() < ends_at AND step <> 'closed' FROM sales WHERE sale = $1")
-        .bind(row.sale.as_str())
-        .fetch_one(writing)
-        .await?)
-}
-
-async fn tell(writing: &mut PgConnection, row: &OrderRow, refund: Refund) -> Result<OrderRow, StoreError> {
-    if row.refund == refund {
-        return Ok(row.clone());
-    }
-    let row = update(writing, row, row.state, refund, row.live).await?;
-    outbox::push(writing, outbox::CHANGED, &[row.event(false)]).await?;
-    Ok(row)
-}
-
-async fn update(
-    writing: &mut PgConnection,
-    row: &OrderRow,
-    state: OrderState,
-    refund: Refund,
-    live: bool,
-) -> Result<OrderRow, StoreError> {
-    let raw: RawOrder = sqlx::query_as(concat!(
-        "UPDATE orders SET state = $3, refund = $4, live = $5, updated_at = now()
-         WHERE id = $1 AND state = $2 RETURNING ",
-        columns!()
-    ))
-    .bind(row.id.to_string())
-    .bind(row.state.as_str())
-    .bind(state.as_str())
-    .bind(refund.as_str())
-    .bind(live)
-    .fetch_one(writing)
-    .await?;
-    OrderRow::try_from(raw)
+    notices.iter().map(one).collect()
 }

@@ -17,6 +17,7 @@ mod orders_process;
 mod orders_queue;
 mod orders_write;
 mod outbox_events;
+mod payments_group;
 mod payments_notice;
 mod payments_race;
 mod saga_ladder;

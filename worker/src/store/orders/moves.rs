@@ -100,7 +100,7 @@ impl Store {
             .bind(row.id.to_string())
             .execute(&mut *writing)
             .await?;
-        log(&mut writing, std::slice::from_ref(&row), "cancel", "before it was written").await?;
+        log(&mut writing, &[(&row, "before it was written")], "cancel").await?;
         outbox::push(&mut writing, outbox::RELEASE, &[row.event(true)]).await?;
         writing.commit().await?;
         Ok(Cancelled::Done(row))
@@ -184,9 +184,14 @@ fn note(ledger: &mut Ledger, row: &OrderRow, kind: Kind) -> Result<(), StoreErro
     row.lines.iter().try_for_each(|(sku, n)| ledger.note(&row.sale, sku, kind, &about, i64::from(n)))
 }
 
-async fn lock(writing: &mut PgConnection, rows: &[OrderRow]) -> Result<Ledger, StoreError> {
-    let offers = rows.iter().flat_map(|row| row.lines.iter().map(|(sku, _)| (row.sale.clone(), sku.clone())));
-    Ledger::lock(writing, offers.collect::<BTreeSet<_>>()).await
+/// Locks the offers that these orders name.
+pub(crate) async fn lock_offers<'a>(
+    writing: &mut PgConnection,
+    rows: impl IntoIterator<Item = &'a OrderRow>,
+) -> Result<Ledger, StoreError> {
+    let offers = |row: &'a OrderRow| row.lines.iter().map(|(sku, _)| (row.sale.clone(), sku.clone()));
+    let offers: BTreeSet<_> = rows.into_iter().flat_map(offers).collect();
+    Ledger::lock(writing, offers).await
 }
 
 /// What follows from orders that have just ended unpaid: their units go back in the books now, and on
@@ -200,62 +205,69 @@ async fn undo(
     if rows.is_empty() {
         return Ok(());
     }
-    let mut ledger = lock(&mut *writing, rows).await?;
+    let mut ledger = lock_offers(&mut *writing, rows).await?;
     rows.iter().try_for_each(|row| note(&mut ledger, row, Kind::Release))?;
     ledger.write(&mut *writing).await?;
-    saga(&mut *writing, rows, "undoing", "release").await?;
-    log(&mut *writing, rows, step, why).await?;
+    let done: Vec<_> = rows.iter().map(|row| (row, why)).collect();
+    saga(&mut *writing, &done, "undoing", "release").await?;
+    log(&mut *writing, &done, step).await?;
     let events: Vec<_> = rows.iter().map(|row| row.event(true)).collect();
     outbox::push(writing, outbox::RELEASE, &events).await
 }
 
-/// What follows from a payment: the units are sold.
+/// What follows from payments: the units of these orders are sold. Whoever has locked their offers
+/// writes the ledger.
 pub(crate) async fn sell(
     writing: &mut PgConnection,
-    row: &OrderRow,
-    payment: &str,
+    ledger: &mut Ledger,
+    paid: &[(&OrderRow, &str)],
 ) -> Result<(), StoreError> {
-    let rows = std::slice::from_ref(row);
-    let mut ledger = lock(&mut *writing, rows).await?;
-    note(&mut ledger, row, Kind::Sold)?;
-    ledger.write(&mut *writing).await?;
-    saga(&mut *writing, rows, "running", "settle").await?;
-    log(&mut *writing, rows, "pay", payment).await?;
-    outbox::push(writing, outbox::CHANGED, &[row.event(false)]).await
+    paid.iter().try_for_each(|(row, _)| note(ledger, row, Kind::Sold))?;
+    saga(&mut *writing, paid, "running", "settle").await?;
+    log(&mut *writing, paid, "pay").await?;
+    let events: Vec<_> = paid.iter().map(|(row, _)| row.event(false)).collect();
+    outbox::push(writing, outbox::CHANGED, &events).await
 }
 
 /// What follows from the refund of a paid order; the row says whether its units stay with the buyer.
+/// Whoever has locked its offers writes the ledger.
 pub(crate) async fn take_back(
     writing: &mut PgConnection,
+    ledger: &mut Ledger,
     row: &OrderRow,
     why: &str,
 ) -> Result<(), StoreError> {
-    let rows = std::slice::from_ref(row);
-    let mut ledger = lock(&mut *writing, rows).await?;
-    note(&mut ledger, row, Kind::Refund)?;
+    note(ledger, row, Kind::Refund)?;
     if !row.live {
-        note(&mut ledger, row, Kind::Release)?;
+        note(ledger, row, Kind::Release)?;
     }
-    ledger.write(&mut *writing).await?;
-    log(&mut *writing, rows, "refund", why).await?;
+    log(&mut *writing, &[(row, why)], "refund").await?;
     if row.live {
         return outbox::push(writing, outbox::CHANGED, &[row.event(false)]).await;
     }
-    saga(&mut *writing, rows, "undoing", "release").await?;
+    saga(&mut *writing, &[(row, why)], "undoing", "release").await?;
     outbox::push(writing, outbox::RELEASE, &[row.event(true)]).await
+}
+
+fn ids(rows: &[(&OrderRow, &str)]) -> Vec<String> {
+    rows.iter().map(|(row, _)| row.id.to_string()).collect()
 }
 
 async fn saga(
     writing: &mut PgConnection,
-    rows: &[OrderRow],
+    rows: &[(&OrderRow, &str)],
     state: &'static str,
     step: &'static str,
 ) -> Result<(), StoreError> {
+    // In the order of ids, like whoever else locks sagas.
     sqlx::query(
-        "UPDATE saga SET state = $2, step = $3, updated_at = now()
-         WHERE order_id = ANY($1) AND state IN ('running', 'committed')",
+        "WITH mine AS (SELECT order_id FROM saga
+                       WHERE order_id = ANY($1) AND state IN ('running', 'committed')
+                       ORDER BY order_id FOR UPDATE)
+         UPDATE saga SET state = $2, step = $3, updated_at = now()
+         FROM mine WHERE saga.order_id = mine.order_id",
     )
-    .bind(rows.iter().map(|row| row.id.to_string()).collect::<Vec<_>>())
+    .bind(ids(rows))
     .bind(state)
     .bind(step)
     .execute(writing)
@@ -263,19 +275,20 @@ async fn saga(
     Ok(())
 }
 
+/// Notes what a step did to each of these orders.
 async fn log(
     writing: &mut PgConnection,
-    rows: &[OrderRow],
+    done: &[(&OrderRow, &str)],
     step: &'static str,
-    outcome: &str,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO saga_step (order_id, step, outcome) SELECT id, $2, $3 FROM unnest($1::text[]) AS m (id)
+        "INSERT INTO saga_step (order_id, step, outcome)
+         SELECT id, $3, outcome FROM unnest($1::text[], $2::text[]) AS done (id, outcome)
          ON CONFLICT (order_id, step) DO NOTHING",
     )
-    .bind(rows.iter().map(|row| row.id.to_string()).collect::<Vec<_>>())
+    .bind(ids(done))
+    .bind(done.iter().map(|(_, outcome)| *outcome).collect::<Vec<_>>())
     .bind(step)
-    .bind(outcome)
     .execute(writing)
     .await?;
     Ok(())

@@ -250,8 +250,7 @@ async fn insert(
              ORDER BY id
              ON CONFLICT DO NOTHING
              RETURNING id, pay_before),
-         sagas AS (INSERT INTO saga (order_id, step) SELECT id, 'pay' FROM new),
-         steps AS (INSERT INTO saga_step (order_id, step, outcome) SELECT id, 'write', 'done' FROM new)
+         sagas AS (INSERT INTO saga (order_id, step) SELECT id, 'pay' FROM new)
          SELECT id, pay_before FROM new",
     )
     .bind(text(|m| m.order.to_string()))
