@@ -130,26 +130,20 @@ async fn read(mut books: Books, sale: &SaleId) -> Result<Gathered, AuditError> {
     let offers = books.offers().await?;
     let limits = books.limits().await?.into_iter().collect();
     let mut orders = HashMap::new();
+    let mut payments: HashMap<OrderId, Vec<PaymentFact>> = HashMap::new();
     let mut after = String::new();
     loop {
         let page = books.orders_after(&after).await?;
         let Some((last, _)) = page.last() else { break };
         after = last.to_string();
+        for payment in books.payments_of(&page).await? {
+            payments.entry(payment.order).or_default().push(payment);
+        }
         orders.extend(page);
     }
     let mut chains = BTreeMap::new();
     for offer in &offers {
         chains.insert(offer.sku.clone(), chain(&mut books, sale, &offer.sku).await?);
-    }
-    let mut payments: HashMap<OrderId, Vec<PaymentFact>> = HashMap::new();
-    let mut after = String::new();
-    loop {
-        let page = books.payments_after(&after).await?;
-        let Some(last) = page.last() else { break };
-        after.clone_from(&last.payment);
-        for payment in page {
-            payments.entry(payment.order).or_default().push(payment);
-        }
     }
     let unsent = books.unsent_releases().await?.into_iter().collect();
     let fenced = books.fenced_without_row(fact.number).await?;
