@@ -154,7 +154,7 @@ impl Drop for Follower {
     }
 }
 
-/// What a sale's channel tells.
+/// What a line on a sale's channel tells.
 #[derive(Debug, PartialEq, Eq)]
 enum Told {
     Released(SkuId),
@@ -251,13 +251,14 @@ fn tell_latches(book: &Book, heard: &BTreeSet<SaleId>) {
 
 fn spread(book: &Book, topics: &Topics, channel: &str, payload: &str) {
     let Some(sale) = channel.strip_prefix("sluice:sale:").and_then(|id| book.sale(id)) else { return };
-    match parse(payload) {
-        Some(Told::Released(sku)) => sale.latch().released(&sku),
-        Some(Told::Order(uuid, record)) => {
-            sale.latch().seen(&uuid, &record);
-            topics.tell(&uuid, *record);
+    for told in payload.lines().filter_map(parse) {
+        match told {
+            Told::Released(sku) => sale.latch().released(&sku),
+            Told::Order(uuid, record) => {
+                sale.latch().seen(&uuid, &record);
+                topics.tell(&uuid, *record);
+            }
         }
-        None => {}
     }
 }
 

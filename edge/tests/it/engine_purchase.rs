@@ -146,7 +146,7 @@ async fn a_follower_sees_the_present_record_and_each_change() {
     assert_eq!(first.state, OrderState::Accepted);
     let mut paid = first.clone();
     (paid.state, paid.updated.0) = (OrderState::Paid, first.updated.0 + 1);
-    let told = format!("order {} {paid}", order.field());
+    let told = format!("release phone\norder {} {paid}", order.field());
     let channel = sale_channel(&shelf.sale);
     let heard = || async { world.ask::<u64>("PUBLISH", &[&channel, &told]).await > 0 };
     eventually("somebody listens", SOON, heard).await;
