@@ -89,6 +89,8 @@ pub struct OrdersConfig {
     pub shards: u16,
     /// Messages under way in one queue.
     pub prefetch: u16,
+    /// Transactions at once.
+    pub writers: usize,
     /// How long a batch waits for more.
     pub linger: Duration,
 }
@@ -166,6 +168,7 @@ impl Config {
                 batch_max: usize::try_from(s.integer("orders.batch_max", 1..=1024)).unwrap_or(1),
                 shards: small(s.integer("orders.shards", 1..=64)),
                 prefetch: small(s.integer("orders.prefetch", 1..=10_000)),
+                writers: usize::from(small(s.integer("orders.writers", 1..=64))),
                 linger: s.millis("orders.linger_ms", 0..=5),
             },
             outbox: OutboxConfig {

@@ -126,6 +126,8 @@ fn options(config: &DatabaseConfig) -> Result<PgConnectOptions, StoreError> {
         ("idle_in_transaction_session_timeout", ms(config.idle_in_transaction)),
         // An order is acknowledged to the broker by the commit: the commit must be durable.
         ("synchronous_commit", "on".to_owned()),
+        // Statements of milliseconds are not worth compiling, whatever stale statistics promise.
+        ("jit", "off".to_owned()),
         ("timezone", "UTC".to_owned()),
     ]))
 }

@@ -8,12 +8,15 @@
 
 mod batch;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use sluice_shared::amqp::{AmqpError, Consumer, Link, Outgoing, Publisher};
 use sluice_shared::topology::{DEAD, write_queue};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 
 use crate::role::{Context, Stop, keep};
 use crate::store::StoreError;
@@ -26,17 +29,18 @@ const WAITS: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)]
 /// Runs until told to stop; each queue on its own.
 pub async fn run(context: Context, stop: Stop) -> anyhow::Result<()> {
     let mut shards = JoinSet::new();
+    let turns = Arc::new(Semaphore::new(context.config.orders.writers));
     for shard in 0..context.config.orders.shards {
         let (metrics, stopped) = (context.metrics.clone(), stop.clone());
-        let (context, stop) = (context.clone(), stop.clone());
-        let make = move || read(context.clone(), shard, stop.clone());
+        let (context, stop, turns) = (context.clone(), stop.clone(), turns.clone());
+        let make = move || read(context.clone(), turns.clone(), shard, stop.clone());
         shards.spawn(keep("orders", metrics, stopped, make));
     }
     while shards.join_next().await.is_some() {}
     Ok(())
 }
 
-async fn read(context: Context, shard: u16, mut stop: Stop) -> anyhow::Result<()> {
+async fn read(context: Context, turns: Arc<Semaphore>, shard: u16, mut stop: Stop) -> anyhow::Result<()> {
     let (queue, place) = (write_queue(shard), context.place());
     let name = format!("{} orders/{shard:02}", context.who);
     let link = Link::connect(context.config.amqp.url.reveal(), &name).await?;
@@ -45,8 +49,8 @@ async fn read(context: Context, shard: u16, mut stop: Stop) -> anyhow::Result<()
     let consumer = link.consumer(&queue, &tag, context.config.orders.prefetch).await?;
     let mut writer = Writer { context: &context, shard, queue, publisher, consumer };
     let done = loop {
-        let batch = match writer.gather(&mut stop).await {
-            Ok(Some(batch)) => batch,
+        let (batch, _turn) = match writer.gather(&turns, &mut stop).await {
+            Ok(Some(gathered)) => gathered,
             Ok(None) => break Ok(()),
             Err(error) => break Err(error),
         };
@@ -68,9 +72,14 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// Waits for a message, then takes what else is there, or comes within a moment. `None`: the
-    /// process is to end.
-    async fn gather(&mut self, stop: &mut Stop) -> anyhow::Result<Option<Batch>> {
+    /// Waits for a message, then takes what else is there, or comes until it is this queue's turn to
+    /// write: orders of one offer wait for its row anyway, so few transactions at once, with many
+    /// orders each, are the quickest. `None`: the process is to end.
+    async fn gather<'t>(
+        &mut self,
+        turns: &'t Semaphore,
+        stop: &mut Stop,
+    ) -> anyhow::Result<Option<(Batch, SemaphorePermit<'t>)>> {
         let orders = &self.context.config.orders;
         let mut batch = Batch::new(orders.batch_max);
         let first = tokio::select! {
@@ -79,12 +88,20 @@ impl Writer<'_> {
             next = self.consumer.next() => next,
         };
         batch.take(first.context("the queue is gone")??);
-        let until = tokio::time::Instant::now() + orders.linger;
-        while !batch.is_full() {
-            let Ok(next) = tokio::time::timeout_at(until, self.consumer.next()).await else { break };
-            batch.take(next.context("the queue is gone")??);
+        let turn = async {
+            sleep(orders.linger).await;
+            turns.acquire().await
+        };
+        tokio::pin!(turn);
+        loop {
+            tokio::select! {
+                biased;
+                next = self.consumer.next(), if !batch.is_full() => {
+                    batch.take(next.context("the queue is gone")??);
+                }
+                turn = &mut turn => return Ok(Some((batch, turn?))),
+            }
         }
-        Ok(Some(batch))
     }
 
     /// Writes a batch, parks what cannot be written, notes a barrier; then acknowledges all of it.
@@ -131,7 +148,7 @@ impl Writer<'_> {
             };
             anyhow::ensure!(began.elapsed() < PATIENCE && !*stop.borrow(), "postgresql is away: {away}");
             self.context.metrics.retry("orders");
-            tokio::time::sleep(wait).await;
+            sleep(wait).await;
             wait = (wait * 2).min(WAITS[1]);
         }
     }
