@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use rand::rngs::StdRng;
@@ -98,6 +99,8 @@ pub struct Plan {
     pub faults: bool,
     /// Which share of the orders is paid.
     pub paid: f64,
+    /// How long a buyer needs to pay at most; at least a tenth of it.
+    pub pay_after: Duration,
     /// Price of a unit.
     pub price: i64,
     /// Units that a user may hold.
@@ -118,6 +121,7 @@ impl Plan {
             mint: false,
             faults: false,
             paid: 0.0,
+            pay_after: Duration::from_millis(1_500),
             price: 100,
             per_user: 1,
             bots: 0,
@@ -258,7 +262,9 @@ impl Crowd {
             more.extend(self.second(shot.buyer, later));
         }
         if held && self.random.random_bool(self.plan.paid) {
-            more.extend(self.payment(shot, later));
+            let most = u64::try_from(self.plan.pay_after.as_micros()).unwrap_or(u64::MAX).max(1);
+            let due = now + self.random.random_range(most / 10..=most);
+            more.extend(self.payment(shot, due));
         }
     }
 

@@ -24,7 +24,8 @@ type Run<'a> = Box<dyn Fn() -> Result<bool> + 'a>;
 /// Runs every drill, also after one that failed; whether all are good.
 pub fn run(setting: &Setting, ask: &All) -> Result<bool> {
     let pick = |full: u32, small: u32| if ask.small { small } else { full };
-    let sell = |buyers, units| SellOut { buyers, units, rate: 8_000, paid: 50, bots: 4_000 };
+    let pay_after = pick(20, 1);
+    let sell = |buyers, units| SellOut { buyers, units, rate: 8_000, paid: 50, pay_after, bots: 4_000 };
     let few = sell(pick(20_000, 300), pick(1_000, 50));
     let many = sell(pick(120_000, 600), pick(100_000, 400));
     let expiry = Expiry { units: pick(1_000, 40), again: pick(2, 1), pay_within: 3 };

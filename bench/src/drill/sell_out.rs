@@ -28,6 +28,9 @@ pub struct SellOut {
     /// Share of the orders that is paid, in percent; the rest is left to expire after 15 minutes
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(0..=100))]
     pub paid: u32,
+    /// How many seconds a buyer needs to pay, at most; at least a tenth of it
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=600))]
+    pub pay_after: u32,
     /// Requests of bots, all from one address; enough of them meet the bucket of 1,000/s
     #[arg(long, default_value_t = 4_000)]
     pub bots: u32,
@@ -42,7 +45,13 @@ pub fn run(setting: &Setting, ask: &SellOut) -> Result<bool> {
     let offer = Offer { stock: ask.units, per_user: 1, price: 19_900, pay_within: 900 };
     let mut scene = Scene::open(setting, offer, ask.buyers)?;
     let profile = if ask.rate == 0 { Profile::Step } else { Profile::Rate(f64::from(ask.rate)) };
-    let plan = Plan { mixed: true, paid: f64::from(ask.paid) / 100.0, bots: ask.bots, ..scene.plan(profile) };
+    let plan = Plan {
+        mixed: true,
+        paid: f64::from(ask.paid) / 100.0,
+        pay_after: Duration::from_secs(u64::from(ask.pay_after)),
+        bots: ask.bots,
+        ..scene.plan(profile)
+    };
     let mut crowd = Crowd::new(&scene.buyers, (0..ask.buyers).collect(), plan);
     let (demand, requests) = (crowd.demand(), crowd.requests());
     let mut tally = scene.tally("sell-out", requests)?;
