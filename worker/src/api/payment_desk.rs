@@ -39,12 +39,12 @@ impl Metrics {
         // 1 to 256.
         let (waiting, group) = (Gauge::default(), Histogram::new(exponential_buckets(1.0, 2.0, 9)));
         registry.register(
-            "payment_notices_waiting",
+            "api_payment_notices_waiting",
             "Payment notices that wait to be booked",
             waiting.clone(),
         );
         let help = "Payment notices that were booked in one transaction";
-        registry.register("payment_notices_group", help, group.clone());
+        registry.register("api_payment_notices_group", help, group.clone());
         Self { waiting, group }
     }
 }
