@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -160,6 +161,8 @@ impl Asked {
 pub(crate) struct Echo {
     pub(crate) address: SocketAddr,
     asked: Arc<Mutex<Vec<Asked>>>,
+    /// As a back office: whether its books are away.
+    pub(crate) away: Arc<AtomicBool>,
 }
 
 impl Echo {
@@ -167,14 +170,15 @@ impl Echo {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let asked = Arc::new(Mutex::new(Vec::new()));
-        let log = asked.clone();
+        let away = Arc::new(AtomicBool::new(false));
+        let (log, gone) = (asked.clone(), away.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let log = log.clone();
-                std::thread::spawn(move || serve(stream, &log));
+                let (log, gone) = (log.clone(), gone.clone());
+                std::thread::spawn(move || serve(stream, &log, &gone));
             }
         });
-        Self { address, asked }
+        Self { address, asked, away }
     }
 
     /// The last request.
@@ -187,7 +191,7 @@ impl Echo {
     }
 }
 
-fn serve(stream: TcpStream, log: &Mutex<Vec<Asked>>) {
+fn serve(stream: TcpStream, log: &Mutex<Vec<Asked>>, away: &AtomicBool) {
     let mut connection = Connection { reader: BufReader::new(stream) };
     while let Some(asked) = request(&mut connection) {
         let path = asked.path.clone();
@@ -206,8 +210,10 @@ fn serve(stream: TcpStream, log: &Mutex<Vec<Asked>>) {
             }
             _ => "{}".to_owned(),
         };
+        let away = path == "/internal/v1/ready" && away.load(Ordering::Relaxed);
+        let status = if away { "503 Service Unavailable" } else { "200 OK" };
         connection.send(format!(
-            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         ));
     }

@@ -1,5 +1,6 @@
 //! Starting, checking, watching and stopping an edge.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::client::{Connection, Echo};
@@ -108,6 +109,22 @@ fn the_private_listener_tells_how_it_goes() {
     for line in [counted, "sluice_http_request_seconds_bucket", "sluice_relay_held"] {
         assert!(text.contains(line), "{line} in {text}");
     }
+}
+
+#[test]
+fn ready_says_whether_the_workers_reach_their_books() {
+    let office = Echo::start();
+    let edge = Edge::selling(&[("api.address", &format!("\"{}\"", office.address))]);
+    let reasons = || edge.ready().json()["reasons"].to_string();
+    let well =
+        || office.count() > 0 && !reasons().contains("back office") && !reasons().contains("postgresql");
+    eventually("nothing is wrong with them", well);
+    office.away.store(true, Ordering::Relaxed);
+    eventually("the books are away", || reasons().contains("postgresql is away"));
+    // Orders are accepted all the same.
+    assert_eq!(edge.ready().status, 200);
+    office.away.store(false, Ordering::Relaxed);
+    eventually("they are back", well);
 }
 
 #[test]
