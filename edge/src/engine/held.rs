@@ -20,19 +20,21 @@ use super::room::Place;
 
 /// Names one stay of an order; an order that comes again under a newer epoch gets a newer one. They
 /// grow in the order of acceptance.
-pub(crate) type Ticket = u64;
+pub type Ticket = u64;
 
 /// What is published for an order, and what is deleted after.
 #[derive(Debug)]
-pub(crate) struct Parcel {
-    pub(crate) order: OrderId,
-    pub(crate) shelf: Arc<Shelf>,
+pub struct Parcel {
+    /// Which order.
+    pub order: OrderId,
+    /// The segment that it was taken from.
+    pub shelf: Arc<Shelf>,
     /// Epoch of the reply that it was accepted by.
-    pub(crate) stamp: u64,
+    pub stamp: u64,
     /// Epoch and sequence of its journal entry.
-    pub(crate) entry: (u64, u64),
+    pub entry: (u64, u64),
     /// The message.
-    pub(crate) body: Vec<u8>,
+    pub body: Vec<u8>,
 }
 
 impl Parcel {
@@ -46,16 +48,18 @@ impl Parcel {
 
 /// An order that is to be held.
 #[derive(Debug)]
-pub(crate) struct Arrival {
-    pub(crate) parcel: Parcel,
-    pub(crate) place: Place,
+pub struct Arrival {
+    /// What is published for it.
+    pub parcel: Parcel,
+    /// The place that it takes up.
+    pub place: Place,
     /// Told when the broker has it.
-    pub(crate) waiter: Option<oneshot::Sender<()>>,
+    pub waiter: Option<oneshot::Sender<()>>,
 }
 
 /// The epoch is closed: the outcome counts as unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Closed;
+pub struct Closed;
 
 #[derive(Debug)]
 struct Entry {
@@ -76,7 +80,7 @@ struct Epochs {
 
 /// All orders held.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub struct Held {
     next: Ticket,
     entries: BTreeMap<Ticket, Entry>,
     tickets: AHashMap<OrderId, Ticket>,
@@ -85,14 +89,15 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    pub(crate) fn new(shards: u16) -> Self {
+    /// Nothing is held yet, for so many write queues.
+    pub fn new(shards: u16) -> Self {
         let lanes = (0..shards.max(1)).map(|_| Lane::default()).collect();
         let (entries, tickets, shelves) = Default::default();
         Self { next: 0, entries, tickets, lanes, shelves }
     }
 
     /// Holds what one reply of `epoch` accepted: all of it, or nothing when the epoch is closed.
-    pub(crate) fn accept(
+    pub fn accept(
         &mut self,
         shelf: &Shelf,
         epoch: u64,
@@ -110,7 +115,7 @@ impl Held {
 
     /// Takes in an entry that somebody left in the journal, unless it is held already or its epoch is
     /// closed: those the warden drains, and the closing would never end.
-    pub(crate) fn adopt(&mut self, parcel: Parcel, place: Place, now: Instant) -> bool {
+    pub fn adopt(&mut self, parcel: Parcel, place: Place, now: Instant) -> bool {
         if parcel.stamp <= self.closed(&parcel.shelf) || self.holds(&parcel.order) {
             return false;
         }
@@ -166,7 +171,7 @@ impl Held {
 
     /// Up to `most` orders to publish now, the oldest first; they count as sent until confirmed, failed
     /// or [`Self::broken`].
-    pub(crate) fn take(&mut self, most: usize, now: Instant) -> Vec<(Ticket, usize, Arc<Parcel>)> {
+    pub fn take(&mut self, most: usize, now: Instant) -> Vec<(Ticket, usize, Arc<Parcel>)> {
         let mut taken = Vec::new();
         while taken.len() < most {
             let first = |(at, lane): (usize, &Lane)| lane.first(now).map(|ticket| (ticket, at));
@@ -180,7 +185,7 @@ impl Held {
     }
 
     /// The broker has these: they are let go. What comes out is to be deleted from the journal.
-    pub(crate) fn confirmed(&mut self, tickets: &[Ticket]) -> Vec<Arc<Parcel>> {
+    pub fn confirmed(&mut self, tickets: &[Ticket]) -> Vec<Arc<Parcel>> {
         let mut done = Vec::with_capacity(tickets.len());
         for ticket in tickets {
             let Some(entry) = self.forget(*ticket) else { continue };
@@ -202,23 +207,23 @@ impl Held {
     }
 
     /// The connection is gone: whatever was sent is unknown, and will be sent again.
-    pub(crate) fn broken(&mut self) {
+    pub fn broken(&mut self) {
         self.lanes.iter_mut().for_each(Lane::broken);
     }
 
     /// Closes an epoch and all before it, for good.
-    pub(crate) fn close(&mut self, shelf: &Shelf, epoch: u64) {
+    pub fn close(&mut self, shelf: &Shelf, epoch: u64) {
         let epochs = self.shelves.entry(shelf.clone()).or_default();
         epochs.closed = epochs.closed.max(epoch);
     }
 
     /// The newest closed epoch of a segment; 0 when none is.
-    pub(crate) fn closed(&self, shelf: &Shelf) -> u64 {
+    pub fn closed(&self, shelf: &Shelf) -> u64 {
         self.shelves.get(shelf).map_or(0, |epochs| epochs.closed)
     }
 
     /// Segments whose closed epoch holds nothing any more, with that epoch.
-    pub(crate) fn nothing_held(&self) -> BTreeMap<String, u64> {
+    pub fn nothing_held(&self) -> BTreeMap<String, u64> {
         let empty = self.shelves.iter().filter(|(_, epochs)| {
             epochs.closed > 0 && epochs.held.keys().next().is_none_or(|oldest| *oldest > epochs.closed)
         });

@@ -6,22 +6,23 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Places for orders; a place is taken before an order is asked for and kept while it is held, so that
 /// no answer of the script can find the held orders full.
 #[derive(Debug, Clone)]
-pub(crate) struct Room {
+pub struct Room {
     taken: Arc<AtomicUsize>,
     most: usize,
 }
 
 /// One place; given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Place(Arc<AtomicUsize>);
+pub struct Place(Arc<AtomicUsize>);
 
 impl Room {
-    pub(crate) fn new(most: usize) -> Self {
+    /// Room for so many.
+    pub fn new(most: usize) -> Self {
         Self { taken: Arc::default(), most }
     }
 
     /// A place, while there is one.
-    pub(crate) fn take(&self) -> Option<Place> {
+    pub fn take(&self) -> Option<Place> {
         let place = Place(Arc::clone(&self.taken));
         // Counted first: the place gives back what it counted also when it was one too many.
         (self.taken.fetch_add(1, Ordering::Relaxed) < self.most).then_some(place)

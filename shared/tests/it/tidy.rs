@@ -31,7 +31,7 @@ fn files(folders: &[&str], ending: &str) -> Vec<(String, String)> {
 }
 
 fn rust() -> Vec<(String, String)> {
-    files(&["shared", "edge", "worker", "nginx-compat", "bench"], ".rs")
+    files(&["shared", "edge", "worker", "nginx-compat", "bench", "model"], ".rs")
 }
 
 #[test]

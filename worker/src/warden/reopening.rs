@@ -22,7 +22,7 @@ const AGAIN: Duration = Duration::from_millis(100);
 const FROZEN: Duration = Duration::from_secs(5);
 
 /// What to do next.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Command {
     /// End the lease, and ask the edges to close the epoch.
     Close,
@@ -74,7 +74,7 @@ pub enum Event {
 }
 
 /// Where a re-opening stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Stage {
     /// Freezing.
     Closing,
@@ -108,7 +108,7 @@ impl Stage {
 }
 
 /// One re-opening.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Reopening {
     stage: Stage,
     epoch: u64,
