@@ -1,6 +1,7 @@
 //! What must never be.
 
-use crate::state::{Call, Cell, Life, ORDERS, Row, State};
+use crate::bounds::ORDERS;
+use crate::state::{Call, Cell, Life, Row, State};
 use crate::step::World;
 use crate::warden::IDLE;
 

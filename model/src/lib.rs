@@ -8,6 +8,7 @@
 //! Bounds: one segment, one unit an order, three orders, two edges, five epochs. Outside the model:
 //! stock changes, refunds, several segments, several brokers, faults of PostgreSQL.
 
+pub mod bounds;
 pub mod explore;
 pub mod judge;
 pub mod memory;

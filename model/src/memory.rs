@@ -11,7 +11,8 @@ use sluice_edge::engine::room::Room;
 use sluice_shared::ids::{OrderId, SaleId};
 use sluice_shared::keys::Shelf;
 
-use crate::state::{Memory, ORDERS};
+use crate::bounds::ORDERS;
+use crate::state::Memory;
 
 /// What is done to a memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -2,7 +2,7 @@
 
 pub use sluice_shared::sale::AcceptAfter;
 
-use crate::state::{CALLS, ORDERS};
+use crate::bounds::{CALLS, ORDERS};
 
 /// Who buys what through which edge.
 #[derive(Debug, Clone, Copy)]

@@ -1,15 +1,7 @@
 //! One moment of the whole system, small enough for millions of them.
 
+use crate::bounds::{CALLS, EDGES, EPOCHS, ORDERS};
 use crate::rules::Faults;
-
-/// Orders.
-pub const ORDERS: usize = 3;
-/// Edges.
-pub const EDGES: usize = 2;
-/// Attempts to buy.
-pub const CALLS: usize = 3;
-/// Epochs 1 to this one.
-pub const EPOCHS: u8 = 5;
 
 /// An order in Redis' order map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]

@@ -5,9 +5,10 @@ mod reopening;
 mod selling;
 mod writing;
 
+use crate::bounds::{CALLS, EDGES, ORDERS};
 use crate::memory::Holder;
 use crate::rules::{Faults, Rules, Shape};
-use crate::state::{Books, CALLS, Call, Data, EDGES, Edge, ORDERS, Redis, Row, State};
+use crate::state::{Books, Call, Data, Edge, Redis, Row, State};
 use crate::warden::{Happened, IDLE, Reopenings};
 
 /// One step, for traces. Numbers are of calls, edges and orders; the last of a message is its epoch.

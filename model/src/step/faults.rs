@@ -1,7 +1,8 @@
 //! What breaks, and what comes back by itself.
 
+use crate::bounds::{EDGES, ORDERS};
 use crate::rules::Faults;
-use crate::state::{Call, Data, EDGES, Edge, Life, ORDERS, Redis, Row, State};
+use crate::state::{Call, Data, Edge, Life, Redis, Row, State};
 use crate::step::{Next, Step, World};
 use crate::warden::IDLE;
 

@@ -2,8 +2,9 @@
 
 use sluice_worker::warden::reopening::Command;
 
+use crate::bounds::{EDGES, EPOCHS, ORDERS};
 use crate::rules::Raises;
-use crate::state::{Cell, Data, EDGES, EPOCHS, Edge, Life, ORDERS, Redis, Row, State};
+use crate::state::{Cell, Data, Edge, Life, Redis, Row, State};
 use crate::step::{Next, Step, World};
 use crate::warden::{Happened, IDLE};
 

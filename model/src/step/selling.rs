@@ -1,8 +1,9 @@
 //! Buyers, reserve.lua and edges.
 
+use crate::bounds::{EDGES, ORDERS};
 use crate::memory::Deed;
 use crate::rules::{AcceptAfter, Raises};
-use crate::state::{Call, Cell, EDGES, Life, ORDERS, Redis, Said, State};
+use crate::state::{Call, Cell, Life, Redis, Said, State};
 use crate::step::{Next, Step, World};
 use crate::warden::IDLE;
 

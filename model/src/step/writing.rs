@@ -1,7 +1,8 @@
 //! The way to the books: network, broker, writers, outbox, and the warden's reconciling.
 
+use crate::bounds::{EDGES, EPOCHS, ORDERS};
 use crate::memory::Deed;
-use crate::state::{Call, Cell, EDGES, EPOCHS, Life, ORDERS, Row, State, WARDEN};
+use crate::state::{Call, Cell, Life, Row, State, WARDEN};
 use crate::step::{Next, Step, World};
 
 impl World {
