@@ -80,8 +80,11 @@ demo_token_ready() {
 
 demo_start() {
   DEMO_RUN=$(date +%s)-$$ DEMO_TROUBLE=''
-  # A Redis that was lost is restored first, which may take some seconds.
-  if ! wait_until 60 demo_step; then
+  # The wardens look through every sale first: seconds, and a minute where there are millions of orders.
+  if ! wait_until 15 demo_step; then
+    step 'waiting for the wardens, who compare every sale with the books (.run/logs/warden-1.log)'
+  fi
+  if ! wait_until 285 demo_step; then
     warn "the demo sale cannot be bought from: $(demo_public || echo 'the edge does not answer')"
     [ -z "$DEMO_TROUBLE" ] || warn "$DEMO_TROUBLE"
     (fail_with_log worker 'see also edge.log, warden-1.log and warden-2.log') || true
