@@ -1,5 +1,7 @@
 //! The books as an auditor reads them: one snapshot, page by page, nothing written.
 
+use std::time::Duration;
+
 use sqlx::{Postgres, Transaction};
 
 use sluice_shared::clock::Millis;
@@ -38,10 +40,14 @@ pub struct OrderFact {
     pub amount: i64,
     /// Money to give back.
     pub refund: Refund,
+    /// When the units were taken.
+    pub accepted: Millis,
     /// When the row was written.
     pub created: Millis,
     /// When it last changed.
     pub updated: Millis,
+    /// When payment is due.
+    pub pay_before: Millis,
 }
 
 /// A sale's row.
@@ -57,6 +63,8 @@ pub struct SaleFact {
     pub epochs: Vec<u64>,
     /// Whether it was ever put on the shelf.
     pub shelved: bool,
+    /// The longest time to pay that it ever gave.
+    pub pay_within: Duration,
     /// When it ended, or was closed after that.
     pub over: Millis,
     /// PostgreSQL's clock at the snapshot.
@@ -121,7 +129,7 @@ pub struct Books {
     sale: SaleId,
 }
 
-type OrderLine = (String, String, bool, String, String, i64, i64, i64, String, i64, i64);
+type OrderLine = (String, String, bool, String, String, i64, i64, i64, String, i64, i64, i64, i64);
 type LedgerLine = (String, i64, String, Option<String>, Option<String>, i64, i64, Vec<u8>);
 
 impl Store {
@@ -147,15 +155,18 @@ impl Store {
 impl Books {
     /// The sale itself; `None` when there is none of that name.
     pub async fn sale(&mut self) -> Result<Option<SaleFact>, StoreError> {
-        let row: Option<(i32, String, i16, i64, i64)> = sqlx::query_as(
+        let row: Option<(i32, String, i16, i64, i64, i32)> = sqlx::query_as(
             "SELECT number, step, segments, (extract(epoch from greatest(ends_at, updated_at)) * 1000)::bigint,
-                    (extract(epoch from now()) * 1000)::bigint
+                    (extract(epoch from now()) * 1000)::bigint,
+                    greatest(pay_within_seconds, (
+                        SELECT max((before->>'pay_within_seconds')::integer) FROM audit_log
+                        WHERE target = 'sale:' || $1))
              FROM sales WHERE sale = $1",
         )
         .bind(self.sale.as_str())
         .fetch_optional(&mut *self.snapshot)
         .await?;
-        let Some((number, step, segments, over, now)) = row else { return Ok(None) };
+        let Some((number, step, segments, over, now, pay_within)) = row else { return Ok(None) };
         let rows: Vec<(i16, i64, bool)> =
             sqlx::query_as("SELECT segment, epoch, shelved_at IS NOT NULL FROM segments WHERE sale = $1")
                 .bind(self.sale.as_str())
@@ -171,7 +182,8 @@ impl Books {
         let step = SaleStep::parse(&step).ok_or_else(|| StoreError::Broken(format!("step {step:?}")))?;
         let number = u32::try_from(number).unwrap_or(0);
         let (sale, over, now) = (self.sale.clone(), Millis(over), Millis(now));
-        Ok(Some(SaleFact { sale, number, step, epochs, shelved, over, now }))
+        let pay_within = Duration::from_secs(u64::try_from(pay_within).unwrap_or(0));
+        Ok(Some(SaleFact { sale, number, step, epochs, shelved, pay_within, over, now }))
     }
 
     /// Its offers.
@@ -324,7 +336,9 @@ pub(super) async fn orders_after(
     let rows: Vec<OrderLine> = sqlx::query_as(
         "SELECT id, state, live, lines, user_id, epoch, seq, amount, refund,
                 (extract(epoch from created_at) * 1000)::bigint,
-                (extract(epoch from updated_at) * 1000)::bigint
+                (extract(epoch from updated_at) * 1000)::bigint,
+                (extract(epoch from pay_before) * 1000)::bigint,
+                (extract(epoch from accepted_at) * 1000)::bigint
          FROM orders WHERE sale = $1 AND id > $2 ORDER BY id LIMIT $3",
     )
     .bind(sale.as_str())
@@ -336,7 +350,7 @@ pub(super) async fn orders_after(
 }
 
 fn fact(line: OrderLine) -> Result<(OrderId, OrderFact), StoreError> {
-    let (name, state, live, lines, user, epoch, seq, amount, refund, created, updated) = line;
+    let (name, state, live, lines, user, epoch, seq, amount, refund, created, updated, due, accepted) = line;
     let broken = |what: &str| StoreError::Broken(format!("order {name}: {what}"));
     let fact = OrderFact {
         state: OrderState::parse(&state).ok_or_else(|| broken("state"))?,
@@ -347,8 +361,10 @@ fn fact(line: OrderLine) -> Result<(OrderId, OrderFact), StoreError> {
         seq: unsigned(seq),
         amount,
         refund: Refund::parse(&refund).ok_or_else(|| broken("refund"))?,
+        accepted: Millis(accepted),
         created: Millis(created),
         updated: Millis(updated),
+        pay_before: Millis(due),
     };
     Ok((order(&name)?, fact))
 }

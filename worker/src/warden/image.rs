@@ -93,6 +93,8 @@ pub struct Image {
     pub torn: Vec<String>,
     /// How many of the segment's keys exist.
     pub keys: usize,
+    /// Keys that will run out by themselves.
+    pub mortal: Vec<String>,
 }
 
 impl Head {
@@ -148,6 +150,12 @@ impl Image {
         let mut exists = cmd("EXISTS");
         exists.arg(&keys[..]);
         image.keys = redis.run("looking for the segment", &exists).await?;
+        for key in keys {
+            let left: i64 = redis.run("looking how long a key lives", cmd("PTTL").arg(&key)).await?;
+            if left >= 0 {
+                image.mortal.push(key);
+            }
+        }
         // The journal first: an entry that leaves it meanwhile has its order in the map all the same.
         image.read_journal(redis, shelf).await?;
         image.head = Head::read(redis, shelf).await?;

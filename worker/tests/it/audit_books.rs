@@ -13,13 +13,13 @@ use sqlx::AssertSqlSafe;
 use crate::warden_world::{Edge, Place, Process, user};
 
 /// One order of every kind.
-struct Books {
-    place: Place,
+pub struct Books {
+    pub place: Place,
     _edge: Edge,
     _warden: Process,
-    unpaid: OrderId,
-    paid: OrderId,
-    cancelled: OrderId,
+    pub unpaid: OrderId,
+    pub paid: OrderId,
+    pub cancelled: OrderId,
 }
 
 async fn notice(place: &Place, order: &OrderId, payment: &str, status: NoticeStatus) {
@@ -48,7 +48,7 @@ async fn release(place: &Place, orders: &[(&OrderId, &str, OrderState)]) {
     place.db.run("UPDATE outbox SET published_at = now()").await;
 }
 
-async fn books() -> Books {
+pub async fn books() -> Books {
     let (place, warden, _orders, edge) = Place::open(10).await;
     let unpaid = place.bought(&edge.instance, "ann").await.order;
     let paid = place.bought(&edge.instance, "bob").await.order;
@@ -64,18 +64,18 @@ async fn books() -> Books {
 }
 
 impl Books {
-    async fn judge(&self, depths: Option<Depths>) -> SaleReport {
+    pub async fn judge(&self, depths: Option<Depths>) -> SaleReport {
         let place = &self.place;
         let seen = gather(&place.db.store, &place.redis, &place.shelf.sale).await.unwrap();
         judge(&seen, depths)
     }
 
-    async fn sql(&self, text: String) {
+    pub async fn sql(&self, text: String) {
         sqlx::raw_sql(AssertSqlSafe(text)).execute(&self.place.db.pool).await.unwrap();
     }
 }
 
-fn broken(report: &SaleReport) -> Vec<&'static str> {
+pub fn broken(report: &SaleReport) -> Vec<&'static str> {
     let mut names: Vec<_> = report.equations.iter().filter(|e| !e.holds).map(|e| e.name).collect();
     names.dedup();
     names

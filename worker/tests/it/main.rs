@@ -10,6 +10,7 @@ mod api_sales;
 mod api_stock;
 mod api_world;
 mod audit_books;
+mod audit_traps;
 mod explain_order;
 mod harness;
 mod orders_poison;

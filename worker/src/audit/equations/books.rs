@@ -29,6 +29,22 @@ pub(super) fn judge(all: &Gathered, sheet: &mut Sheet) {
     strangers(all, sheet);
     payments(all, sheet);
     epochs(all, sheet);
+    deadlines(all, sheet);
+}
+
+/// An unpaid order may be overdue by so much: the timeout role looks every second.
+const OVERDUE_MS: i64 = 60_000;
+
+/// No unpaid order outlives its deadline, and no deadline is later than its sale ever allowed.
+fn deadlines(all: &Gathered, sheet: &mut Sheet) {
+    let longest = i64::try_from(all.sale.pay_within.as_millis()).unwrap_or(i64::MAX);
+    let unpaid = || all.orders.iter().filter(|(_, row)| row.state == OrderState::PendingPayment);
+    let late = |row: &OrderFact| row.pay_before.0.saturating_add(OVERDUE_MS) < all.sale.now.0;
+    // Times are rounded to milliseconds, each by itself.
+    let moved = |row: &OrderFact| row.pay_before.0 - row.created.0 > longest.saturating_add(1);
+    let wrong = unpaid().filter(|(_, row)| late(row) || moved(row)).map(|(order, _)| order.to_string());
+    let title = ("P6", "every unpaid order ends when its time to pay is over");
+    sheet.each(title, "", unpaid().count(), wrong.collect());
 }
 
 fn offers(offer: &OfferFact, chain: &Chain, all: &Gathered, sheet: &mut Sheet) {

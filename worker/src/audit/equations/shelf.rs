@@ -18,6 +18,8 @@ pub(super) fn judge(seen: &Seen, all: &Gathered, sheet: &mut Sheet) {
         torn.push("stock".to_owned());
     }
     sheet.each(("R0", "every field can be read"), &name, image.orders.len() + image.marks.len() + 2, torn);
+    let title = ("R4", "no key of the sale runs out by itself");
+    sheet.each(title, &name, image.keys, image.mortal.clone());
     units(seen, all, sheet);
     journal(seen, sheet);
     sequence(seen, all, sheet);

@@ -30,7 +30,9 @@ impl Store {
         let rows: Vec<OrderLine> = sqlx::query_as(
             "SELECT id, state, live, lines, user_id, epoch, seq, amount, refund,
                     (extract(epoch from created_at) * 1000)::bigint,
-                    (extract(epoch from updated_at) * 1000)::bigint
+                    (extract(epoch from updated_at) * 1000)::bigint,
+                    (extract(epoch from pay_before) * 1000)::bigint,
+                    (extract(epoch from accepted_at) * 1000)::bigint
              FROM orders WHERE id = ANY($1) AND NOT live
                AND updated_at < now() - make_interval(secs => $2)",
         )
