@@ -11,7 +11,9 @@ use sluice_shared::ids::UserId;
 use sluice_shared::jwt::sign_hs256;
 
 use crate::compare::{self, Compare};
-use crate::drill::{Setting, all, broker_outage, burst, expiry, kill, lost_reply, payments, sell_out};
+use crate::drill::{
+    Setting, all, broker_outage, burst, expiry, kill, lost_data, lost_reply, payments, sell_out,
+};
 use crate::environment::Environment;
 
 /// Load and drills for a running Sluice: what it promises is shown, what it costs is counted.
@@ -67,6 +69,8 @@ enum Drill {
     BrokerOutage(broker_outage::BrokerOutage),
     /// Edge, worker and wardens are killed in mid-sale
     Kill(kill::Kill),
+    /// Redis dies in mid-sale and comes back without its data
+    LostData(lost_data::LostData),
     /// Answers are lost, and the same tokens sent again
     LostReply(lost_reply::LostReply),
     /// As many orders as gate and Redis can take
@@ -84,6 +88,7 @@ impl Drill {
             Self::Expiry(ask) => expiry::run(setting, ask),
             Self::BrokerOutage(ask) => broker_outage::run(setting, ask),
             Self::Kill(ask) => kill::run(setting, ask),
+            Self::LostData(ask) => lost_data::run(setting, ask),
             Self::LostReply(ask) => lost_reply::run(setting, ask),
             Self::Burst(ask) => burst::run(setting, ask),
             Self::Payments(ask) => payments::run(setting, ask),

@@ -5,6 +5,7 @@ pub mod broker_outage;
 pub mod burst;
 pub mod expiry;
 pub mod kill;
+pub mod lost_data;
 pub mod lost_reply;
 pub mod payments;
 pub mod sell_out;
@@ -14,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use sluice_shared::ids::{OrderId, SaleId};
 
@@ -78,6 +79,15 @@ pub struct Scene {
     /// Servers that have to answer die meanwhile.
     pub faults: bool,
     base: Instant,
+}
+
+/// Whether the edge is ready and no sale is frozen.
+fn sells_again(environment: &Environment) -> Result<()> {
+    let ready = b"GET /-/ready HTTP/1.1\r\nHost: edge\r\nConnection: close\r\n\r\n";
+    let reply = call(environment.edge_admin, ready);
+    let answer = reply.answer();
+    let frozen = String::from_utf8_lossy(answer.body).contains("frozen");
+    if answer.outcome == OK && !frozen { Ok(()) } else { bail!("a sale is still frozen") }
 }
 
 impl Scene {

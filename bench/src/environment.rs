@@ -19,6 +19,8 @@ pub struct Environment {
     pub api: SocketAddrV4,
     /// The AMQP listener.
     pub amqp: SocketAddrV4,
+    /// Redis.
+    pub redis: SocketAddrV4,
     /// Bearer token of the administrator.
     pub admin_token: String,
     /// Signs buyers' JWTs.
@@ -55,6 +57,7 @@ impl Environment {
             edge_admin: loopback(&need("SLUICE_EDGE_ADMIN_URL")?)?,
             api: loopback(&need("SLUICE_API_URL")?)?,
             amqp: loopback(&need("SLUICE_AMQP_URL")?)?,
+            redis: loopback(&need("SLUICE_REDIS_URL")?)?,
             admin_token: need("SLUICE_ADMIN_TOKEN")?,
             jwt_secret: need("SLUICE_JWT_SECRET")?,
             token_secret: need("SLUICE_TOKEN_SECRET")?,

@@ -53,6 +53,16 @@ impl Shelf {
         self.key("journal")
     }
 
+    /// `meta`, `stock`, `orders` and `journal` while they are made anew from the books.
+    pub fn staged(&self) -> [String; 4] {
+        ["meta", "stock", "orders", "journal"].map(|what| self.key(&format!("staged:{what}")))
+    }
+
+    /// The same as they were when they had lost data; kept for a day.
+    pub fn lost(&self) -> [String; 4] {
+        ["meta", "stock", "orders", "journal"].map(|what| self.key(&format!("lost:{what}")))
+    }
+
     /// What the scripts of one epoch carry in their text.
     pub fn fence(&self, epoch: u64) -> String {
         format!("{}:{}:{epoch}", self.sale, self.segment)
@@ -74,8 +84,8 @@ impl Shelf {
     }
 }
 
-/// Channel of one sale: `release <sku>` when units came back, `order <32 hex> <record>` when a
-/// record changed.
+/// Channel of one sale, some lines a message: `release <sku>` when units came back, `order <32 hex>
+/// <record>` when a record changed.
 pub fn sale_channel(sale: &SaleId) -> String {
     format!("sluice:sale:{sale}")
 }

@@ -47,6 +47,7 @@ const PRELOAD: Script = script!("preload",);
 const CONTROL: Script = script!("control",);
 const LEASE: Script = script!("lease", "record");
 const RAISE: Script = script!("raise",);
+const RESTORE: Script = script!("restore",);
 const LEAD: Script = script!("lead",);
 const SCHEDULE: Script = script!("schedule",);
 const CLAIM: Script = script!("claim", "record");
@@ -55,9 +56,9 @@ const RECOVER: Script = script!("recover", "record");
 
 impl Script {
     /// Every script there is.
-    pub const ALL: [Self; 13] = [
-        RESERVE, RELEASE, SETTLE, ADJUST, PRELOAD, CONTROL, LEASE, RAISE, LEAD, SCHEDULE, CLAIM, FINISH,
-        RECOVER,
+    pub const ALL: [Self; 14] = [
+        RESERVE, RELEASE, SETTLE, ADJUST, PRELOAD, CONTROL, LEASE, RAISE, RESTORE, LEAD, SCHEDULE, CLAIM,
+        FINISH, RECOVER,
     ];
 
     /// The text that Redis runs. The fence is the only thing that is ever formatted into a script,

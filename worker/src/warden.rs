@@ -8,7 +8,7 @@
 //!   leaders.
 //! - [`shelves`] brings sales from PostgreSQL into Redis, and notices when Redis is not the one that
 //!   was opened: then [`reopen`] goes the whole way of [`reopening`], to be sure that nothing accepted
-//!   is lost and nothing is sold twice.
+//!   is lost and nothing is sold twice; what Redis has lost, [`restore`](mod@restore) puts back.
 //! - [`roll`] keeps the [`register`] of edges.
 //! - [`reconcile`] publishes what has no row, releases what is dead, and measures drift.
 
@@ -22,6 +22,7 @@ pub mod reconcile;
 pub mod register;
 pub mod reopen;
 pub mod reopening;
+mod restore;
 pub mod roll;
 pub mod shelves;
 pub mod verify;

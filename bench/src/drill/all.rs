@@ -6,10 +6,11 @@ use super::broker_outage::{BrokerOutage, How};
 use super::burst::Burst;
 use super::expiry::Expiry;
 use super::kill::Kill;
+use super::lost_data::LostData;
 use super::lost_reply::LostReply;
 use super::payments::Payments;
 use super::sell_out::SellOut;
-use super::{Setting, broker_outage, burst, expiry, kill, lost_reply, payments, sell_out};
+use super::{Setting, broker_outage, burst, expiry, kill, lost_data, lost_reply, payments, sell_out};
 
 /// What is asked for.
 #[derive(Debug, Clone, clap::Args)]
@@ -31,6 +32,7 @@ pub fn run(setting: &Setting, ask: &All) -> Result<bool> {
     let expiry = Expiry { units: pick(1_000, 40), again: pick(2, 1), pay_within: 3 };
     let outage = |how| BrokerOutage { how, seconds: pick(60, 3), rate: pick(2_000, 200) };
     let kills = Kill { kills: pick(20, 1), servers: pick(2, 1), rate: pick(500, 100) };
+    let data = LostData { times: pick(3, 1), rate: pick(500, 100) };
     let lost = LostReply { units: pick(60, 8) };
     let burst = Burst { orders: pick(300_000, 5_000), rounds: pick(3, 0) };
     let drills: Vec<(&str, Run<'_>)> = vec![
@@ -40,6 +42,7 @@ pub fn run(setting: &Setting, ask: &All) -> Result<bool> {
         ("broker-outage", Box::new(|| broker_outage::run(setting, &outage(How::Stop)))),
         ("broker-outage, alarm", Box::new(|| broker_outage::run(setting, &outage(How::Alarm)))),
         ("kill", Box::new(|| kill::run(setting, &kills))),
+        ("lost-data", Box::new(|| lost_data::run(setting, &data))),
         ("lost-reply", Box::new(|| lost_reply::run(setting, &lost))),
         ("burst", Box::new(|| burst::run(setting, &burst))),
         ("payments", Box::new(|| payments::run(setting, &Payments { race: false }))),

@@ -11,7 +11,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 
-use super::{Scene, Setting, wait_for};
+use super::{Scene, Setting, sells_again, wait_for};
 use crate::admin::{Admin, Offer};
 use crate::client::call::call;
 use crate::client::outcome::OK;
@@ -118,12 +118,7 @@ impl<'a> Killer<'a> {
         wait_for(&format!("{name} to be ready"), Duration::from_secs(60), || match name {
             "edge" if call(self.environment.edge_admin, ready).outcome() == OK => Ok(()),
             "worker" if self.admin.answers() => Ok(()),
-            "redis" => {
-                let reply = call(self.environment.edge_admin, ready);
-                let answer = reply.answer();
-                let frozen = String::from_utf8_lossy(answer.body).contains("frozen");
-                if answer.outcome == OK && !frozen { Ok(()) } else { bail!("a sale is still frozen") }
-            }
+            "redis" => sells_again(self.environment),
             "rabbitmq" => Ok(TcpStream::connect(self.environment.amqp).map(drop)?),
             "edge" | "worker" => bail!("{name} does not answer"),
             _ => self.servers.pid(name).map(drop),

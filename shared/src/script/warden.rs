@@ -1,9 +1,9 @@
-//! `preload.lua`, `control.lua`, `lease.lua`, `raise.lua`: what only the warden does to `meta`; and
-//! `lead.lua`, by which wardens agree on who does it.
+//! `preload.lua`, `control.lua`, `lease.lua`, `raise.lua`, `restore.lua`: what only the warden does to a
+//! segment; and `lead.lua`, by which wardens agree on who does it.
 
 use std::time::Duration;
 
-use super::{CONTROL, Frozen, LEAD, LEASE, Loaded, PRELOAD, RAISE, Words};
+use super::{CONTROL, Frozen, LEAD, LEASE, Loaded, PRELOAD, RAISE, RESTORE, Words};
 use crate::clock::Millis;
 use crate::ids::{InstanceId, SkuId};
 use crate::keys::{Shelf, WARDEN};
@@ -74,6 +74,7 @@ pub struct WardenScripts {
     control: Loaded,
     lease: Loaded,
     raise: Loaded,
+    restore: Loaded,
     lead: Loaded,
 }
 
@@ -85,6 +86,7 @@ impl Default for WardenScripts {
             control: named(CONTROL),
             lease: named(LEASE),
             raise: named(RAISE),
+            restore: named(RESTORE),
             lead: named(LEAD),
         }
     }
@@ -93,7 +95,8 @@ impl Default for WardenScripts {
 impl WardenScripts {
     /// Makes Redis know them; needed again after it restarted.
     pub async fn load(&self, redis: &Redis) -> Result<(), Fault> {
-        for script in [&self.preload, &self.control, &self.lease, &self.raise, &self.lead] {
+        let Self { preload, control, lease, raise, restore, lead } = self;
+        for script in [preload, control, lease, raise, restore, lead] {
             script.load(redis).await?;
         }
         Ok(())
@@ -101,7 +104,23 @@ impl WardenScripts {
 
     /// Puts a new segment on the shelf; what is there is never written over.
     pub async fn preload(&self, redis: &Redis, shelf: &Shelf, new: &Preload) -> Result<Preloaded, Fault> {
-        let mut call = self.preload.call(&[&shelf.meta(), &shelf.stock(), &shelf.orders()]);
+        self.preload_as(redis, shelf, &[shelf.meta(), shelf.stock(), shelf.orders()], new).await
+    }
+
+    /// Makes a segment anew beside the shelf, without orders; [`Self::restore`] puts it there.
+    pub async fn stage(&self, redis: &Redis, shelf: &Shelf, new: &Preload) -> Result<Preloaded, Fault> {
+        let [meta, stock, orders, _] = shelf.staged();
+        self.preload_as(redis, shelf, &[meta, stock, orders], new).await
+    }
+
+    async fn preload_as(
+        &self,
+        redis: &Redis,
+        shelf: &Shelf,
+        [meta, stock, orders]: &[String; 3],
+        new: &Preload,
+    ) -> Result<Preloaded, Fault> {
+        let mut call = self.preload.call(&[meta, stock, orders]);
         call.arg(shelf.fence(new.epoch)).arg(new.epoch).arg(new.step.as_str());
         call.arg(new.starts_at.0).arg(new.ends_at.0).arg(new.cfg).arg(new.journal_max);
         for (sku, units, per_user) in &new.items {
@@ -174,6 +193,27 @@ impl WardenScripts {
         let mut words = Words::new(doing, redis.run(doing, &call).await?)?;
         Ok(match words.text()?.as_str() {
             "RAISED" | "ALREADY" => Raised::Raised,
+            other => Raised::Frozen(words.frozen(other)?),
+        })
+    }
+
+    /// Puts what was staged for `epoch` on the shelf; what was there is kept for `keep`.
+    pub async fn restore(
+        &self,
+        redis: &Redis,
+        shelf: &Shelf,
+        epoch: u64,
+        keep: Duration,
+    ) -> Result<Raised, Fault> {
+        let (staged, lost) = (shelf.staged(), shelf.lost());
+        let present = [shelf.meta(), shelf.stock(), shelf.orders(), shelf.journal()];
+        let keys: Vec<&str> = present.iter().chain(&staged).chain(&lost).map(String::as_str).collect();
+        let mut call = self.restore.call(&keys);
+        call.arg(shelf.fence(epoch)).arg(u64::try_from(keep.as_millis()).unwrap_or(u64::MAX));
+        let doing = "restoring a segment";
+        let mut words = Words::new(doing, redis.run(doing, &call).await?)?;
+        Ok(match words.text()?.as_str() {
+            "RESTORED" | "ALREADY" => Raised::Raised,
             other => Raised::Frozen(words.frozen(other)?),
         })
     }

@@ -25,6 +25,8 @@ pub struct Metrics {
     pub silent_edges: Gauge,
     /// Re-openings that came to their end.
     pub reopenings: Counter,
+    /// Segments that had lost data and were restored from the books.
+    pub restored: Counter,
     /// Accepted orders without a row that were published again.
     pub republished: Counter,
     /// Releases that were asked for again.
@@ -48,6 +50,7 @@ impl Metrics {
         );
         warden.register("silent_edges", "Registered edges not heard of", metrics.silent_edges.clone());
         warden.register("reopenings", "Re-openings that came to their end", metrics.reopenings.clone());
+        warden.register("restored_segments", "Segments restored from the books", metrics.restored.clone());
         warden.register("republished_orders", "Orders published again", metrics.republished.clone());
         warden.register("released_again", "Releases asked for again", metrics.released_again.clone());
         warden.register("drift", "By how much an equation of the books is off", metrics.drift.clone());

@@ -11,11 +11,12 @@ use sluice_shared::message::Accepted;
 use sluice_shared::record::OrderState;
 use sluice_shared::redis::{Fault, cmd};
 use sluice_shared::sale::Heartbeat;
-use sluice_shared::script::{Preloaded, Raised, ShelfScripts};
+use sluice_shared::script::{Raised, ShelfScripts};
 
 use super::image::{Head, Image, run_id};
 use super::outlet::Outlet;
 use super::reopening::{Command, Event, Reopening, Stage};
+use super::restore::restore;
 use super::verify::{Ledgered, Verdict, compare};
 use super::{Trouble, Warden, projection};
 use crate::store::segments::{Projection, Raising};
@@ -178,18 +179,17 @@ impl Reopen {
                 raising.commit().await?;
                 self.raise_redis(&image.head, booked, seq).await?;
             }
-            Verdict::Empty => {
-                let Some(init) = books.init else {
-                    return self.frozen(&["all data is missing, and the shares are not known".to_owned()]);
-                };
+            Verdict::Lost(what) if books.given.is_some() => {
+                let shelf = self.shelf.name();
+                tracing::error!(shelf, lost = ?what, "redis has lost data: it is restored from the books");
                 raising.commit().await?;
-                self.put_back_empty(booked, &init).await?;
+                self.restore(&image.head, &books, booked, seq).await?;
             }
             Verdict::Unwritten(orders) => {
                 tracing::warn!(shelf = self.shelf.name(), orders, "orders without a row turned up");
                 return Ok(Event::Unwritten);
             }
-            Verdict::Different(what) => return self.frozen(&what),
+            Verdict::Lost(what) | Verdict::BooksBehind(what) => return self.frozen(&what),
         }
         *epoch = booked + 1;
         ShelfScripts::new(self.shelf.clone(), *epoch).load(self.warden.redis()).await?;
@@ -208,15 +208,20 @@ impl Reopen {
         let stocks = raising.stocks().await?;
         let skus: BTreeSet<SkuId> = stocks.iter().map(|(sku, _)| sku.clone()).collect();
         let pending = raising.pending_changes().await?;
-        let init = if self.rows.segments.len() > 1 {
+        let (init, given) = if self.rows.segments.len() > 1 {
             // Shares are even until the first change of the stock; then only their sum is known.
             let changed = raising.stock_was_changed().await? || !pending.is_empty();
             let share = projection::preload(&self.rows, usize::from(self.shelf.segment), epoch);
-            (!changed).then(|| share.items.into_iter().map(|(sku, units, _)| (sku, units)).collect())
+            let init: Option<BTreeMap<_, _>> =
+                (!changed).then(|| share.items.into_iter().map(|(sku, units, _)| (sku, units)).collect());
+            (init.clone(), init)
         } else {
-            Some(expected(stocks, &pending, head))
+            let given = stocks.iter().cloned().collect();
+            (Some(expected(stocks, &pending, head)), Some(given))
         };
-        Ok(Ledgered { epoch, orders, init, skus })
+        let booked = pending.into_iter().filter(|(.., booked)| *booked);
+        let changes = booked.map(|(key, sku, ..)| (key, sku)).collect();
+        Ok(Ledgered { epoch, orders, init, given, changes, skus })
     }
 
     async fn raise_redis(&self, head: &Head, booked: u64, seq: u64) -> Result<(), Trouble> {
@@ -242,25 +247,11 @@ impl Reopen {
         Ok(())
     }
 
-    /// Nobody holds an order of this segment and the books have none: it may begin anew.
-    async fn put_back_empty(&self, booked: u64, init: &BTreeMap<SkuId, u64>) -> Result<(), Trouble> {
-        let (scripts, redis) = (&self.warden.scripts, self.warden.redis());
-        let segment = usize::from(self.shelf.segment);
-        let mut new = projection::preload(&self.rows, segment, booked + 1);
-        for (sku, units, _) in &mut new.items {
-            *units = init.get(sku).copied().unwrap_or(0);
-        }
-        let answer = match scripts.preload(redis, &self.shelf, &new).await {
-            Err(Fault::NoScript { .. }) => {
-                scripts.load(redis).await?;
-                scripts.preload(redis, &self.shelf, &new).await?
-            }
-            answer => answer?,
-        };
-        match answer {
-            Preloaded::Preloaded => Ok(()),
-            other => Err(Trouble::Odd(format!("a segment without a trace: {other:?}"))),
-        }
+    async fn restore(&self, head: &Head, books: &Ledgered, booked: u64, seq: u64) -> Result<(), Trouble> {
+        let new = projection::preload(&self.rows, usize::from(self.shelf.segment), booked + 1);
+        restore(&self.warden, &self.shelf, new, books, seq.max(head.seq)).await?;
+        self.warden.metrics().restored.inc();
+        Ok(())
     }
 
     /// A Redis that restarted, or another one, may have lost what was looked at before.

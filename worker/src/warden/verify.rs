@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sluice_shared::ids::SkuId;
+use sluice_shared::record::OrderState;
 
 use super::image::{Image, Mark};
 use crate::store::books::OrderFact;
@@ -18,10 +19,10 @@ pub enum Verdict {
     Equal,
     /// Accepted orders have no row yet: they must be drained again.
     Unwritten(usize),
-    /// Redis has no trace of the segment, and the books have no order of it.
-    Empty,
-    /// Data is missing or wrong; what, for people.
-    Different(Vec<String>),
+    /// Redis has lost data, or has it wrong; what, for people. The books can mend it.
+    Lost(Vec<String>),
+    /// Redis knows what the books have known and do not know any more; what, for people.
+    BooksBehind(Vec<String>),
 }
 
 /// The books' side.
@@ -34,6 +35,10 @@ pub struct Ledgered {
     /// Units that this segment should have been given in all; `None` where that is only known for all
     /// segments together.
     pub init: Option<BTreeMap<SkuId, u64>>,
+    /// Units that it is given when it is restored: what the books say, whatever Redis was told of it.
+    pub given: Option<BTreeMap<SkuId, u64>>,
+    /// Stock changes that are in those units and not finished, with their SKU.
+    pub changes: Vec<(String, SkuId)>,
     /// The SKUs of the sale.
     pub skus: BTreeSet<SkuId>,
 }
@@ -41,21 +46,14 @@ pub struct Ledgered {
 /// Compares.
 pub fn compare(image: &Image, books: &Ledgered) -> Verdict {
     if image.keys == 0 {
-        return if books.orders.is_empty() {
-            Verdict::Empty
-        } else {
-            Verdict::Different(vec![format!(
-                "all data is missing; the books have {} orders",
-                books.orders.len()
-            )])
-        };
+        return Verdict::Lost(vec![format!("everything; the books have {} orders", books.orders.len())]);
     }
     let mut found = Findings::default();
     if image.head.fence.is_none() {
         found.note("meta is missing".to_owned());
     }
     if image.head.epoch > books.epoch {
-        found.note(format!("redis is in epoch {}, the books in {}", image.head.epoch, books.epoch));
+        found.behind(format!("redis is in epoch {}, the books in {}", image.head.epoch, books.epoch));
     }
     for field in &image.torn {
         found.note(format!("{field} cannot be read"));
@@ -63,10 +61,11 @@ pub fn compare(image: &Image, books: &Ledgered) -> Verdict {
     let unwritten = orders(image, books, &mut found);
     units(image, books, &mut found);
     marks(image, &mut found);
-    match (found.count, unwritten) {
-        (0, 0) => Verdict::Equal,
-        (0, n) => Verdict::Unwritten(n),
-        _ => Verdict::Different(found.told()),
+    match (found.behind, found.count, unwritten) {
+        (true, ..) => Verdict::BooksBehind(found.told()),
+        (false, 0, 0) => Verdict::Equal,
+        (false, 0, n) => Verdict::Unwritten(n),
+        (false, ..) => Verdict::Lost(found.told()),
     }
 }
 
@@ -74,9 +73,16 @@ pub fn compare(image: &Image, books: &Ledgered) -> Verdict {
 struct Findings {
     count: usize,
     named: Vec<String>,
+    behind: bool,
 }
 
 impl Findings {
+    /// Something that the books must have known once.
+    fn behind(&mut self, what: String) {
+        self.behind = true;
+        self.note(what);
+    }
+
     fn note(&mut self, what: String) {
         self.count += 1;
         if self.named.len() < NAMED {
@@ -110,14 +116,15 @@ fn orders(image: &Image, books: &Ledgered, found: &mut Findings) -> usize {
     }
     let mut unwritten = 0;
     for (uuid, record) in image.orders.iter().filter(|(uuid, _)| !books.orders.contains_key(*uuid)) {
-        let fresh = record.state == sluice_shared::record::OrderState::Accepted && !record.released;
+        let fresh = record.state == OrderState::Accepted && !record.released;
         if fresh && record.epoch == books.epoch {
             unwritten += 1;
-        } else {
-            let name = hex::encode(uuid);
-            let letter = record.state.as_str();
-            found.note(format!("order {name} ({letter}, epoch {}) has no row", record.epoch));
+            continue;
         }
+        let (name, word) = (hex::encode(uuid), record.state.as_str());
+        let what = format!("order {name} ({word}, epoch {}) has no row", record.epoch);
+        // Only a row moves a record on from accepted.
+        if fresh { found.note(what) } else { found.behind(what) }
     }
     unwritten
 }
@@ -170,7 +177,7 @@ mod tests {
     use sluice_shared::clock::Millis;
     use sluice_shared::ids::UserId;
     use sluice_shared::lines::Lines;
-    use sluice_shared::record::{OrderState, Refund};
+    use sluice_shared::record::Refund;
     use std::sync::Arc;
 
     fn sku() -> SkuId {
@@ -193,6 +200,8 @@ mod tests {
             refund: Refund::None,
             created: Millis(0),
             updated: Millis(0),
+            pay_before: Millis(0),
+            accepted: Millis(0),
         }
     }
 
@@ -231,7 +240,10 @@ mod tests {
         let rows =
             HashMap::from([([1; 16], row(1, true)), ([2; 16], row(2, false)), ([3; 16], row(3, false))]);
         let init = Some(BTreeMap::from([(sku(), 10)]));
-        (image, Ledgered { epoch: 3, orders: rows, init, skus: BTreeSet::from([sku()]) })
+        (
+            image,
+            Ledgered { epoch: 3, orders: rows, init, skus: BTreeSet::from([sku()]), ..Ledgered::default() },
+        )
     }
 
     #[test]
@@ -247,8 +259,9 @@ mod tests {
         books.orders.remove(&[3; 16]);
         image.orders.get_mut(&[3; 16]).unwrap().state = OrderState::Accepted;
         assert_eq!(compare(&image, &books), Verdict::Unwritten(1));
+        // Of an epoch that is over it cannot be written any more.
         image.orders.get_mut(&[3; 16]).unwrap().epoch = 2;
-        assert!(matches!(compare(&image, &books), Verdict::Different(_)));
+        assert!(matches!(compare(&image, &books), Verdict::Lost(_)));
     }
 
     #[test]
@@ -269,15 +282,25 @@ mod tests {
         for (name, lose) in losses {
             let (mut image, mut books) = sound();
             lose(&mut image, &mut books);
-            assert!(matches!(compare(&image, &books), Verdict::Different(_)), "{name}");
+            assert!(matches!(compare(&image, &books), Verdict::Lost(_)), "{name}");
         }
     }
 
     #[test]
-    fn a_segment_without_trace_and_without_orders_is_empty() {
+    fn a_segment_without_trace_is_lost() {
         let (_, mut books) = sound();
-        assert!(matches!(compare(&Image::default(), &books), Verdict::Different(_)));
+        assert!(matches!(compare(&Image::default(), &books), Verdict::Lost(_)));
         books.orders.clear();
-        assert_eq!(compare(&Image::default(), &books), Verdict::Empty);
+        assert!(matches!(compare(&Image::default(), &books), Verdict::Lost(_)));
+    }
+
+    #[test]
+    fn books_that_know_less_than_redis_mend_nothing() {
+        let (image, mut books) = sound();
+        books.orders.remove(&[1; 16]);
+        assert!(matches!(compare(&image, &books), Verdict::BooksBehind(_)));
+        let (mut image, books) = sound();
+        image.head.epoch = 4;
+        assert!(matches!(compare(&image, &books), Verdict::BooksBehind(_)));
     }
 }

@@ -3,9 +3,12 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use sluice_shared::message::Accepted;
+use sluice_shared::record::OrderState;
 use sluice_shared::redis::cmd;
 use sluice_shared::sale::SaleStep;
 use sluice_shared::testing::eventually;
+use sluice_worker::store::payments::{NoticeStatus, PaymentNotice};
 use sluice_worker::store::stock_changes::{Begun, StockChange};
 
 use crate::warden_world::{PATIENCE, Place, actor, sku};
@@ -126,27 +129,102 @@ async fn without_a_writer_the_sale_stays_frozen_until_there_is_one() {
     assert!(place.written(&order.order).await);
 }
 
-#[tokio::test]
-async fn a_unit_too_many_keeps_the_sale_frozen_until_it_is_mended() {
-    let (mut place, _warden, _orders, edge) = Place::open(10).await;
-    place.bought(&edge.instance, "bob").await;
-    place.run(&["HINCRBY", &place.shelf.stock(), "phone", "1"]).await;
-    place.server.crash_and_restart();
-    until_compared(&place).await;
-    assert_eq!(place.epoch().await, 1);
-    place.run(&["HINCRBY", &place.shelf.stock(), "phone", "-1"]).await;
-    until_epoch(&place, 2).await;
+/// Redis fits the books, and every order of these is in it as they have it.
+async fn restored(place: &Place, orders: &[&Accepted]) {
+    for order in orders {
+        let (row, record) =
+            (place.db.store.order(&order.order).await.unwrap(), place.record(&order.order).await);
+        let (row, record) = (row.unwrap(), record.unwrap());
+        assert_eq!((record.state, record.released, record.refund), (row.state, !row.live, row.refund));
+        assert_eq!((&record.lines, &record.user, record.seq), (&row.lines, &row.user, row.seq));
+        assert_eq!((record.accepted, record.pay_before), (row.accepted_at, Some(row.pay_before)));
+    }
+    let report = sluice_worker::audit::judge(&place.db.store, &place.redis, None).await.unwrap();
+    assert!(report.balanced, "{report:#?}");
+    for key in place.shelf.staged() {
+        assert_eq!(place.redis.run::<u64>("test", cmd("EXISTS").arg(key)).await, Ok(0));
+    }
 }
 
 #[tokio::test]
-async fn a_record_that_is_missing_keeps_the_sale_frozen() {
+async fn a_unit_too_many_is_put_right_from_the_books() {
     let (mut place, _warden, _orders, edge) = Place::open(10).await;
     let order = place.bought(&edge.instance, "bob").await;
-    place.run(&["HDEL", &place.shelf.orders(), &order.order.field(), "@bob"]).await;
+    let left = place.left().await;
     place.run(&["HINCRBY", &place.shelf.stock(), "phone", "1"]).await;
+    place.server.crash_and_restart();
+    until_epoch(&place, 2).await;
+    assert_eq!(place.left().await, left);
+    restored(&place, &[&order]).await;
+}
+
+#[tokio::test]
+async fn records_that_are_missing_are_restored_from_the_books() {
+    let (mut place, _warden, _orders, edge) = Place::open(10).await;
+    let bob = place.bought(&edge.instance, "bob").await;
+    let eve = place.bought(&edge.instance, "eve").await;
+    let ida = place.bought(&edge.instance, "ida").await;
+    place.db.store.cancel(&eve.order, &eve.user).await.unwrap();
+    place.db.run("UPDATE outbox SET published_at = now()").await;
+    let notice = PaymentNotice {
+        payment_id: "p".to_owned(),
+        order: ida.order,
+        amount: 1500,
+        currency: "EUR".to_owned(),
+        status: NoticeStatus::Succeeded,
+    };
+    place.db.store.notice(&notice).await.unwrap();
+    // The tail is lost: of three orders, and of what they took.
+    let orders = place.shelf.orders();
+    for (order, mark) in [(&bob, "@bob"), (&eve, "@eve"), (&ida, "@ida")] {
+        place.run(&["HDEL", &orders, &order.order.field(), mark]).await;
+        place.run(&["HINCRBY", &place.shelf.stock(), "phone", "1"]).await;
+    }
+    place.run(&["HSET", &place.shelf.meta(), "seq", &(bob.seq - 1).to_string()]).await;
+    place.server.crash_and_restart();
+    until_epoch(&place, 2).await;
+    restored(&place, &[&bob, &eve, &ida]).await;
+    // What was there is kept for a day.
+    let [_, _, lost, _] = place.shelf.lost();
+    let kept: i64 = place.redis.run("test", cmd("PTTL").arg(&lost)).await.unwrap();
+    assert!(kept > 23 * 3_600_000, "{kept}");
+    let next = place.ask(&edge.instance, "kim").await.unwrap();
+    assert_eq!((next.epoch, next.seq), (2, ida.seq + 1));
+    // bob's one, and he may have two.
+    assert!(place.ask(&edge.instance, "bob").await.is_ok());
+    assert!(place.ask(&edge.instance, "bob").await.unwrap_err().contains("Limit"));
+}
+
+#[tokio::test]
+async fn a_wiped_redis_is_restored_with_all_orders() {
+    let (place, _warden, _orders, edge) = Place::open(10).await;
+    let bob = place.bought(&edge.instance, "bob").await;
+    let eve = place.bought(&edge.instance, "eve").await;
+    let left = place.left().await;
+    // What an earlier warden began and did not finish is in nobody's way.
+    place.run(&["FLUSHALL"]).await;
+    let [meta, _, orders, _] = place.shelf.staged();
+    place.run(&["HSET", &meta, "fence", "demo:0:2"]).await;
+    place.run(&["HSET", &orders, "@ghost", "phone=7"]).await;
+    until_epoch(&place, 2).await;
+    assert_eq!(place.left().await, left);
+    restored(&place, &[&bob, &eve]).await;
+    place.until_sells(&edge).await;
+}
+
+#[tokio::test]
+async fn books_that_know_less_than_redis_keep_the_sale_frozen() {
+    let (mut place, _warden, _orders, edge) = Place::open(10).await;
+    let order = place.bought(&edge.instance, "bob").await;
+    // Redis was told of the row.
+    let mut record = place.record(&order.order).await.unwrap();
+    record.state = OrderState::PendingPayment;
+    place.run(&["HSET", &place.shelf.orders(), &order.order.field(), &record.to_string()]).await;
+    place.db.run("DELETE FROM orders WHERE user_id = 'bob'").await;
     place.server.crash_and_restart();
     until_compared(&place).await;
     assert_eq!(place.epoch().await, 1);
+    assert!(place.record(&order.order).await.is_some());
 }
 
 #[tokio::test]
@@ -199,26 +277,32 @@ async fn a_paused_sale_is_paused_after_its_reopening_too() {
 
 #[tokio::test]
 async fn a_stock_change_that_is_half_done_fits_the_books() {
-    let (mut place, warden, _orders, _edge) = Place::open(10).await;
-    warden.stop().await;
-    let left = place.left().await;
-    for (key, delta) in [("k1", 5), ("k2", -2)] {
-        let change = StockChange {
-            sale: place.shelf.sale.clone(),
-            key: key.to_owned(),
-            sku: sku("phone"),
-            delta,
-            reason: "test".to_owned(),
-            fingerprint: key.as_bytes().to_vec(),
-        };
-        // In the books when it adds, nowhere yet when it withdraws.
-        let begun = place.db.store.begin_stock_change(&change, 1000, &actor()).await.unwrap();
-        assert_eq!(begun, Begun::Noted);
+    for wiped in [false, true] {
+        let (mut place, warden, _orders, _edge) = Place::open(10).await;
+        warden.stop().await;
+        let left = place.left().await;
+        for (key, delta) in [("k1", 5), ("k2", -2)] {
+            let change = StockChange {
+                sale: place.shelf.sale.clone(),
+                key: key.to_owned(),
+                sku: sku("phone"),
+                delta,
+                reason: "test".to_owned(),
+                fingerprint: key.as_bytes().to_vec(),
+            };
+            // In the books when it adds, nowhere yet when it withdraws.
+            let begun = place.db.store.begin_stock_change(&change, 1000, &actor()).await.unwrap();
+            assert_eq!(begun, Begun::Noted);
+        }
+        if wiped {
+            place.run(&["FLUSHALL"]).await;
+        } else {
+            place.server.crash_and_restart();
+        }
+        let _warden = place.warden("[reconcile]\nreconcile_ms = 300\n");
+        until_epoch(&place, 2).await;
+        eventually("the changes", PATIENCE, || async { place.left().await == left + 3 }).await;
+        let pending = "SELECT count(*) FROM stock_changes WHERE state = 'pending'";
+        eventually("their rows", PATIENCE, || async { place.db.count(pending).await == 0 }).await;
     }
-    place.server.crash_and_restart();
-    let _warden = place.warden("[reconcile]\nreconcile_ms = 300\n");
-    until_epoch(&place, 2).await;
-    eventually("the changes", PATIENCE, || async { place.left().await == left + 3 }).await;
-    let pending = "SELECT count(*) FROM stock_changes WHERE state = 'pending'";
-    eventually("their rows", PATIENCE, || async { place.db.count(pending).await == 0 }).await;
 }

@@ -1,0 +1,133 @@
+//! Puts a segment on the shelf as the books have it, under the next epoch: for one that lost data.
+//!
+//! It is made under names of its own, so that a warden who dies meanwhile leaves nothing half done, and
+//! one script puts it in the place of what was there. That is kept for a day.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use sluice_shared::ids::SkuId;
+use sluice_shared::keys::Shelf;
+use sluice_shared::record::Record;
+use sluice_shared::redis::{Fault, cmd};
+use sluice_shared::script::{Preload, Preloaded, Raised};
+
+use super::image::Mark;
+use super::verify::Ledgered;
+use super::{Trouble, Warden};
+use crate::store::books::OrderFact;
+
+/// Fields in one command.
+const PAGE: usize = 500;
+/// How long what was replaced is kept.
+const KEPT: Duration = Duration::from_secs(24 * 3600);
+
+/// Restores a segment. `new` is how the sale stands, with the units that the segment is given; `seq` is
+/// the highest sequence that anybody has seen.
+pub(super) async fn restore(
+    warden: &Warden,
+    shelf: &Shelf,
+    mut new: Preload,
+    books: &Ledgered,
+    seq: u64,
+) -> Result<(), Trouble> {
+    let given = books.given.clone().unwrap_or_default();
+    for (sku, units, _) in &mut new.items {
+        *units = given.get(sku).copied().unwrap_or(0);
+    }
+    stage(warden, shelf, &new).await?;
+    let (mut held, mut marks) = (Mark::new(), BTreeMap::<&str, Mark>::new());
+    for row in books.orders.values().filter(|row| row.live) {
+        let mark = marks.entry(row.user.as_str()).or_default();
+        for (sku, n) in row.lines.iter() {
+            *held.entry(sku.clone()).or_default() += u64::from(n);
+            *mark.entry(sku.clone()).or_default() += u64::from(n);
+        }
+    }
+    let [meta, stock, orders, journal] = shelf.staged();
+    let mut left = BTreeMap::new();
+    for (sku, units, _) in &new.items {
+        left.insert(sku.clone(), remaining(sku, *units, &held)?.to_string());
+    }
+    write(warden, &stock, left.iter().map(|(sku, n)| (sku.to_string(), n.clone()))).await?;
+    let records = books.orders.iter().map(|(uuid, row)| (hex::encode(uuid), record(row).to_string()));
+    let marks = marks.into_iter().map(|(user, mark)| (format!("@{user}"), text(&mark)));
+    write(warden, &orders, records.chain(marks)).await?;
+    // The scripts take a missing journal for lost data: it is there, and empty.
+    let (begins, redis) = (format!("{}-0", new.epoch), warden.redis());
+    redis.run::<String>("restoring", cmd("XADD").arg(&journal).arg(&begins).arg("o").arg("-")).await?;
+    redis.run::<u64>("restoring", cmd("XDEL").arg(&journal).arg(&begins)).await?;
+    // As they take a missing order map for it once there is a sequence.
+    let seq = if books.orders.is_empty() { 0 } else { seq };
+    let changes = books.changes.iter();
+    let changes = changes.filter_map(|(key, sku)| Some((format!("adjust:{key}"), left.get(sku)?.clone())));
+    write(warden, &meta, changes.chain([("seq".to_owned(), seq.to_string())])).await?;
+    match warden.scripts.restore(redis, shelf, new.epoch, KEPT).await? {
+        Raised::Raised => Ok(()),
+        Raised::Frozen(why) => Err(Trouble::Odd(format!("the restored segment: {why:?}"))),
+    }
+}
+
+/// The segment beside the shelf, without orders; what an earlier attempt left is thrown away.
+async fn stage(warden: &Warden, shelf: &Shelf, new: &Preload) -> Result<(), Trouble> {
+    let (scripts, redis) = (&warden.scripts, warden.redis());
+    let mut unlink = cmd("UNLINK");
+    unlink.arg(&shelf.staged()[..]);
+    redis.run::<u64>("clearing the way", &unlink).await?;
+    let staged = match scripts.stage(redis, shelf, new).await {
+        Err(Fault::NoScript { .. }) => {
+            scripts.load(redis).await?;
+            scripts.stage(redis, shelf, new).await?
+        }
+        answer => answer?,
+    };
+    match staged {
+        Preloaded::Preloaded => Ok(()),
+        other => Err(Trouble::Odd(format!("a segment that is made anew: {other:?}"))),
+    }
+}
+
+/// Units that nobody holds.
+fn remaining(sku: &SkuId, units: u64, held: &Mark) -> Result<u64, Trouble> {
+    let held = held.get(sku).copied().unwrap_or(0);
+    let less = || Trouble::Odd(format!("{sku}: the books hold {held} units of {units}"));
+    units.checked_sub(held).ok_or_else(less)
+}
+
+/// Writes fields of a hash, page by page.
+async fn write(
+    warden: &Warden,
+    key: &str,
+    fields: impl IntoIterator<Item = (String, String)>,
+) -> Result<(), Fault> {
+    let fields: Vec<(String, String)> = fields.into_iter().collect();
+    for page in fields.chunks(PAGE) {
+        let mut set = cmd("HSET");
+        set.arg(key);
+        for (field, value) in page {
+            set.arg(field).arg(value);
+        }
+        warden.redis().run::<u64>("restoring", &set).await?;
+    }
+    Ok(())
+}
+
+fn record(row: &OrderFact) -> Record {
+    Record {
+        state: row.state,
+        released: !row.live,
+        epoch: row.epoch,
+        seq: row.seq,
+        accepted: row.accepted,
+        updated: row.updated,
+        pay_before: Some(row.pay_before),
+        refund: row.refund,
+        lines: row.lines.clone(),
+        user: row.user.clone(),
+    }
+}
+
+/// `sku=n,sku=n`, in the order of SKUs.
+fn text(mark: &Mark) -> String {
+    mark.iter().map(|(sku, n)| format!("{sku}={n}")).collect::<Vec<_>>().join(",")
+}
