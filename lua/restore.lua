@@ -1,19 +1,22 @@
 -- restore: put a sale segment that was made anew from the books in the place of the one that lost data.
 --
 -- KEYS[1…4]   meta stock orders journal  of the segment, types as in reserve.lua
--- KEYS[5…8]   the same, made anew under the next epoch; orders may be missing where the books have none
+-- KEYS[5…8]   the same, made anew under the next epoch, with a time to live; orders only where there are any
 -- KEYS[9…12]  the same, of what is replaced, kept for whoever asks what was lost
 -- ARGV[1] fence    of the epoch that begins, '<sale>:<segment>:<epoch>'
--- ARGV[2] keep_ms  how long what is replaced is kept
+-- ARGV[2] epoch    the same as a number
+-- ARGV[3] keep_ms  how long what is replaced is kept
 --
--- Reply: {'RESTORED'} | {'ALREADY'} | {'FROZEN', why}
+-- Reply: {'RESTORED'} | {'ALREADY'} | {'FENCED', epoch} | {'FROZEN', why}
 
 -- inputs
 local present, anew, lost = {unpack(KEYS, 1, 4)}, {unpack(KEYS, 5, 8)}, {unpack(KEYS, 9, 12)}
-local fence, keep = ARGV[1], ARGV[2]
+local fence, epoch, keep = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 
 -- checks
-if redis.call('HGET', present[1], 'fence') == fence then return {'ALREADY'} end
+local m = redis.call('HMGET', present[1], 'fence', 'epoch')
+if m[1] == fence then return {'ALREADY'} end
+if (tonumber(m[2]) or 0) >= epoch then return {'FENCED', m[2]} end
 if redis.call('HGET', anew[1], 'fence') ~= fence then return {'FROZEN', 'meta'} end
 if redis.call('EXISTS', anew[2], anew[4]) < 2 then return {'FROZEN', 'stock'} end
 
@@ -25,6 +28,9 @@ for i, key in ipairs(present) do
   end
 end
 for i, key in ipairs(anew) do
-  if redis.call('EXISTS', key) == 1 then redis.call('RENAME', key, present[i]) end
+  if redis.call('EXISTS', key) == 1 then
+    redis.call('PERSIST', key)
+    redis.call('RENAME', key, present[i])
+  end
 end
 return {'RESTORED'}

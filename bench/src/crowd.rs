@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -91,6 +91,8 @@ pub struct Plan {
     pub profile: Profile,
     /// Nobody comes any more once this is set.
     pub stop: Arc<AtomicBool>,
+    /// Orders accepted so far.
+    pub accepted: Arc<AtomicU64>,
     /// Whether some misbehave.
     pub mixed: bool,
     /// Tokens are minted beforehand instead of fetched.
@@ -117,6 +119,7 @@ impl Plan {
         Self {
             profile,
             stop: Arc::default(),
+            accepted: Arc::default(),
             mixed: false,
             mint: false,
             faults: false,
@@ -329,6 +332,9 @@ impl Load for Crowd {
 
     fn answered(&mut self, shot: &Shot, answer: &Answer<'_>, now: Micros, more: &mut Vec<Shot>) {
         let outcome = answer.outcome;
+        if outcome == ACCEPTED {
+            self.plan.accepted.fetch_add(1, Ordering::Relaxed);
+        }
         match shot.kind {
             Kind::Token if outcome == OK => self.buy(shot, answer, now, more),
             Kind::Pay if outcome != OK && outcome.is_transient() => self.retry(shot, now, more),

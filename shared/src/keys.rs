@@ -53,9 +53,10 @@ impl Shelf {
         self.key("journal")
     }
 
-    /// `meta`, `stock`, `orders` and `journal` while they are made anew from the books.
-    pub fn staged(&self) -> [String; 4] {
-        ["meta", "stock", "orders", "journal"].map(|what| self.key(&format!("staged:{what}")))
+    /// `meta`, `stock`, `orders` and `journal` while they are made anew from the books, for an epoch:
+    /// each is raised by one warden only, so that no two write here.
+    pub fn staged(&self, epoch: u64) -> [String; 4] {
+        ["meta", "stock", "orders", "journal"].map(|what| self.key(&format!("staged:{epoch}:{what}")))
     }
 
     /// The same as they were when they had lost data; kept for a day.

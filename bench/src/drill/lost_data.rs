@@ -2,14 +2,15 @@
 
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::{Scene, Setting, sells_again, wait_for};
+use super::{Scene, Setting, wait_for};
 use crate::admin::Offer;
 use crate::crowd::{Crowd, Plan};
 use crate::environment::Environment;
@@ -63,14 +64,19 @@ pub fn run(setting: &Setting, ask: &LostData) -> Result<bool> {
     let mut scene = Scene::open(setting, offer, buyers)?;
     scene.faults = true;
     let plan = Plan { mint: true, faults: true, paid: 0.1, ..scene.plan(Profile::Rate(f64::from(ask.rate))) };
-    let stop = plan.stop.clone();
+    let (stop, sold) = (plan.stop.clone(), plan.accepted.clone());
     let mut crowd = Crowd::new(&scene.buyers, (0..buyers).collect(), plan);
     let mut tally = scene.tally("lost-data", u64::from(buyers))?;
-    let (environment, random) = (setting.environment.clone(), StdRng::seed_from_u64(setting.seed));
+    let thief = Thief {
+        environment: setting.environment.clone(),
+        servers: Servers::new(setting.environment.directory.clone()),
+        random: StdRng::seed_from_u64(setting.seed),
+        accepted: sold,
+    };
     let times = ask.times;
     let losses = std::thread::scope(|scope| {
         let thief = scope.spawn(move || {
-            let losses = Thief::new(environment, random).steal(times);
+            let losses = thief.steal(times);
             stop.store(true, Ordering::Relaxed);
             losses
         });
@@ -98,14 +104,11 @@ struct Thief {
     environment: Environment,
     servers: Servers,
     random: StdRng,
+    /// Orders accepted so far.
+    accepted: Arc<AtomicU64>,
 }
 
 impl Thief {
-    fn new(environment: Environment, random: StdRng) -> Self {
-        let servers = Servers::new(environment.directory.clone());
-        Self { environment, servers, random }
-    }
-
     /// Both kinds of losses in turn; how long each took to be mended.
     fn steal(mut self, times: u32) -> Result<Vec<(Loss, Duration)>> {
         let mut losses = Vec::new();
@@ -118,9 +121,12 @@ impl Thief {
             wait_for("redis to listen", Duration::from_secs(30), || {
                 Ok(std::net::TcpStream::connect(address).map(drop)?)
             })?;
-            let up = Instant::now();
-            wait_for("the sale to go on", Duration::from_secs(60), || sells_again(&self.environment))
-                .with_context(|| format!("after redis lost {}", loss.word()))?;
+            let (up, before) = (Instant::now(), self.accepted.load(Ordering::Relaxed));
+            wait_for("the sale to go on", Duration::from_secs(60), || {
+                let more = self.accepted.load(Ordering::Relaxed) > before;
+                if more { Ok(()) } else { bail!("no order is accepted") }
+            })
+            .with_context(|| format!("after redis lost {}", loss.word()))?;
             losses.push((loss, up.elapsed()));
         }
         Ok(losses)

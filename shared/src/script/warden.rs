@@ -109,7 +109,7 @@ impl WardenScripts {
 
     /// Makes a segment anew beside the shelf, without orders; [`Self::restore`] puts it there.
     pub async fn stage(&self, redis: &Redis, shelf: &Shelf, new: &Preload) -> Result<Preloaded, Fault> {
-        let [meta, stock, orders, _] = shelf.staged();
+        let [meta, stock, orders, _] = shelf.staged(new.epoch);
         self.preload_as(redis, shelf, &[meta, stock, orders], new).await
     }
 
@@ -205,11 +205,11 @@ impl WardenScripts {
         epoch: u64,
         keep: Duration,
     ) -> Result<Raised, Fault> {
-        let (staged, lost) = (shelf.staged(), shelf.lost());
+        let (staged, lost) = (shelf.staged(epoch), shelf.lost());
         let present = [shelf.meta(), shelf.stock(), shelf.orders(), shelf.journal()];
         let keys: Vec<&str> = present.iter().chain(&staged).chain(&lost).map(String::as_str).collect();
         let mut call = self.restore.call(&keys);
-        call.arg(shelf.fence(epoch)).arg(u64::try_from(keep.as_millis()).unwrap_or(u64::MAX));
+        call.arg(shelf.fence(epoch)).arg(epoch).arg(u64::try_from(keep.as_millis()).unwrap_or(u64::MAX));
         let doing = "restoring a segment";
         let mut words = Words::new(doing, redis.run(doing, &call).await?)?;
         Ok(match words.text()?.as_str() {

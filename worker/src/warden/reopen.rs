@@ -34,6 +34,8 @@ pub struct Reopen {
     machine: Reopening,
     outlet: Outlet,
     redis: String,
+    /// The epoch of the books when the edges were asked: only this one may be ended.
+    booked: u64,
     barrier: String,
     told: Option<((Stage, bool), Instant)>,
 }
@@ -48,6 +50,7 @@ pub async fn run(warden: Arc<Warden>, shelf: Shelf, rows: Projection) -> (Shelf,
         machine: Reopening::begin(),
         outlet,
         redis: String::new(),
+        booked: 0,
         barrier: String::new(),
         told: None,
     };
@@ -106,6 +109,7 @@ impl Reopen {
             tracing::debug!(shelf = self.shelf.name(), ?ended, "the lease is ended");
         }
         let booked = self.warden.context.store.epoch(&self.shelf).await?.unwrap_or(1);
+        self.booked = booked;
         let epoch = booked.max(shelved.unwrap_or(0));
         let mut ask = cmd("HSET");
         ask.arg(REOPENING).arg(self.shelf.name()).arg(epoch);
@@ -137,7 +141,7 @@ impl Reopen {
     /// in the broker. Messages of an epoch that PostgreSQL has ended would only be fenced.
     async fn drain(&mut self) -> Result<Event, Trouble> {
         self.same_redis().await?;
-        let booked = self.warden.context.store.epoch(&self.shelf).await?.unwrap_or(1);
+        let booked = self.booked;
         let image = Image::read(self.warden.redis(), &self.shelf).await?;
         let unwritten =
             unwritten(&self.warden, &self.shelf, self.rows.number, &image, |record| record.epoch == booked)
@@ -161,12 +165,12 @@ impl Reopen {
         Ok(Event::BarrierThrough(through, usize::from(self.outlet.shards())))
     }
 
-    /// Compares, and when everything fits ends the epoch in PostgreSQL, then in Redis, and loads the
-    /// scripts of the next one: once, and only into the Redis that was compared.
+    /// Compares, ends the epoch in PostgreSQL, then in Redis, and loads the scripts of the next one: once,
+    /// and only into the Redis that was compared. Another warden may have led meanwhile and opened an
+    /// epoch that nobody was asked for: then it begins again.
     async fn raise(&mut self, epoch: &mut u64) -> Result<Event, Trouble> {
         self.same_redis().await?;
-        let store = &self.warden.context.store;
-        let booked = store.epoch(&self.shelf).await?.unwrap_or(1);
+        let (store, booked) = (&self.warden.context.store, self.booked);
         let image = Image::read(self.warden.redis(), &self.shelf).await?;
         let Some(mut raising) = store.begin_raise(&self.shelf, booked).await? else {
             return Err(Trouble::Odd("another warden raised the epoch".to_owned()));

@@ -1,7 +1,8 @@
 //! Puts a segment on the shelf as the books have it, under the next epoch: for one that lost data.
 //!
-//! It is made under names of its own, so that a warden who dies meanwhile leaves nothing half done, and
-//! one script puts it in the place of what was there. That is kept for a day.
+//! It is made under names that belong to the epoch, so that a warden who dies meanwhile, or who still
+//! works although another one leads, is in nobody's way; and one script puts it in the place of what was
+//! there. That is kept for a day.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,6 +20,8 @@ use crate::store::books::OrderFact;
 
 /// Fields in one command.
 const PAGE: usize = 500;
+/// What is made anew is gone after this, should nobody put it on the shelf.
+const STAGED: Duration = Duration::from_secs(3600);
 /// How long what was replaced is kept.
 const KEPT: Duration = Duration::from_secs(24 * 3600);
 
@@ -44,7 +47,7 @@ pub(super) async fn restore(
             *mark.entry(sku.clone()).or_default() += u64::from(n);
         }
     }
-    let [meta, stock, orders, journal] = shelf.staged();
+    let [meta, stock, orders, journal] = shelf.staged(new.epoch);
     let mut left = BTreeMap::new();
     for (sku, units, _) in &new.items {
         left.insert(sku.clone(), remaining(sku, *units, &held)?.to_string());
@@ -62,18 +65,18 @@ pub(super) async fn restore(
     let changes = books.changes.iter();
     let changes = changes.filter_map(|(key, sku)| Some((format!("adjust:{key}"), left.get(sku)?.clone())));
     write(warden, &meta, changes.chain([("seq".to_owned(), seq.to_string())])).await?;
+    for key in shelf.staged(new.epoch) {
+        redis.run::<u64>("restoring", cmd("EXPIRE").arg(key).arg(STAGED.as_secs())).await?;
+    }
     match warden.scripts.restore(redis, shelf, new.epoch, KEPT).await? {
         Raised::Raised => Ok(()),
         Raised::Frozen(why) => Err(Trouble::Odd(format!("the restored segment: {why:?}"))),
     }
 }
 
-/// The segment beside the shelf, without orders; what an earlier attempt left is thrown away.
+/// The segment beside the shelf, without orders.
 async fn stage(warden: &Warden, shelf: &Shelf, new: &Preload) -> Result<(), Trouble> {
     let (scripts, redis) = (&warden.scripts, warden.redis());
-    let mut unlink = cmd("UNLINK");
-    unlink.arg(&shelf.staged()[..]);
-    redis.run::<u64>("clearing the way", &unlink).await?;
     let staged = match scripts.stage(redis, shelf, new).await {
         Err(Fault::NoScript { .. }) => {
             scripts.load(redis).await?;

@@ -76,8 +76,8 @@ struct Shelves {
     /// Configuration version that each segment has.
     controlled: BTreeMap<Shelf, u64>,
     published: BTreeMap<SaleId, SaleView>,
-    /// Segments whose re-opening a former leader began.
-    inherited: BTreeSet<String>,
+    /// Segments whose edges were asked to close an epoch, and which.
+    asked: BTreeMap<String, u64>,
     reopenings: JoinSet<(Shelf, u64)>,
     reopened: BTreeMap<Shelf, u64>,
     /// When sales that are long over were last looked for.
@@ -92,7 +92,7 @@ impl Shelves {
             standing: BTreeMap::new(),
             controlled: BTreeMap::new(),
             published: BTreeMap::new(),
-            inherited: BTreeSet::new(),
+            asked: BTreeMap::new(),
             reopenings: JoinSet::new(),
             reopened: BTreeMap::new(),
             tidied: None,
@@ -106,10 +106,9 @@ impl Shelves {
             // Nothing that was known of the former one needs to be true of this one.
             self.published.clear();
             self.controlled.clear();
-            let asked: Vec<String> = self.warden.redis().run("reading", cmd("HKEYS").arg(REOPENING)).await?;
-            self.inherited = asked.into_iter().collect();
             self.redis = redis;
         }
+        self.asked = self.warden.redis().run("reading what is asked", cmd("HGETALL").arg(REOPENING)).await?;
         let shown: usize = self.warden.redis().run("counting the sales", cmd("HLEN").arg(SALES)).await?;
         if shown < self.published.len() {
             // Somebody deleted what was written.
@@ -150,7 +149,6 @@ impl Shelves {
             let Some(epoch) = self.reopened.remove(&shelf) else { return Ok(0) };
             // From here on it is like any segment that a leader finds.
             self.standing.remove(&shelf);
-            self.inherited.remove(&shelf.name());
             self.warden.metrics().reopenings.inc();
             tracing::info!(shelf = shelf.name(), epoch, "re-opened");
         }
@@ -160,12 +158,13 @@ impl Shelves {
             tracing::info!(shelf = shelf.name(), "on the shelf");
             return Ok(row.epoch);
         }
-        if !self.inherited.contains(&shelf.name()) && self.is_sound(&shelf, row.epoch).await? {
+        // Edges that have closed an epoch never sell under it again, whoever asked them.
+        let closed = self.asked.get(&shelf.name()).is_some_and(|asked| *asked >= row.epoch);
+        if !closed && self.is_sound(&shelf, row.epoch).await? {
             self.keep(rows, &shelf, row.epoch).await?;
             return Ok(row.epoch);
         }
         tracing::warn!(shelf = shelf.name(), epoch = row.epoch, "not as a warden left it: re-opening");
-        self.inherited.remove(&shelf.name());
         self.controlled.remove(&shelf);
         self.standing.insert(shelf.clone(), Standing::Reopening);
         self.warden.floor(|floor| floor.serving.remove(&shelf));

@@ -141,7 +141,7 @@ async fn restored(place: &Place, orders: &[&Accepted]) {
     }
     let report = sluice_worker::audit::judge(&place.db.store, &place.redis, None).await.unwrap();
     assert!(report.balanced, "{report:#?}");
-    for key in place.shelf.staged() {
+    for key in place.shelf.staged(place.epoch().await) {
         assert_eq!(place.redis.run::<u64>("test", cmd("EXISTS").arg(key)).await, Ok(0));
     }
 }
@@ -203,8 +203,8 @@ async fn a_wiped_redis_is_restored_with_all_orders() {
     let left = place.left().await;
     // What an earlier warden began and did not finish is in nobody's way.
     place.run(&["FLUSHALL"]).await;
-    let [meta, _, orders, _] = place.shelf.staged();
-    place.run(&["HSET", &meta, "fence", "demo:0:2"]).await;
+    let [meta, _, orders, _] = place.shelf.staged(9);
+    place.run(&["HSET", &meta, "fence", "demo:0:9"]).await;
     place.run(&["HSET", &orders, "@ghost", "phone=7"]).await;
     until_epoch(&place, 2).await;
     assert_eq!(place.left().await, left);
@@ -305,4 +305,33 @@ async fn a_stock_change_that_is_half_done_fits_the_books() {
         let pending = "SELECT count(*) FROM stock_changes WHERE state = 'pending'";
         eventually("their rows", PATIENCE, || async { place.db.count(pending).await == 0 }).await;
     }
+}
+
+#[tokio::test]
+async fn an_epoch_that_nobody_was_asked_to_close_is_not_ended() {
+    // Redis forgot who leads, so that two wardens re-open at once: the second one's edges have closed
+    // an epoch that is over when it comes to its end.
+    let (mut place, _warden, _orders, edge) = Place::open(10).await;
+    edge.answers.store(false, Ordering::Relaxed);
+    place.server.crash_and_restart();
+    until_asked(&place).await;
+    place.db.run("UPDATE segments SET epoch = 2").await;
+    let asked = || async {
+        let get = cmd("HGET").arg("sluice:reopening").arg(place.shelf.name()).to_owned();
+        place.redis.run::<Option<u64>>("test", &get).await.unwrap()
+    };
+    assert_eq!(asked().await, Some(1));
+    edge.answers.store(true, Ordering::Relaxed);
+    eventually("the edges are asked for the epoch that is", PATIENCE, || async { asked().await == Some(2) })
+        .await;
+    until_epoch(&place, 3).await;
+    place.until_sells(&edge).await;
+}
+
+#[tokio::test]
+async fn a_sale_whose_edges_were_asked_by_a_warden_that_leads_no_more_is_opened_again() {
+    let (place, _warden, _orders, edge) = Place::open(10).await;
+    place.run(&["HSET", "sluice:reopening", &place.shelf.name(), "1"]).await;
+    until_epoch(&place, 2).await;
+    place.until_sells(&edge).await;
 }
