@@ -211,8 +211,13 @@ impl Shelves {
     async fn serve(&mut self, rows: &Projection, shelf: &Shelf, epoch: u64) -> Result<(), Trouble> {
         self.control(rows, shelf, epoch).await?;
         let admit: Vec<InstanceId> = self.warden.floor(|floor| floor.admitted.iter().cloned().collect());
+        // Whoever was struck off while the segment was not served still stands in it.
+        let keys = cmd("HKEYS").arg(shelf.meta()).to_owned();
+        let fields: Vec<String> = self.warden.redis().run("reading who is admitted", &keys).await?;
+        let admitted = fields.iter().filter_map(|field| InstanceId::parse(field.strip_prefix("edge:")?).ok());
+        let strike: Vec<InstanceId> = admitted.filter(|instance| !admit.contains(instance)).collect();
         let span = self.warden.lease_span();
-        if let Err(frozen) = self.warden.lease(shelf, epoch, span, &admit, &[]).await? {
+        if let Err(frozen) = self.warden.lease(shelf, epoch, span, &admit, &strike).await? {
             return Err(Trouble::Odd(format!("no lease for {}: {frozen:?}", shelf.name())));
         }
         let mut unask = cmd("HDEL");
