@@ -9,7 +9,7 @@ use sluice_shared::config::{EXIT_USAGE, Problems, Secret, Settings};
 use crate::config::{self, Config, DatabaseConfig};
 use crate::role::{self, Role};
 use crate::store::Store;
-use crate::{audit, explain, topology_command};
+use crate::{audit, edges_command, explain, topology_command};
 
 const ROLES: &str = "\
 Roles:
@@ -62,6 +62,8 @@ enum Once {
     Audit(audit::Args),
     /// Tell one order's time-line through every stage
     Explain(explain::Args),
+    /// List the edges that may hold accepted orders, or say that one is dead
+    Edges(edges_command::Args),
     /// Compare RabbitMQ with the topology, or bring it there
     Topology(topology_command::Args),
     /// Check a configuration file; every problem at once
@@ -149,6 +151,7 @@ async fn one_shot(once: Once, sources: &Sources) -> u8 {
         Once::Migrate => migrate(sources).await,
         Once::Audit(args) => audit::run(sources, &args).await,
         Once::Explain(args) => explain::run(sources, &args).await,
+        Once::Edges(args) => edges_command::run(sources, &args).await,
         Once::Topology(args) => topology_command::run(sources, &args).await,
         Once::CheckConfig => 0,
     }

@@ -10,6 +10,7 @@ pub mod audit;
 pub mod command;
 pub mod config;
 pub mod consumer;
+pub mod edges_command;
 pub mod explain;
 pub mod metrics;
 pub mod role;

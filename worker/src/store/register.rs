@@ -1,11 +1,15 @@
 //! The register of edges: who may hold accepted orders. A rebuild waits for each one that stands here,
 //! so it is read from PostgreSQL, never from the Redis that may have lost it.
 
+use serde_json::json;
+use sluice_shared::clock::Millis;
 use sluice_shared::ids::InstanceId;
 use sluice_shared::sale::Heartbeat;
+use time::OffsetDateTime;
 
+use super::audit_log::{Actor, Deed, note};
 use super::segments::{id, signed, unsigned};
-use super::{Store, StoreError};
+use super::{Store, StoreError, millis};
 
 /// An edge in the register.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,15 +22,18 @@ pub struct Registered {
     pub lock: String,
     /// Which start of that lock file.
     pub start: u64,
+    /// Since when it stands here.
+    pub since: Millis,
 }
 
-type EdgeLine = (String, String, String, i64);
+type EdgeLine = (String, String, String, i64, OffsetDateTime);
 
 impl Store {
     /// Every edge that is not struck off.
     pub async fn registered_edges(&self) -> Result<Vec<Registered>, StoreError> {
         let rows: Vec<EdgeLine> = sqlx::query_as(
-            "SELECT instance, name, lock, start FROM edges WHERE struck_at IS NULL ORDER BY instance",
+            "SELECT instance, name, lock, start, registered_at FROM edges
+             WHERE struck_at IS NULL ORDER BY instance",
         )
         .fetch_all(&self.pool)
         .await?;
@@ -54,6 +61,43 @@ impl Store {
         Ok(stands.bind(edge.instance.as_str()).fetch_one(&self.pool).await?)
     }
 
+    /// Notes an operator's word that an edge is dead. `false`: it is not in the register.
+    pub async fn condemn_edge(
+        &self,
+        instance: &InstanceId,
+        actor: &Actor,
+        why: &str,
+    ) -> Result<bool, StoreError> {
+        let mut writing = self.pool.begin().await?;
+        let noted = sqlx::query(
+            "UPDATE edges SET condemned_at = now(), condemned_why = $2
+             WHERE instance = $1 AND struck_at IS NULL",
+        )
+        .bind(instance.as_str())
+        .bind(why)
+        .execute(&mut *writing)
+        .await?;
+        if noted.rows_affected() == 0 {
+            return Ok(false);
+        }
+        let after = Some(json!({ "why": why }));
+        let target = format!("edge:{instance}");
+        note(&mut writing, actor, Deed { action: "edge.strike", target, before: None, after }).await?;
+        writing.commit().await?;
+        Ok(true)
+    }
+
+    /// Edges that operators called dead within the last ten minutes, with the reason.
+    pub async fn condemned_edges(&self) -> Result<Vec<(InstanceId, String)>, StoreError> {
+        let rows: Vec<(String, String)> = sqlx::query_as(
+            "SELECT instance, condemned_why FROM edges
+             WHERE struck_at IS NULL AND condemned_at > now() - interval '10 minutes'",
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter().map(|(instance, why)| Ok((id(InstanceId::parse(&instance))?, why))).collect()
+    }
+
     /// Strikes an edge off; says why.
     pub async fn strike_edge(&self, instance: &InstanceId, why: &str) -> Result<(), StoreError> {
         sqlx::query(
@@ -68,6 +112,7 @@ impl Store {
     }
 }
 
-fn registered((instance, name, lock, start): EdgeLine) -> Result<Registered, StoreError> {
-    Ok(Registered { instance: id(InstanceId::parse(&instance))?, name, lock, start: unsigned(start) })
+fn registered((instance, name, lock, start, since): EdgeLine) -> Result<Registered, StoreError> {
+    let (instance, start) = (id(InstanceId::parse(&instance))?, unsigned(start));
+    Ok(Registered { instance, name, lock, start, since: millis(since) })
 }

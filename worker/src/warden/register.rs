@@ -2,7 +2,7 @@
 //!
 //! A heartbeat is an edge's application. It sells only once PostgreSQL has it, and it leaves the
 //! register only when it is proven to hold nothing: a later start of its lock file lives, or it said
-//! good-bye with nothing held. Silence proves nothing.
+//! good-bye with nothing held. Silence proves nothing; but of a silent one an operator's word counts.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -131,6 +131,14 @@ impl Register {
             }
         }
         (fell, back)
+    }
+
+    /// Edges that an operator says are dead, with the reason: those that are silent are struck off. One
+    /// that is heard lives, whatever anybody says.
+    pub fn condemned(&self, said: &[(InstanceId, String)]) -> Vec<Command> {
+        let silent = said.iter().filter(|(instance, _)| self.silent.contains(instance));
+        let why = |why: &str| format!("an operator says that it is dead: {why}");
+        silent.map(|(instance, text)| Command::Strike(instance.clone(), why(text))).collect()
     }
 
     /// How many are silent.

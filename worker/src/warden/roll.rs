@@ -56,6 +56,11 @@ async fn round(warden: &Warden, register: &mut Option<Register>, redis: &mut Str
         tracing::info!(name, %instance, "an edge is heard again");
     }
     warden.metrics().silent_edges.set(i64::try_from(register.silent()).unwrap_or(i64::MAX));
+    if register.silent() > 0 {
+        for command in register.condemned(&warden.context.store.condemned_edges().await?) {
+            carry_out(warden, register, command).await?;
+        }
+    }
     Ok(())
 }
 

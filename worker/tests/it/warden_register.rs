@@ -9,7 +9,9 @@ use sluice_shared::redis::cmd;
 use sluice_shared::sale::SaleStep;
 use sluice_shared::testing::eventually;
 
-use crate::warden_world::{Edge, PATIENCE, Place};
+use sluice_worker::edges_command::{list, strike};
+
+use crate::warden_world::{Edge, PATIENCE, Place, actor};
 
 async fn in_hash(place: &Place, hash: &str, edge: &str) -> bool {
     let mut there = cmd("HEXISTS");
@@ -127,4 +129,35 @@ async fn a_new_sale_and_a_new_leader_know_every_registered_edge() {
         })
         .await;
     }
+}
+
+#[tokio::test]
+async fn an_operators_word_strikes_a_silent_edge_off_and_no_living_one() {
+    let (mut place, _warden, _orders, edge) = Place::open(10).await;
+    let (instance, store) = (edge.instance.clone(), place.db.store.clone());
+    let living = strike(&store, &place.redis, &instance, &actor(), "a guess").await.unwrap_err();
+    assert!(living.to_string().contains("it lives"), "{living}");
+    let stranger = InstanceId::parse("edge.9.nobody").unwrap();
+    let unknown = strike(&store, &place.redis, &stranger, &actor(), "a guess").await.unwrap_err();
+    assert!(unknown.to_string().contains("not in the register"), "{unknown}");
+    assert!(list(&store, &place.redis).await.unwrap().contains("heard"));
+    // It is gone for good, and Redis restarts: the re-opening waits for it.
+    edge.kill().await;
+    place.run(&["HDEL", EDGES, instance.as_str()]).await;
+    place.server.crash_and_restart();
+    eventually("the edges are asked", PATIENCE, || async {
+        place.redis.run::<u64>("test", cmd("HLEN").arg("sluice:reopening")).await == Ok(1)
+    })
+    .await;
+    assert!(list(&store, &place.redis).await.unwrap().contains("SILENT"));
+    let told = strike(&store, &place.redis, &instance, &actor(), "burnt down").await.unwrap();
+    assert!(told.contains("is struck off"), "{told}");
+    eventually("the sale is open again", PATIENCE, || async {
+        place.view().await.is_some_and(|view| view.epochs == [2])
+    })
+    .await;
+    let why = until_struck(&place, instance.as_str()).await;
+    assert_eq!(why, "an operator says that it is dead: burnt down");
+    assert_eq!(place.db.count("SELECT count(*) FROM audit_log WHERE action = 'edge.strike'").await, 1);
+    assert_eq!(list(&store, &place.redis).await.unwrap(), "no edge is registered\n");
 }
