@@ -1,7 +1,7 @@
 //! How much there is of everything: more finds the same and takes longer.
 
 /// Orders.
-pub const ORDERS: usize = 3;
+pub const ORDERS: usize = 2;
 /// Edges.
 pub const EDGES: usize = 2;
 /// Attempts to buy.

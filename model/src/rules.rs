@@ -22,7 +22,7 @@ pub struct Shape {
 /// One order, the same token through two edges.
 pub const ONE_ORDER: Shape = Shape {
     units: 1,
-    buyers: [0, 1, 2],
+    buyers: [0, 1],
     per_buyer: 1,
     calls: [Some((0, 0)), Some((0, 1)), None],
     cancels: Some(0),
@@ -35,7 +35,7 @@ pub const TWO_BUYERS: Shape = Shape { calls: [Some((0, 0)), Some((1, 1)), None],
 pub const REPLAY: Shape = Shape { calls: [Some((0, 0)), Some((1, 1)), Some((0, 1))], ..TWO_BUYERS };
 
 /// Two units, and a buyer with two tokens who may have one.
-pub const GREEDY: Shape = Shape { units: 2, buyers: [0, 0, 2], ..TWO_BUYERS };
+pub const GREEDY: Shape = Shape { units: 2, buyers: [0, 0], ..TWO_BUYERS };
 
 /// How often each fault may strike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
