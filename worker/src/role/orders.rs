@@ -88,18 +88,18 @@ impl Writer<'_> {
             next = self.consumer.next() => next,
         };
         batch.take(first.context("the queue is gone")??);
-        let turn = async {
-            sleep(orders.linger).await;
-            turns.acquire().await
-        };
-        tokio::pin!(turn);
+        let (linger, turn) = (sleep(orders.linger), turns.acquire());
+        tokio::pin!(linger, turn);
+        let mut ready = false;
         loop {
+            ready |= batch.is_full();
             tokio::select! {
                 biased;
                 next = self.consumer.next(), if !batch.is_full() => {
                     batch.take(next.context("the queue is gone")??);
                 }
-                turn = &mut turn => return Ok(Some((batch, turn?))),
+                () = &mut linger, if !ready => ready = true,
+                turn = &mut turn, if ready => return Ok(Some((batch, turn?))),
             }
         }
     }
