@@ -141,6 +141,29 @@ async fn groups_of_several_processes_that_cross_each_other_pay_each_order_once()
     verify_ledger(&db).await;
 }
 
+#[tokio::test]
+async fn a_payment_that_another_transaction_has_just_written_is_looked_at_again() {
+    let db = books().await;
+    let orders = written(&db, 2).await;
+    let mut other = db.pool.begin().await.unwrap();
+    let insert = "INSERT INTO payments (payment_id, order_id, amount, currency, state)
+                  VALUES ('p', $1, 1500, 'EUR', 'failed')";
+    sqlx::query(insert).bind(orders[0].to_string()).execute(&mut *other).await.unwrap();
+    let (store, notice) = (db.store.clone(), paid(&orders[1], "p"));
+    let booking = tokio::spawn(async move { store.notice(&notice).await });
+    eventually("it waits for the other", Duration::from_secs(5), || waits(&db)).await;
+    other.commit().await.unwrap();
+    assert_eq!(kind(&booking.await.unwrap().unwrap()), "other order");
+    assert_eq!(db.count("SELECT count(*) FROM orders WHERE state = 'paid'").await, 0);
+}
+
+/// Whether a transaction waits for a lock.
+async fn waits(db: &TestDatabase) -> bool {
+    let waiting = "SELECT count(*) FROM pg_stat_activity
+                   WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    db.count(waiting).await == 1
+}
+
 fn desk(db: &TestDatabase) -> Arc<PaymentDesk> {
     let (desk, clerk) = PaymentDesk::new(db.store.clone(), Metrics::new(&mut Registry::default()));
     tokio::spawn(clerk);
@@ -159,12 +182,7 @@ async fn what_comes_while_a_group_is_booked_is_booked_together() {
         let (desk, notice) = (desk.clone(), paid(order, &format!("p{n}")));
         wave.spawn(async move { desk.book(&notice).await });
     }
-    eventually("the first group waits for the offers", Duration::from_secs(5), || async {
-        db.count("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")
-            .await
-            == 1
-    })
-    .await;
+    eventually("the first group waits for the offers", Duration::from_secs(5), || waits(&db)).await;
     holding.rollback().await.unwrap();
     while let Some(booked) = wave.join_next().await {
         assert_eq!(kind(&booked.unwrap().unwrap()), "noted");
