@@ -80,6 +80,22 @@ async fn heard(redis: &Redis, instance: &InstanceId) -> anyhow::Result<Option<(i
     Ok(beat.map(|beat| (now.0 - beat.at.0, beat.held)))
 }
 
+/// Fails when an edge is heard. One that Redis knows nothing of is listened for: Redis may just have
+/// lost what it said.
+async fn listen(redis: &Redis, instance: &InstanceId) -> anyhow::Result<()> {
+    let end = Instant::now() + Duration::from_millis(ALIVE_MS.unsigned_abs());
+    loop {
+        if let Some((age, _)) = heard(redis, instance).await? {
+            anyhow::ensure!(age > ALIVE_MS, "{instance} was heard {age} ms ago: it lives; stop it first");
+            return Ok(());
+        }
+        if Instant::now() >= end {
+            return Ok(());
+        }
+        sleep(LOOK).await;
+    }
+}
+
 /// The register, a line an edge.
 pub async fn list(store: &Store, redis: &Redis) -> anyhow::Result<String> {
     let edges = store.registered_edges().await?;
@@ -107,9 +123,7 @@ pub async fn strike(
     why: &str,
 ) -> anyhow::Result<String> {
     anyhow::ensure!(!why.trim().is_empty(), "--why must say why");
-    if let Some((age, _)) = heard(redis, instance).await? {
-        anyhow::ensure!(age > ALIVE_MS, "{instance} was heard {age} ms ago: it lives; stop it first");
-    }
+    listen(redis, instance).await?;
     let noted = store.condemn_edge(instance, actor, why).await?;
     anyhow::ensure!(noted, "{instance} is not in the register; `sluice-worker edges` lists who is");
     let end = Instant::now() + PATIENCE;

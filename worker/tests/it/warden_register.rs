@@ -161,3 +161,15 @@ async fn an_operators_word_strikes_a_silent_edge_off_and_no_living_one() {
     assert_eq!(place.db.count("SELECT count(*) FROM audit_log WHERE action = 'edge.strike'").await, 1);
     assert_eq!(list(&store, &place.redis).await.unwrap(), "no edge is registered\n");
 }
+
+#[tokio::test]
+async fn an_operators_word_that_no_warden_hears_says_so() {
+    let (place, warden, _orders, edge) = Place::open(10).await;
+    warden.kill().await;
+    let instance = edge.instance.clone();
+    edge.kill().await;
+    place.run(&["HDEL", EDGES, instance.as_str()]).await;
+    let told = strike(&place.db.store, &place.redis, &instance, &actor(), "burnt down").await.unwrap_err();
+    assert!(told.to_string().contains("is a `reconcile` process leading?"), "{told}");
+    assert!(struck(&place, instance.as_str()).await.is_none());
+}
