@@ -6,6 +6,7 @@ mod delay;
 mod fence;
 mod model;
 mod orders;
+mod restore;
 mod shelf;
 mod tidy;
 mod traps;

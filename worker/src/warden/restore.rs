@@ -52,22 +52,20 @@ pub(super) async fn restore(
     for (sku, units, _) in &new.items {
         left.insert(sku.clone(), remaining(sku, *units, &held)?.to_string());
     }
-    write(warden, &stock, left.iter().map(|(sku, n)| (sku.to_string(), n.clone()))).await?;
-    let records = books.orders.iter().map(|(uuid, row)| (hex::encode(uuid), record(row).to_string()));
-    let marks = marks.into_iter().map(|(user, mark)| (format!("@{user}"), text(&mark)));
-    write(warden, &orders, records.chain(marks)).await?;
-    // The scripts take a missing journal for lost data: it is there, and empty.
-    let (begins, redis) = (format!("{}-0", new.epoch), warden.redis());
-    redis.run::<String>("restoring", cmd("XADD").arg(&journal).arg(&begins).arg("o").arg("-")).await?;
-    redis.run::<u64>("restoring", cmd("XDEL").arg(&journal).arg(&begins)).await?;
-    // As they take a missing order map for it once there is a sequence.
+    // The scripts take a missing order map for lost data once there is a sequence.
     let seq = if books.orders.is_empty() { 0 } else { seq };
     let changes = books.changes.iter();
     let changes = changes.filter_map(|(key, sku)| Some((format!("adjust:{key}"), left.get(sku)?.clone())));
     write(warden, &meta, changes.chain([("seq".to_owned(), seq.to_string())])).await?;
-    for key in shelf.staged(new.epoch) {
-        redis.run::<u64>("restoring", cmd("EXPIRE").arg(key).arg(STAGED.as_secs())).await?;
-    }
+    write(warden, &stock, left.iter().map(|(sku, n)| (sku.to_string(), n.clone()))).await?;
+    let records = books.orders.iter().map(|(uuid, row)| (hex::encode(uuid), record(row).to_string()));
+    let marks = marks.into_iter().map(|(user, mark)| (format!("@{user}"), text(&mark)));
+    write(warden, &orders, records.chain(marks)).await?;
+    // As they take a missing journal: it is there, and empty.
+    let (begins, redis) = (format!("{}-0", new.epoch), warden.redis());
+    redis.run::<String>("restoring", cmd("XADD").arg(&journal).arg(&begins).arg("o").arg("-")).await?;
+    expire(warden, &journal).await?;
+    redis.run::<u64>("restoring", cmd("XDEL").arg(&journal).arg(&begins)).await?;
     match warden.scripts.restore(redis, shelf, new.epoch, KEPT).await? {
         Raised::Raised => Ok(()),
         Raised::Frozen(why) => Err(Trouble::Odd(format!("the restored segment: {why:?}"))),
@@ -111,8 +109,15 @@ async fn write(
             set.arg(field).arg(value);
         }
         warden.redis().run::<u64>("restoring", &set).await?;
+        expire(warden, key).await?;
     }
     Ok(())
+}
+
+/// A warden may die at any moment, and nobody comes back to what it has begun.
+async fn expire(warden: &Warden, key: &str) -> Result<(), Fault> {
+    let expire = cmd("EXPIRE").arg(key).arg(STAGED.as_secs()).to_owned();
+    warden.redis().run::<u64>("restoring", &expire).await.map(|_| ())
 }
 
 fn record(row: &OrderFact) -> Record {

@@ -1,0 +1,90 @@
+//! A segment that was made anew takes the place of the one that lost data, whole or not at all.
+
+use std::time::Duration;
+
+use sluice_shared::redis::cmd;
+use sluice_shared::sale::SaleStep;
+use sluice_shared::script::{Frozen, Preload, Preloaded, Raised};
+
+use crate::shelf::{Sale, ask, sku};
+
+const KEPT: Duration = Duration::from_secs(60);
+
+impl Sale {
+    async fn stage(&self, epoch: u64) {
+        let new = Preload {
+            epoch,
+            step: SaleStep::Open,
+            starts_at: sluice_shared::clock::Millis(0),
+            ends_at: sluice_shared::clock::Millis(i64::MAX / 2),
+            cfg: 1,
+            journal_max: 10,
+            items: vec![(sku("phone"), 9, 1)],
+        };
+        assert_eq!(self.warden.stage(&self.redis, &self.shelf, &new).await, Ok(Preloaded::Preloaded));
+    }
+
+    async fn stage_journal(&self, epoch: u64) {
+        let [meta, .., journal] = self.shelf.staged(epoch);
+        let mut add = cmd("XADD");
+        add.arg(&journal).arg(format!("{epoch}-0")).arg("o").arg("-");
+        let _: String = self.redis.run("test", &add).await.unwrap();
+        let _: u64 =
+            self.redis.run("test", cmd("XDEL").arg(&journal).arg(format!("{epoch}-0"))).await.unwrap();
+        for key in [meta, journal] {
+            let _: u64 = self.redis.run("test", cmd("EXPIRE").arg(key).arg(3600)).await.unwrap();
+        }
+    }
+
+    async fn restore(&self, epoch: u64) -> Raised {
+        self.warden.restore(&self.redis, &self.shelf, epoch, KEPT).await.unwrap()
+    }
+
+    async fn lives(&self, key: &str) -> i64 {
+        self.redis.run("test", cmd("TTL").arg(key)).await.unwrap()
+    }
+}
+
+#[tokio::test]
+async fn what_was_made_anew_is_put_there_and_what_was_there_is_kept_for_a_while() {
+    let sale = Sale::open(&[("phone", 3, 1)]).await;
+    sale.reserve(&ask("u", "phone=1")).await;
+    sale.stage(8).await;
+    sale.stage_journal(8).await;
+    assert_eq!(sale.restore(8).await, Raised::Raised);
+    let whole = sale.whole().await;
+    assert_eq!((whole.stock["phone"], whole.seq), (9, 0));
+    assert!(whole.orders.is_empty() && whole.marks.is_empty() && whole.journal.is_empty());
+    let shelf = &sale.shelf;
+    for key in [shelf.meta(), shelf.stock(), shelf.journal()] {
+        assert_eq!(sale.lives(&key).await, -1, "{key}");
+    }
+    assert_eq!(sale.lives(&shelf.orders()).await, -2);
+    for key in shelf.lost() {
+        assert!((1..=60).contains(&sale.lives(&key).await), "{key}");
+    }
+    for key in shelf.staged(8) {
+        assert_eq!(sale.lives(&key).await, -2, "{key}");
+    }
+    // Told again it says so and changes nothing; an older epoch never replaces it.
+    assert_eq!(sale.restore(8).await, Raised::Raised);
+    sale.stage(7).await;
+    sale.stage_journal(7).await;
+    assert_eq!(sale.restore(7).await, Raised::Frozen(Frozen::Fenced(8)));
+    assert_eq!(sale.whole().await, whole);
+}
+
+#[tokio::test]
+async fn what_is_not_wholly_there_replaces_nothing() {
+    let sale = Sale::open(&[("phone", 3, 1)]).await;
+    sale.reserve(&ask("u", "phone=1")).await;
+    let before = sale.whole().await;
+    let frozen = |why: &str| Raised::Frozen(Frozen::Because(why.to_owned()));
+    assert_eq!(sale.restore(8).await, frozen("meta"));
+    sale.stage(8).await;
+    assert_eq!(sale.restore(8).await, frozen("stock"), "there is no journal yet");
+    assert_eq!(sale.whole().await, before);
+    for key in sale.shelf.lost() {
+        assert_eq!(sale.lives(&key).await, -2, "{key}");
+    }
+}
