@@ -1,14 +1,23 @@
 //! Connections to Redis. A command is sent once: whatever is not answered is an unknown outcome, and
 //! nothing here loads or reloads a script behind the caller's back.
 
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use futures_util::{Stream, StreamExt};
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::io::tcp::TcpSettings;
 use redis::{Client, ErrorKind, IntoConnectionInfo, RedisError, ServerErrorKind};
 pub use redis::{Cmd, FromRedisValue, Value};
 
+/// How long one connection is used. Behind an address that has come to mean another server (a replica
+/// was promoted) an old connection may still reach the former one: after this time nobody does.
+const CONNECTION_AGE: Duration = Duration::from_secs(2);
+/// The same for a subscription; whoever subscribes looks for what he missed besides.
+const SUBSCRIPTION_AGE: Duration = Duration::from_secs(30);
+/// How long connecting may take.
+const CONNECT: Duration = Duration::from_secs(1);
 /// Commands that may wait in one connection; further callers wait for room.
 const PIPELINE: usize = 1024;
 
@@ -66,10 +75,11 @@ impl Fault {
 }
 
 /// One connection, shared by cloning; it connects by itself and again after a break, with back-off,
-/// and never sends a command twice.
+/// and never sends a command twice. Every two seconds a new one takes its place, so that it leads where
+/// its address leads; what is under way ends on the old one.
 #[derive(Clone)]
 pub struct Redis {
-    manager: ConnectionManager,
+    manager: Arc<ArcSwap<ConnectionManager>>,
 }
 
 impl std::fmt::Debug for Redis {
@@ -91,13 +101,16 @@ impl Redis {
     pub fn lazy(url: &str, deadline: Duration) -> Result<Self, Fault> {
         let config = ConnectionManagerConfig::new()
             .set_response_timeout(Some(deadline))
-            .set_connection_timeout(Some(Duration::from_secs(1)))
+            .set_connection_timeout(Some(CONNECT))
             .set_min_delay(Duration::from_millis(20))
             .set_max_delay(Duration::from_millis(200))
             .set_number_of_retries(2)
             .set_pipeline_buffer_size(PIPELINE);
-        let manager = ConnectionManager::new_lazy_with_config(client(url)?, config)
+        let client = client(url)?;
+        let manager = ConnectionManager::new_lazy_with_config(client.clone(), config.clone())
             .map_err(|error| Fault::of("preparing a connection", &error))?;
+        let manager = Arc::new(ArcSwap::from_pointee(manager));
+        tokio::spawn(follow_address(Arc::downgrade(&manager), client, config));
         Ok(Self { manager })
     }
 
@@ -108,7 +121,7 @@ impl Redis {
 
     /// Sends one command and reads its answer as `T`.
     pub async fn run<T: FromRedisValue>(&self, doing: &'static str, command: &Cmd) -> Result<T, Fault> {
-        let mut manager = self.manager.clone();
+        let mut manager = ConnectionManager::clone(&self.manager.load());
         let value: Value =
             command.query_async(&mut manager).await.map_err(|error| Fault::of(doing, &error))?;
         T::from_redis_value(value).map_err(|error| Fault::Unreadable { doing, why: error.to_string() })
@@ -134,11 +147,31 @@ impl Redis {
             .map_err(|_| Fault::Unknown { doing, why: "no connection in 2 s".to_owned() })?
             .map_err(|error| Fault::of(doing, &error))?;
         pubsub.subscribe(channels).await.map_err(|error| Fault::of(doing, &error))?;
-        Ok(pubsub.into_on_message().map(|message| {
+        let messages = pubsub.into_on_message().take_until(Box::pin(tokio::time::sleep(SUBSCRIPTION_AGE)));
+        Ok(messages.map(|message| {
             let payload: Vec<u8> = message.get_payload_bytes().to_vec();
             let payload = String::from_utf8_lossy(&payload).into_owned();
             (message.get_channel_name().to_owned(), payload)
         }))
+    }
+}
+
+/// Puts a new connection in the place of the old one, again and again, until nobody uses it. Where none
+/// can be had, the old one stays: it may be better, and mends itself.
+async fn follow_address(
+    place: Weak<ArcSwap<ConnectionManager>>,
+    client: Client,
+    config: ConnectionManagerConfig,
+) {
+    loop {
+        tokio::time::sleep(CONNECTION_AGE).await;
+        if place.strong_count() == 0 {
+            return;
+        }
+        let fresh = ConnectionManager::new_with_config(client.clone(), config.clone()).await;
+        if let (Ok(fresh), Some(place)) = (fresh, place.upgrade()) {
+            place.store(Arc::new(fresh));
+        }
     }
 }
 

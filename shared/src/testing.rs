@@ -88,6 +88,11 @@ impl PrivateRedis {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
+    /// Its port on the loopback address.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// A connection, inside the runtime that calls.
     ///
     /// # Panics

@@ -1,6 +1,7 @@
 //! The stock scripts against a real Redis, and the rules of this repository as tests.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod address;
 mod compose;
 mod delay;
 mod fence;
