@@ -7,7 +7,7 @@ use sluice_shared::sale::{AcceptAfter, SaleStep};
 use sluice_shared::verdict::{Code, Rejection};
 
 use super::json::{Json, Members};
-use crate::store::sales::{Changed, OfferRow, SaleRow, accept_after_word};
+use crate::store::sales::{Changed, OfferRow, SaleRow, accept_after};
 
 /// Different SKUs of a sale, at the most.
 const ITEMS_MAX: usize = 100;
@@ -27,6 +27,7 @@ pub struct Sheet {
     sale: Option<SaleId>,
     starts_at: Option<Millis>,
     ends_at: Option<Millis>,
+    accept_after: Option<AcceptAfter>,
     pay_within_seconds: Option<u32>,
     segments: Option<u16>,
     items: Option<Vec<ItemSheet>>,
@@ -61,9 +62,7 @@ impl Sheet {
         body.parsed("mode", "must be queued; direct and auto are not available yet", |text| {
             (text == "queued").then_some(())
         })?;
-        body.parsed("accept_after", "must be journal; broker is not available yet", |text| {
-            (text == accept_after_word(AcceptAfter::Journal)).then_some(())
-        })?;
+        let accept_after = body.parsed("accept_after", "must be journal or broker", accept_after)?;
         let pay_within_seconds = whole(body.integer("pay_within_seconds", 1..=PAY_WITHIN_MAX)?);
         let segments = whole(body.integer("segments", 1..=64)?);
         if segments.is_some_and(|n: u16| n > 1) {
@@ -84,7 +83,7 @@ impl Sheet {
             return Err(Rejection::field(field.clone(), format!("{field} names a SKU twice")));
         }
         body.finish()?;
-        Ok(Self { sale, starts_at, ends_at, pay_within_seconds, segments, items })
+        Ok(Self { sale, starts_at, ends_at, accept_after, pay_within_seconds, segments, items })
     }
 
     /// A new sale out of a sheet that says enough.
@@ -121,6 +120,7 @@ impl Sheet {
         after.starts_at = self.starts_at.unwrap_or(before.starts_at);
         after.ends_at = self.ends_at.unwrap_or(before.ends_at);
         after.pay_within_seconds = self.pay_within_seconds.unwrap_or(before.pay_within_seconds);
+        after.accept_after = self.accept_after.unwrap_or(before.accept_after);
         after.segments = self.segments.unwrap_or(before.segments);
         for (at, item) in self.items.iter().flatten().enumerate() {
             match after.items.iter_mut().find(|there| there.sku == item.sku) {
@@ -211,6 +211,9 @@ fn judge_moment(before: &SaleRow, after: &SaleRow, now: Millis) -> Result<(), Re
     }
     if before.starts_at != after.starts_at && now >= before.starts_at {
         return refuse("starts_at has come and no longer changes");
+    }
+    if before.accept_after != after.accept_after {
+        return refuse("accept_after no longer changes after preload");
     }
     if before.segments != after.segments {
         return refuse("segments no longer changes after preload");

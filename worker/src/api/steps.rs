@@ -111,15 +111,14 @@ pub async fn step(api: Arc<Api>, call: Call, step: Step) -> Answer {
     reply::json(200, &SaleSheet::of(&row))
 }
 
-/// What Redis must be like before an order may count as accepted by its journal alone.
+/// What Redis must be like: no sale opens where it may throw keys away, and none whose orders count as
+/// accepted by their journal alone where a power cut may take what was answered.
 const DURABLE: [(&str, &str); 3] =
-    [("appendonly", "yes"), ("appendfsync", "always"), ("maxmemory-policy", "noeviction")];
+    [("maxmemory-policy", "noeviction"), ("appendonly", "yes"), ("appendfsync", "always")];
 
 async fn durable(api: &Api, accept_after: AcceptAfter) -> Result<(), Rejection> {
-    if accept_after != AcceptAfter::Journal {
-        return Ok(());
-    }
-    for (name, needed) in DURABLE {
+    let needed = if accept_after == AcceptAfter::Journal { &DURABLE[..] } else { &DURABLE[..1] };
+    for (name, needed) in needed {
         let mut ask = cmd("CONFIG");
         ask.arg("GET").arg(name);
         let found: Vec<String> = match api.redis.run("reading redis' configuration", &ask).await {
@@ -130,7 +129,7 @@ async fn durable(api: &Api, accept_after: AcceptAfter) -> Result<(), Rejection> 
             other => other.map_err(reply::redis)?,
         };
         let found = found.get(1).map_or("unknown", String::as_str);
-        if found != needed {
+        if found != *needed {
             let detail = format!("redis' setting {name} is {found}; a sale opens only on {needed}");
             return Err(Rejection::new(Code::WrongState, detail));
         }

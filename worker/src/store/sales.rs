@@ -84,7 +84,8 @@ fn word<T>(name: &'static str, text: &str, read: impl Fn(&str) -> Option<T>) -> 
     read(text).ok_or_else(|| StoreError::Broken(format!("{name} is {text:?}")))
 }
 
-fn accept_after(text: &str) -> Option<AcceptAfter> {
+/// Reads [`accept_after_word`].
+pub fn accept_after(text: &str) -> Option<AcceptAfter> {
     match text {
         "journal" => Some(AcceptAfter::Journal),
         "broker" => Some(AcceptAfter::Broker),

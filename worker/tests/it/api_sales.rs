@@ -49,7 +49,7 @@ async fn what_is_wrong_with_a_sale_is_named() {
         ("/ends_at", json!("2001-01-01T00:00:00Z"), "ends_at"),
         ("/mode", json!("direct"), "mode"),
         ("/mode", json!("auto"), "mode"),
-        ("/accept_after", json!("broker"), "accept_after"),
+        ("/accept_after", json!("both"), "accept_after"),
         ("/segments", json!(2), "segments"),
         ("/segments", json!(0), "segments"),
         ("/pay_within_seconds", json!(0), "pay_within_seconds"),
@@ -227,6 +227,22 @@ async fn a_sale_opens_only_on_a_redis_that_keeps_what_it_answers() {
         assert!(reply.json()["detail"].as_str().unwrap().contains(name), "{}", reply.json());
         set(name, good).await;
     }
+    world.admin("POST", "/sales/a/open", Value::Null).await.expect(200);
+}
+
+#[tokio::test]
+async fn a_sale_that_waits_for_the_broker_opens_on_a_redis_that_may_lose_a_second() {
+    let world = World::start().await;
+    let mut sale = a_sale("a");
+    sale["accept_after"] = json!("broker");
+    let made = world.admin("POST", "/sales", sale).await.expect(201);
+    assert_eq!(made["accept_after"], "broker");
+    world.admin("POST", "/sales/a/preload", Value::Null).await.expect(200);
+    let late = world.admin("PATCH", "/sales/a", json!({"accept_after": "journal"})).await;
+    late.problem(409, "wrong_state");
+    let mut set = cmd("CONFIG");
+    set.arg("SET").arg("appendfsync").arg("everysec");
+    let _: String = world.redis.run("test", &set).await.unwrap();
     world.admin("POST", "/sales/a/open", Value::Null).await.expect(200);
 }
 
