@@ -38,7 +38,7 @@ keys = ["k1:$TOKEN_SECRET"]
 url = "redis://edge:$REDIS_EDGE_PASSWORD@127.0.0.1:$REDIS_PORT"
 
 [amqp]
-url = "amqp://sluice:$AMQP_PASSWORD@127.0.0.1:$AMQP_PORT/sluice"
+url = "amqp://edge:$AMQP_EDGE_PASSWORD@127.0.0.1:$AMQP_PORT/sluice"
 
 [api]
 address = "127.0.0.1:$API_PORT"
@@ -55,8 +55,8 @@ state_dir = "$STATE/state"
 url = "redis://worker:$REDIS_WORKER_PASSWORD@127.0.0.1:$REDIS_PORT"
 
 [amqp]
-url = "amqp://sluice:$AMQP_PASSWORD@127.0.0.1:$AMQP_PORT/sluice"
-management_url = "http://sluice:$AMQP_PASSWORD@127.0.0.1:$AMQP_MANAGEMENT_PORT"
+url = "amqp://worker:$AMQP_WORKER_PASSWORD@127.0.0.1:$AMQP_PORT/sluice"
+management_url = "http://worker:$AMQP_WORKER_PASSWORD@127.0.0.1:$AMQP_MANAGEMENT_PORT"
 
 [database]
 url = "postgres://sluice:$DATABASE_PASSWORD@127.0.0.1:$DATABASE_PORT/sluice"

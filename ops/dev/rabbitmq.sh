@@ -11,30 +11,35 @@ amqp_password_hash() {
   printf '%b' "$(hex_escaped "$salt$digest")" | base64 -w 0
 }
 
-# amqp_user NAME SALT PASSWORD
+# amqp_user NAME PASSWORD [TAG]
 amqp_user() {
-  printf '{"name":"%s","password_hash":"%s",' "$1" "$(amqp_password_hash "$2" "$3")"
-  printf '"hashing_algorithm":"rabbit_password_hashing_sha256","tags":["administrator"]}'
+  printf '{"name":"%s","password_hash":"%s",' "$1" "$(amqp_password_hash "$AMQP_SALT" "$2")"
+  printf '"hashing_algorithm":"rabbit_password_hashing_sha256","tags":[%s]}' "${3:+\"$3\"}"
 }
 
-# amqp_grant USER VHOST
+# amqp_grant USER VHOST CONFIGURE WRITE READ
 amqp_grant() {
-  printf '{"user":"%s","vhost":"%s","configure":".*","write":".*","read":".*"}' "$1" "$2"
+  printf '{"user":"%s","vhost":"%s","configure":"%s","write":"%s","read":"%s"}' "$@"
 }
 
+# An edge may hand over orders and nothing else. A worker keeps the topology, its limits among it
+# (policies), and reads the queues; it sees nothing beside what is ours. The operator may do all.
+#
 # Users and vhosts at boot. A node that imports definitions never creates `guest`. Exchanges,
 # queues and policies are not here: `sluice-worker topology apply` declares them.
 amqp_definitions() {
   cat <<JSON
 {
   "users": [
-    $(amqp_user sluice "$AMQP_SALT" "$AMQP_PASSWORD"),
-    $(amqp_user operator "$AMQP_SALT" "$AMQP_OPERATOR_PASSWORD")
+    $(amqp_user edge "$AMQP_EDGE_PASSWORD"),
+    $(amqp_user worker "$AMQP_WORKER_PASSWORD" policymaker),
+    $(amqp_user operator "$AMQP_OPERATOR_PASSWORD" administrator)
   ],
   "vhosts": [{"name": "/"}, {"name": "sluice"}],
   "permissions": [
-    $(amqp_grant sluice /), $(amqp_grant sluice sluice),
-    $(amqp_grant operator /), $(amqp_grant operator sluice)
+    $(amqp_grant edge sluice '^$' '^sluice[.]orders$' '^$'),
+    $(amqp_grant worker sluice '^sluice[.]' '^sluice[.]' '^sluice[.]'),
+    $(amqp_grant operator / '.*' '.*' '.*'), $(amqp_grant operator sluice '.*' '.*' '.*')
   ]
 }
 JSON

@@ -37,8 +37,8 @@ services_stop() {
 services_exports() {
   cat <<ENV
 export SLUICE_TEST_REDIS_SERVER='$(need_program redis-server)'
-export SLUICE_TEST_AMQP_URL='amqp://sluice:$AMQP_PASSWORD@127.0.0.1:$AMQP_PORT/%2f'
-export SLUICE_TEST_AMQP_MANAGEMENT_URL='http://sluice:$AMQP_PASSWORD@127.0.0.1:$AMQP_MANAGEMENT_PORT'
+export SLUICE_TEST_AMQP_URL='amqp://operator:$AMQP_OPERATOR_PASSWORD@127.0.0.1:$AMQP_PORT/%2f'
+export SLUICE_TEST_AMQP_MANAGEMENT_URL='http://operator:$AMQP_OPERATOR_PASSWORD@127.0.0.1:$AMQP_MANAGEMENT_PORT'
 export SLUICE_TEST_DATABASE_URL='postgres://postgres:$DATABASE_ADMIN_PASSWORD@127.0.0.1:$DATABASE_PORT/postgres'
 export SLUICE_TEST_BIN='$TARGET/release'
 ENV
