@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 mod beat;
+mod collection;
 mod core;
 mod desk;
 mod erase;
@@ -31,6 +32,7 @@ mod relay;
 mod reply;
 pub mod room;
 mod sales;
+mod spares;
 mod stock;
 mod sweep;
 
@@ -67,6 +69,10 @@ pub struct EngineConfig {
     pub queue_max: usize,
     /// Orders that may be held for the broker.
     pub held_max: usize,
+    /// Confirmed orders of which a copy is kept, at the most.
+    pub spare_max: usize,
+    /// How long a copy is kept after the confirm.
+    pub spare_for: Duration,
     /// Age at which a journal entry is published by whoever sees it.
     pub sweep_after: Duration,
     /// Event streams that may be open.

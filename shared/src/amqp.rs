@@ -11,8 +11,11 @@ use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, BasicRejectOptions,
     ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
 };
+use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Event, ExchangeKind};
+use lapin::{
+    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ErrorKind, Event, ExchangeKind,
+};
 use tokio::sync::watch;
 
 use crate::topology::{ATTEMPT, REASON, Topology};
@@ -29,9 +32,21 @@ pub enum AmqpError {
     /// The broker refused the message: its queue is full.
     #[error("rabbitmq refused a message (its queue is full)")]
     Refused,
+    /// No answer within this time.
+    #[error("rabbitmq gave no answer within {0:?}")]
+    Silent(std::time::Duration),
     /// A topology that cannot be declared as written.
     #[error("topology: {0}")]
     Topology(String),
+}
+
+impl AmqpError {
+    /// Whether the broker answered that something does not exist (AMQP 0-9-1: 404 `not-found`).
+    pub fn is_not_found(&self) -> bool {
+        let Self::Broken(error) = self else { return false };
+        let ErrorKind::ProtocolError(error) = error.kind() else { return false };
+        *error.kind() == AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND)
+    }
 }
 
 /// A connection to the broker. It does not mend itself: the owner sees it break and makes a new one,
@@ -121,6 +136,22 @@ impl Link {
             }
         }
         Ok(())
+    }
+
+    /// Looks whether every exchange and queue is there, and changes nothing. The first one that is
+    /// missing is the error, see [`AmqpError::is_not_found`].
+    pub async fn check(&self, topology: &Topology) -> Result<(), AmqpError> {
+        let channel = self.connection.create_channel().await?;
+        for exchange in &topology.exchanges {
+            let options = ExchangeDeclareOptions { passive: true, ..Default::default() };
+            let (name, kind) = (exchange.name.into(), ExchangeKind::Direct);
+            channel.exchange_declare(name, kind, options, FieldTable::default()).await?;
+        }
+        for queue in &topology.queues {
+            let options = QueueDeclareOptions { passive: true, ..Default::default() };
+            channel.queue_declare(queue.name.as_str().into(), options, FieldTable::default()).await?;
+        }
+        Ok(channel.close(200, "bye".into()).await?)
     }
 
     /// Closes the connection in order.

@@ -1,6 +1,7 @@
 //! What wardens and edges tell each other through Redis.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -93,6 +94,45 @@ pub struct SaleView {
     pub items: Vec<Item>,
 }
 
+/// What a re-opening asks of every edge, for one segment: to close this epoch and all before it, and to
+/// say so once nothing of them is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct Question {
+    /// The epoch to close.
+    pub epoch: u64,
+    /// When it was asked, by Redis' clock: a later question of the same epoch wants a new answer.
+    pub asked: Millis,
+}
+
+impl fmt::Display for Question {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.epoch, self.asked.0)
+    }
+}
+
+impl Question {
+    /// Reads what [`Display`](fmt::Display) writes: `epoch@milliseconds`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (epoch, asked) = text.split_once('@')?;
+        Some(Self { epoch: epoch.parse().ok()?, asked: Millis(asked.parse().ok()?) })
+    }
+}
+
+impl From<Question> for String {
+    fn from(question: Question) -> Self {
+        question.to_string()
+    }
+}
+
+impl TryFrom<String> for Question {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        Self::parse(&text).ok_or_else(|| format!("{text:?} is not EPOCH@MILLISECONDS"))
+    }
+}
+
 /// One edge's sign of life, and its answers to the warden.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heartbeat {
@@ -112,8 +152,9 @@ pub struct Heartbeat {
     pub held: u64,
     /// Whether it is shutting down.
     pub draining: bool,
-    /// `sale:segment` → the epoch that the edge has closed for good and holds nothing of.
-    pub closed: BTreeMap<String, u64>,
+    /// `sale:segment` → the question that it answers: this epoch is closed for good and nothing of it is
+    /// held.
+    pub closed: BTreeMap<String, Question>,
     /// Whether the broker is connected.
     pub broker: bool,
 }

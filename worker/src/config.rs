@@ -143,6 +143,8 @@ pub struct ReconcileConfig {
     pub leader: Duration,
     /// How often it looks.
     pub tick: Duration,
+    /// After what silence an edge is struck off, if ever.
+    pub strike_after: Option<Duration>,
     /// How often it compares Redis with the books.
     pub reconcile: Duration,
 }
@@ -187,6 +189,8 @@ impl Config {
                 lease: s.millis("reconcile.lease_ms", 500..=60_000),
                 leader: s.millis("reconcile.leader_ms", 200..=60_000),
                 tick: s.millis("reconcile.tick_ms", 10..=10_000),
+                strike_after: Some(s.seconds("reconcile.strike_after_seconds", 0..=86_400))
+                    .filter(|after| !after.is_zero()),
                 reconcile: s.millis("reconcile.reconcile_ms", 100..=600_000),
             },
             status: status(&mut s),

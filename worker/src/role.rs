@@ -128,7 +128,7 @@ impl Role {
 }
 
 /// The shortest and the longest wait before something that failed is tried again.
-const WAITS: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
+const WAITS: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
 /// Whatever ran this long before it failed is tried again at once.
 const STEADY: Duration = Duration::from_secs(60);
 

@@ -122,6 +122,11 @@ pub async fn apply(management: &Management, amqp: &str, topology: &Topology) -> 
     let declared = link.declare(topology).await;
     link.close().await;
     declared?;
+    put_policies(management, topology).await
+}
+
+/// Sets every policy; the same again changes nothing.
+pub async fn put_policies(management: &Management, topology: &Topology) -> anyhow::Result<()> {
     let (management, policies) = (management.clone(), topology.policies.clone());
     tokio::task::spawn_blocking(move || {
         policies.iter().try_for_each(|policy| management.put_policy(policy.name, &wanted(policy)))

@@ -9,9 +9,11 @@
 //! - [`shelves`] brings sales from PostgreSQL into Redis, and notices when Redis is not the one that
 //!   was opened: then [`reopen`] goes the whole way of [`reopening`], to be sure that nothing accepted
 //!   is lost and nothing is sold twice; what Redis has lost, [`restore`](mod@restore) puts back.
-//! - [`roll`] keeps the [`register`] of edges.
+//! - [`roll`] keeps the [`register`] of edges; `striking` takes silent ones out of it.
+//! - [`broker`] declares again what RabbitMQ has lost.
 //! - [`reconcile`] publishes what has no row, releases what is dead, and measures drift.
 
+pub mod broker;
 pub mod image;
 pub mod lead;
 pub mod leases;
@@ -25,6 +27,7 @@ pub mod reopening;
 mod restore;
 pub mod roll;
 pub mod shelves;
+mod striking;
 pub mod verify;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,6 +39,7 @@ use sluice_shared::keys::{SALES, Shelf};
 use sluice_shared::redis::{Fault, Redis, cmd};
 use sluice_shared::sale::SaleView;
 use sluice_shared::script::{Leased, WardenScripts};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 pub use metrics::Metrics;
@@ -68,6 +72,8 @@ pub struct Warden {
     // Held while leases are being renewed: a segment that is taken off the floor is renewed no more
     // once this was free.
     renewing: tokio::sync::Mutex<()>,
+    /// The broker has lost messages: orders without a row may be nowhere but in Redis.
+    orders_lost: Notify,
 }
 
 /// What may sell, and through whom.
@@ -85,6 +91,7 @@ impl Warden {
             scripts: WardenScripts::default(),
             floor: Mutex::default(),
             renewing: tokio::sync::Mutex::default(),
+            orders_lost: Notify::new(),
         })
     }
 
@@ -93,6 +100,7 @@ impl Warden {
         let mut tasks = JoinSet::new();
         tasks.spawn(shelves::run(self.clone()));
         tasks.spawn(roll::run(self.clone()));
+        tasks.spawn(broker::run(self.clone()));
         tasks.spawn(reconcile::run(self.clone()));
         while let Some(ended) = tasks.join_next().await {
             if let Err(error) = ended {

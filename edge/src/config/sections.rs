@@ -187,6 +187,8 @@ pub(super) fn engine(s: &mut Settings, name: Option<&str>) -> EngineConfig {
         batches_inflight: size(s, "reserve.inflight_batches", 1..=64),
         queue_max: size(s, "reserve.queue_max", 1..=10_000_000),
         held_max: size(s, "relay.held_max", 1..=100_000_000),
+        spare_max: size(s, "relay.spare_max", 0..=100_000_000),
+        spare_for: s.seconds("relay.spare_seconds", 0..=3600),
         sweep_after: s.millis("relay.sweep_after_ms", 100..=60_000),
         streams_max: size(s, "events.streams_max", 1..=10_000_000),
     }

@@ -1,17 +1,15 @@
-//! The sign of life: what the warden asks, and what this edge answers.
-//!
-//! A re-opening is answered in this order: close the epoch first, so that no late reply of it is
-//! accepted any more; then, once nothing of it is held, say so.
+//! The sign of life: what the warden asks, and what this edge answers; for a re-opening, see
+//! [`collection`](super::collection).
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use sluice_shared::keys::{EDGES, GENERATION, REGISTER, REOPENING, Shelf};
+use sluice_shared::keys::{EDGES, GENERATION, REGISTER};
 use sluice_shared::redis::{Fault, Redis, cmd};
 use sluice_shared::sale::Heartbeat;
 
+use super::collection::Collection;
 use super::core::Core;
 use super::register::Seat;
 use super::sales::Book;
@@ -23,6 +21,7 @@ const HASTE: Duration = Duration::from_millis(100);
 
 /// Beats for as long as the engine runs.
 pub(crate) async fn run(core: Arc<Core>, book: Arc<Book>, seat: Arc<Seat>, redis: Redis, hot: Redis) {
+    let mut collection = Collection::default();
     loop {
         // By the buyers' connection: it is mended before they need it, and counts when it is not.
         match hot.time().await {
@@ -32,7 +31,7 @@ pub(crate) async fn run(core: Arc<Core>, book: Arc<Book>, seat: Arc<Seat>, redis
             }
             Err(why) => tracing::debug!(%why, "redis does not answer"),
         }
-        let reopening = match beat(&core, &book, &seat, &redis).await {
+        let reopening = match beat(&core, &book, &seat, &redis, &mut collection).await {
             Ok(reopening) => reopening,
             Err(why) => {
                 tracing::debug!(%why, "no sign of life given");
@@ -47,12 +46,18 @@ pub(crate) async fn run(core: Arc<Core>, book: Arc<Book>, seat: Arc<Seat>, redis
 }
 
 /// One beat; answers whether a re-opening is on.
-async fn beat(core: &Core, book: &Book, seat: &Seat, redis: &Redis) -> Result<bool, Fault> {
+async fn beat(
+    core: &Core,
+    book: &Book,
+    seat: &Seat,
+    redis: &Redis,
+    collection: &mut Collection,
+) -> Result<bool, Fault> {
     let doing = "looking for the warden's wishes";
     let (generation, registered) = (cmd("GET").arg(GENERATION).to_owned(), in_register(seat));
-    let (generation, wishes, admitted) = tokio::try_join!(
+    let (generation, reopening, admitted) = tokio::try_join!(
         redis.run::<Option<u64>>(doing, &generation),
-        wishes(redis),
+        collection.look(core, redis),
         redis.run::<bool>(doing, &registered),
     )?;
     core.admitted.store(admitted, Ordering::Relaxed);
@@ -60,28 +65,18 @@ async fn beat(core: &Core, book: &Book, seat: &Seat, redis: &Redis) -> Result<bo
     if generation.is_some() && generation != book.now().generation {
         core.refresh.notify_one();
     }
-    for (shelf, epoch) in &wishes {
-        core.held().close(shelf, *epoch);
-    }
-    let text = serde_json::to_string(&sign(core, book, seat)).unwrap_or_default();
+    let text = serde_json::to_string(&sign(core, book, seat, collection)).unwrap_or_default();
     let mut set = cmd("HSET");
     set.arg(EDGES).arg(seat.instance.as_str()).arg(text);
     redis.run::<u64>("giving a sign of life", &set).await?;
-    Ok(!wishes.is_empty())
+    Ok(reopening)
 }
 
 fn in_register(seat: &Seat) -> sluice_shared::redis::Cmd {
     cmd("HEXISTS").arg(REGISTER).arg(seat.instance.as_str()).to_owned()
 }
 
-async fn wishes(redis: &Redis) -> Result<Vec<(Shelf, u64)>, Fault> {
-    let all = cmd("HGETALL").arg(REOPENING).to_owned();
-    let wishes: BTreeMap<String, String> = redis.run("reading the re-openings", &all).await?;
-    let read = |(name, epoch): (String, String)| Some((Shelf::parse(&name)?, epoch.parse().ok()?));
-    Ok(wishes.into_iter().filter_map(read).collect())
-}
-
-fn sign(core: &Core, book: &Book, seat: &Seat) -> Heartbeat {
+fn sign(core: &Core, book: &Book, seat: &Seat, collection: &Collection) -> Heartbeat {
     let held = core.held();
     Heartbeat {
         instance: seat.instance.clone(),
@@ -92,7 +87,7 @@ fn sign(core: &Core, book: &Book, seat: &Seat) -> Heartbeat {
         generation: book.now().generation.unwrap_or(0),
         held: held.len() as u64,
         draining: core.draining.load(Ordering::Relaxed),
-        closed: held.nothing_held(),
+        closed: collection.answers(&held),
         broker: core.connected.load(Ordering::Relaxed),
     }
 }
@@ -112,6 +107,12 @@ fn measure(core: &Core, book: &Book) {
         (held.len(), held.oldest())
     };
     metrics.held.set(super::metrics::number(held));
+    let spares = {
+        let mut spares = core.spares();
+        spares.trim(Instant::now());
+        spares.len()
+    };
+    metrics.spares.set(super::metrics::number(spares));
     metrics.lag.set(oldest.map_or(0.0, |since| Instant::now().duration_since(since).as_secs_f64()));
     let frozen = sales.all().map(|sale| sale.frozen_segments()).sum();
     metrics.frozen.set(super::metrics::number(frozen));

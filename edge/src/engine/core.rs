@@ -13,6 +13,7 @@ use super::erase::Dues;
 use super::held::Held;
 use super::metrics::Metrics;
 use super::room::Room;
+use super::spares::Spares;
 
 /// Shared by all tasks of the engine.
 #[derive(Debug)]
@@ -24,6 +25,7 @@ pub(crate) struct Core {
     pub(crate) metrics: Metrics,
     held: Mutex<Held>,
     dues: Mutex<Dues>,
+    spares: Mutex<Spares>,
     /// There is something to publish.
     pub(crate) publish: Notify,
     /// There is something to delete from a journal.
@@ -52,6 +54,7 @@ impl Core {
             room: Room::new(config.held_max),
             held: Mutex::new(Held::new(config.shards)),
             dues: Mutex::default(),
+            spares: Mutex::new(Spares::new(config.spare_max, config.spare_for)),
             clock: ServerClock::default(),
             publish: Notify::new(),
             erase: Notify::new(),
@@ -78,6 +81,11 @@ impl Core {
     /// The journal entries to delete. Never kept over an await.
     pub(crate) fn dues(&self) -> MutexGuard<'_, Dues> {
         self.dues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Copies of what was confirmed. Never kept over an await.
+    pub(crate) fn spares(&self) -> MutexGuard<'_, Spares> {
+        self.spares.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Redis answered just now.

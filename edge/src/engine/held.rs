@@ -123,9 +123,24 @@ impl Held {
         true
     }
 
+    /// Takes back an order that the broker had confirmed, and that Redis has lost since: it is published
+    /// once more, of a closed epoch as well, and answers for that epoch until it is confirmed again.
+    pub(crate) fn recall(&mut self, parcel: Arc<Parcel>, place: Place, now: Instant) {
+        self.put(parcel, place, Vec::new(), now);
+    }
+
     fn hold(&mut self, arrival: Arrival, now: Instant) {
         let Arrival { parcel, place, waiter } = arrival;
-        let mut waiters: Vec<_> = waiter.into_iter().collect();
+        self.put(Arc::new(parcel), place, waiter.into_iter().collect(), now);
+    }
+
+    fn put(
+        &mut self,
+        parcel: Arc<Parcel>,
+        place: Place,
+        mut waiters: Vec<oneshot::Sender<()>>,
+        now: Instant,
+    ) {
         if let Some(ticket) = self.tickets.get(&parcel.order).copied() {
             if let Some(entry) = self.entries.get_mut(&ticket).filter(|e| e.parcel.stamp >= parcel.stamp) {
                 entry.waiters.append(&mut waiters);
@@ -143,7 +158,7 @@ impl Held {
         *epochs.held.entry(parcel.stamp).or_default() += 1;
         let lane = self.lane_of(&parcel.order);
         self.lanes[lane].arrive(ticket);
-        let entry = Entry { parcel: Arc::new(parcel), since: now, waiters, _place: place };
+        let entry = Entry { parcel, since: now, waiters, _place: place };
         self.entries.insert(ticket, entry);
     }
 

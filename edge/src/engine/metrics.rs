@@ -25,6 +25,8 @@ struct State {
 #[derive(Debug)]
 pub(crate) struct Metrics {
     pub(crate) held: Gauge,
+    pub(crate) spares: Gauge,
+    pub(crate) recalled: Counter,
     pub(crate) lag: Gauge<f64, AtomicU64>,
     pub(crate) unconfirmed: Gauge,
     pub(crate) connected: Gauge,
@@ -46,6 +48,8 @@ impl Metrics {
     pub(crate) fn new(registry: &mut Registry) -> Self {
         let metrics = Self {
             held: Gauge::default(),
+            spares: Gauge::default(),
+            recalled: Counter::default(),
             lag: Gauge::default(),
             unconfirmed: Gauge::default(),
             connected: Gauge::default(),
@@ -69,6 +73,8 @@ impl Metrics {
     fn register(&self, to: &mut Registry) {
         let relay = to.sub_registry_with_prefix("relay");
         relay.register("held", "Accepted orders that the broker has not confirmed", self.held.clone());
+        relay.register("spare_copies", "Copies of confirmed orders", self.spares.clone());
+        relay.register("recalled", "Copies published again: redis had lost the order", self.recalled.clone());
         relay.register("lag_seconds", "Age of the oldest of them", self.lag.clone());
         relay.register("unconfirmed", "Messages sent that wait for their confirm", self.unconfirmed.clone());
         relay.register("published", "Messages by what the broker said", self.published.clone());

@@ -38,10 +38,12 @@ pub(crate) async fn run(core: Arc<Core>, name: String) {
             Ok(Ok((link, publisher))) => {
                 tracing::info!("connected to rabbitmq");
                 show(&core, true, false);
+                core.spares().broken(Instant::now());
                 let mut session = Session { core: &core, keys: &keys, link, publisher, confirmed: 0 };
                 let why = session.serve().await;
                 show(&core, false, false);
                 core.held().broken();
+                core.spares().broken(Instant::now());
                 core.metrics.unconfirmed.set(0);
                 tracing::warn!(why, "rabbitmq is gone; orders stay held and go out later");
                 if session.confirmed > 0 {
@@ -147,7 +149,7 @@ impl Session<'_> {
                 Ok(()) => confirmed.push(ticket),
                 Err(AmqpError::Returned(why)) => self.failed(ticket, "returned", &why),
                 Err(AmqpError::Refused) => self.failed(ticket, "refused", "its queue is full"),
-                Err(AmqpError::Broken(_) | AmqpError::Topology(_)) => up = false,
+                Err(AmqpError::Broken(_) | AmqpError::Topology(_) | AmqpError::Silent(_)) => up = false,
             }
         }
         if !confirmed.is_empty() {
@@ -155,6 +157,7 @@ impl Session<'_> {
             core.metrics.published_by("confirmed", confirmed.len() as u64);
             let parcels = core.held().confirmed(&confirmed);
             erase::owe(core, &parcels);
+            core.spares().keep(&parcels, Instant::now());
         }
         up
     }

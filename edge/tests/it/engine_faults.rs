@@ -148,7 +148,7 @@ async fn a_reopening_closes_the_epoch_drains_and_never_opens_it_again() {
     let edge = world.edge("edge", &shelf, 1).await;
     let (order, outcome) = edge.buy("alice").await;
     assert!(accepted(&outcome));
-    world.ask::<u64>("HSET", &[REOPENING, &shelf.name(), "1"]).await;
+    world.ask::<u64>("HSET", &[REOPENING, &shelf.name(), "1@7"]).await;
     // Until the edge hears of it, it sells; what its last reply says is unknown, and not held.
     let mut held = 1;
     loop {
@@ -175,6 +175,34 @@ async fn a_reopening_closes_the_epoch_drains_and_never_opens_it_again() {
     eventually("it sells under the next epoch", SOON, sells).await;
     let again = edge.redeem(&order, "alice").await;
     assert!(matches!(again, Outcome::Accepted { epoch: 2, replayed: true, .. }), "{again:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_broker_and_redis_both_lost_goes_out_again_at_each_question() {
+    let world = World::start().await;
+    let shelf = world.sell("sale", Offer::default()).await;
+    let edge = world.edge("edge", &shelf, 1).await;
+    let (order, outcome) = edge.buy("alice").await;
+    assert!(accepted(&outcome));
+    let first = world.vhost.orders(1).await.remove(0);
+    world.journal_empties(&shelf).await;
+    let answers = async |question: &str| {
+        world.ask::<u64>("HSET", &[REOPENING, &shelf.name(), question]).await;
+        let answered = || async {
+            let beat = world.heartbeat("edge").await;
+            beat.is_some_and(|beat| beat.closed.get(&shelf.name()).is_some_and(|q| q.to_string() == question))
+        };
+        eventually("the edge answers", SOON, answered).await;
+    };
+    answers("1@7").await;
+    assert_eq!(edge.metric("sluice_relay_recalled_total"), 0.0, "redis has the order");
+    world.ask::<u64>("DEL", &[&shelf.orders()]).await;
+    for (question, times) in [("1@8", 1.0), ("1@9", 2.0)] {
+        answers(question).await;
+        assert_eq!(edge.metric("sluice_relay_recalled_total"), times, "{question}");
+        let message = world.vhost.orders(1).await.remove(0);
+        assert_eq!((message.order, message.epoch), (order, first.epoch), "{question}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

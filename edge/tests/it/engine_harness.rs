@@ -294,6 +294,8 @@ impl Edge {
             batches_inflight: 2,
             queue_max: 20_000,
             held_max: 100_000,
+            spare_max: 100_000,
+            spare_for: Duration::from_secs(30),
             sweep_after: Duration::from_secs(1),
             streams_max: 100,
         };

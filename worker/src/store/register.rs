@@ -47,7 +47,8 @@ impl Store {
             "INSERT INTO edges (instance, name, lock, start)
              SELECT $1, $2, $3, $4
              WHERE NOT EXISTS (SELECT 1 FROM edges WHERE lock = $3 AND start > $4)
-             ON CONFLICT DO NOTHING",
+             ON CONFLICT (instance) DO UPDATE
+             SET struck_at = NULL, struck_why = NULL, registered_at = now() WHERE edges.returns",
         )
         .bind(edge.instance.as_str())
         .bind(&edge.name)
@@ -98,14 +99,20 @@ impl Store {
         rows.into_iter().map(|(instance, why)| Ok((id(InstanceId::parse(&instance))?, why))).collect()
     }
 
-    /// Strikes an edge off; says why.
-    pub async fn strike_edge(&self, instance: &InstanceId, why: &str) -> Result<(), StoreError> {
+    /// Strikes an edge off; says why, and whether it may be registered again.
+    pub async fn strike_edge(
+        &self,
+        instance: &InstanceId,
+        why: &str,
+        returns: bool,
+    ) -> Result<(), StoreError> {
         sqlx::query(
-            "UPDATE edges SET struck_at = now(), struck_why = $2
+            "UPDATE edges SET struck_at = now(), struck_why = $2, returns = $3
              WHERE instance = $1 AND struck_at IS NULL",
         )
         .bind(instance.as_str())
         .bind(why)
+        .bind(returns)
         .execute(&self.pool)
         .await?;
         Ok(())

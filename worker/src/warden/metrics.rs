@@ -23,10 +23,14 @@ pub struct Metrics {
     pub waiting_for_edges: Gauge,
     /// Registered edges that are not heard of.
     pub silent_edges: Gauge,
+    /// Edges that were struck off.
+    pub struck: Counter,
     /// Re-openings that came to their end.
     pub reopenings: Counter,
     /// Segments that had lost data and were restored from the books.
     pub restored: Counter,
+    /// Times that RabbitMQ had lost what was declared in it.
+    pub redeclared: Counter,
     /// Accepted orders without a row that were published again.
     pub republished: Counter,
     /// Releases that were asked for again.
@@ -49,8 +53,10 @@ impl Metrics {
             metrics.waiting_for_edges.clone(),
         );
         warden.register("silent_edges", "Registered edges not heard of", metrics.silent_edges.clone());
+        warden.register("struck_edges", "Edges that were struck off", metrics.struck.clone());
         warden.register("reopenings", "Re-openings that came to their end", metrics.reopenings.clone());
         warden.register("restored_segments", "Segments restored from the books", metrics.restored.clone());
+        warden.register("topology_repairs", "Times RabbitMQ was declared anew", metrics.redeclared.clone());
         warden.register("republished_orders", "Orders published again", metrics.republished.clone());
         warden.register("released_again", "Releases asked for again", metrics.released_again.clone());
         warden.register("drift", "By how much an equation of the books is off", metrics.drift.clone());

@@ -1,4 +1,5 @@
-//! Every ten seconds: whatever fell between two stores is picked up, and drift is measured.
+//! Every ten seconds, and when the broker has lost its messages: whatever fell between two stores is
+//! picked up, and drift is measured.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -14,6 +15,8 @@ use super::{Trouble, Warden, reopen};
 
 /// An accepted order without a row is published again at this age: relay and sweep have had their time.
 const UNWRITTEN_MS: i64 = 5_000;
+/// How soon a look for lost orders that failed is repeated.
+const AGAIN: Duration = Duration::from_millis(500);
 /// A dead order whose units are still held is released again after this time.
 const UNRELEASED: Duration = Duration::from_secs(30);
 /// Reading the maps takes at most one part in so many of Redis' time.
@@ -28,9 +31,15 @@ pub async fn run(warden: Arc<Warden>) {
         Reconciler { outlet: Outlet::new(&warden, "reconcile"), asked: HashMap::new(), warden };
     let mut took = Duration::ZERO;
     loop {
-        tokio::time::sleep(every.max(took * SHARE)).await;
+        let lost = tokio::time::timeout(every.max(took * SHARE), reconciler.warden.orders_lost.notified());
+        // What was lost may be of any age: relay and sweep do not know of it.
+        let age = if lost.await.is_ok() { 0 } else { UNWRITTEN_MS };
         let began = Instant::now();
-        if let Err(trouble) = reconciler.round().await {
+        if let Err(trouble) = reconciler.round(age).await {
+            if age == 0 {
+                tokio::time::sleep(AGAIN).await;
+                reconciler.warden.orders_lost.notify_one();
+            }
             tracing::warn!(%trouble, "reconciling is held up");
         }
         took = began.elapsed();
@@ -54,7 +63,7 @@ struct Tally {
 }
 
 impl Reconciler {
-    async fn round(&mut self) -> Result<(), Trouble> {
+    async fn round(&mut self, age: i64) -> Result<(), Trouble> {
         let serving = self.warden.floor(|floor| floor.serving.clone());
         for view in self.warden.views().await? {
             let mut tally = Tally::default();
@@ -62,7 +71,7 @@ impl Reconciler {
             for segment in 0..view.segments {
                 let shelf = Shelf::new(view.sale.clone(), segment);
                 match serving.get(&shelf) {
-                    Some(epoch) => self.segment(&view, &shelf, *epoch, &mut tally).await?,
+                    Some(epoch) => self.segment(&view, &shelf, *epoch, age, &mut tally).await?,
                     None => whole = false,
                 }
             }
@@ -78,17 +87,18 @@ impl Reconciler {
         Ok(store.forget_old_barriers().await?)
     }
 
-    /// Publishes what has no row.
+    /// Publishes what has no row at that age, in milliseconds.
     async fn segment(
         &mut self,
         view: &SaleView,
         shelf: &Shelf,
         epoch: u64,
+        age: i64,
         tally: &mut Tally,
     ) -> Result<(), Trouble> {
         let image = Image::read(self.warden.redis(), shelf).await?;
         let all = reopen::unwritten(&self.warden, shelf, view.number, &image, |_| true).await?;
-        let old = |order: &sluice_shared::message::Accepted| image.at.0 - order.at.0 > UNWRITTEN_MS;
+        let old = |order: &sluice_shared::message::Accepted| image.at.0 - order.at.0 >= age;
         let (due, lost): (Vec<_>, Vec<_>) =
             all.iter().filter(|order| old(order)).cloned().partition(|order| order.epoch == epoch);
         if !due.is_empty() {

@@ -5,6 +5,7 @@
 //! good-bye with nothing held. Silence proves nothing; but of a silent one an operator's word counts.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
 
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::InstanceId;
@@ -24,9 +25,27 @@ pub enum Command {
     /// Write it into PostgreSQL; then tell [`Register::registered`].
     Register(Box<Heartbeat>),
     /// Strike it off in PostgreSQL, then in Redis; then tell [`Register::struck`].
-    Strike(InstanceId, String),
+    Strike(InstanceId, Reason),
     /// Its heartbeat is a dead edge's; remove it from Redis.
     Bury(InstanceId),
+}
+
+/// Why an edge is struck off.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reason {
+    /// It is proven dead, and never comes back.
+    Dead(String),
+    /// It is only silent, and nothing can be lost with it: heard again, it is registered again.
+    Silent(String),
+}
+
+impl Reason {
+    /// In words.
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Dead(why) | Self::Silent(why) => why,
+        }
+    }
 }
 
 /// The leading warden's knowledge of edges.
@@ -34,7 +53,8 @@ pub enum Command {
 pub struct Register {
     edges: BTreeMap<InstanceId, Edge>,
     refused: BTreeSet<InstanceId>,
-    silent: BTreeSet<InstanceId>,
+    /// Since when, as far as this warden knows.
+    silent: BTreeMap<InstanceId, Millis>,
 }
 
 #[derive(Debug, Clone)]
@@ -79,9 +99,10 @@ impl Register {
             let parted = |last: &Heartbeat| last.draining && last.held == 0;
             if let Some((_, successor)) = successor {
                 let why = format!("its successor {successor} holds the lock");
-                commands.push(Command::Strike(instance.clone(), why));
+                commands.push(Command::Strike(instance.clone(), Reason::Dead(why)));
             } else if !heartbeats.contains_key(instance) && edge.last.as_ref().is_some_and(parted) {
-                commands.push(Command::Strike(instance.clone(), "stopped with nothing held".to_owned()));
+                let why = Reason::Dead("stopped with nothing held".to_owned());
+                commands.push(Command::Strike(instance.clone(), why));
             }
         }
         for (instance, beat) in heartbeats {
@@ -124,20 +145,27 @@ impl Register {
         let (mut fell, mut back) = (Vec::new(), Vec::new());
         for (instance, edge) in &self.edges {
             let quiet = edge.last.as_ref().is_none_or(|last| now.0 - last.at.0 > SILENT_MS);
-            if quiet && self.silent.insert(instance.clone()) {
+            if quiet && !self.silent.contains_key(instance) {
+                self.silent.insert(instance.clone(), now);
                 fell.push((edge.name.clone(), instance.clone()));
-            } else if !quiet && self.silent.remove(instance) {
+            } else if !quiet && self.silent.remove(instance).is_some() {
                 back.push((edge.name.clone(), instance.clone()));
             }
         }
         (fell, back)
     }
 
+    /// Edges that have been silent for at least so long.
+    pub fn silent_for(&self, now: Millis, span: Duration) -> Vec<InstanceId> {
+        let long = self.silent.iter().filter(|(_, since)| since.after(span) <= now);
+        long.map(|(instance, _)| instance.clone()).collect()
+    }
+
     /// Edges that an operator says are dead, with the reason: those that are silent are struck off. One
     /// that is heard lives, whatever anybody says.
     pub fn condemned(&self, said: &[(InstanceId, String)]) -> Vec<Command> {
-        let silent = said.iter().filter(|(instance, _)| self.silent.contains(instance));
-        let why = |why: &str| format!("an operator says that it is dead: {why}");
+        let silent = said.iter().filter(|(instance, _)| self.silent.contains_key(instance));
+        let why = |why: &str| Reason::Dead(format!("an operator says that it is dead: {why}"));
         silent.map(|(instance, text)| Command::Strike(instance.clone(), why(text))).collect()
     }
 

@@ -10,7 +10,7 @@ use sluice_shared::keys::{EDGES, REOPENING, Shelf};
 use sluice_shared::message::Accepted;
 use sluice_shared::record::OrderState;
 use sluice_shared::redis::{Fault, cmd};
-use sluice_shared::sale::Heartbeat;
+use sluice_shared::sale::{Heartbeat, Question};
 use sluice_shared::script::{Raised, ShelfScripts};
 
 use super::image::{Head, Image, run_id};
@@ -111,10 +111,11 @@ impl Reopen {
         let booked = self.warden.context.store.epoch(&self.shelf).await?.unwrap_or(1);
         self.booked = booked;
         let epoch = booked.max(shelved.unwrap_or(0));
+        let question = Question { epoch, asked: redis.time().await? };
         let mut ask = cmd("HSET");
-        ask.arg(REOPENING).arg(self.shelf.name()).arg(epoch);
+        ask.arg(REOPENING).arg(self.shelf.name()).arg(question.to_string());
         redis.run::<u64>("asking the edges", &ask).await?;
-        Ok(Event::Closed { epoch, asked: redis.time().await? })
+        Ok(Event::Closed { epoch, asked: question.asked })
     }
 
     /// Who must answer stands in PostgreSQL; what they answer stands in their heartbeats.
@@ -124,8 +125,8 @@ impl Reopen {
         let beats = heartbeats(&self.warden).await?;
         let name = self.shelf.name();
         let word = |instance: &InstanceId| -> Option<(Millis, u64)> {
-            let beat = beats.get(instance)?;
-            Some((beat.at, *beat.closed.get(&name)?))
+            let Question { epoch, asked } = beats.get(instance)?.closed.get(&name)?;
+            Some((*asked, *epoch))
         };
         let words: BTreeMap<_, _> = registered
             .into_iter()

@@ -52,8 +52,8 @@ pub enum Event {
         /// When.
         asked: Millis,
     },
-    /// The register, and what each edge in it last said: when, and which epoch of this segment it has
-    /// closed and holds nothing of.
+    /// The register, and what each edge in it last said: when the question was asked that it answers, and
+    /// which epoch of this segment it has closed and holds nothing of.
     Heard(BTreeMap<InstanceId, Option<(Millis, u64)>>),
     /// So many orders were published and confirmed.
     Drained(usize),

@@ -8,7 +8,8 @@ use sluice_shared::keys::{EDGES, REGISTER};
 use sluice_shared::redis::{Fault, cmd};
 
 use super::image::run_id;
-use super::register::{Command, Register};
+use super::register::{Command, Reason, Register};
+use super::striking::Striking;
 use super::{Trouble, Warden, reopen};
 
 /// Between two looks: a new edge sells this soon after its first heartbeat.
@@ -16,11 +17,10 @@ const TICK: Duration = Duration::from_millis(250);
 
 /// Works until it is dropped.
 pub async fn run(warden: Arc<Warden>) {
-    let mut register = None;
-    let mut redis = String::new();
+    let mut roll = Roll::default();
     let mut held_up = false;
     loop {
-        let round = round(&warden, &mut register, &mut redis).await;
+        let round = round(&warden, &mut roll).await;
         if let Err(trouble) = &round
             && !held_up
         {
@@ -31,7 +31,17 @@ pub async fn run(warden: Arc<Warden>) {
     }
 }
 
-async fn round(warden: &Warden, register: &mut Option<Register>, redis: &mut String) -> Result<(), Trouble> {
+/// What is remembered from round to round.
+#[derive(Debug, Default)]
+struct Roll {
+    register: Option<Register>,
+    /// Which start of Redis it was shown to.
+    redis: String,
+    striking: Striking,
+}
+
+async fn round(warden: &Warden, roll: &mut Roll) -> Result<(), Trouble> {
+    let Roll { register, redis, striking } = roll;
     let now = run_id(warden.redis()).await?;
     let register = match register {
         Some(register) => register,
@@ -41,6 +51,7 @@ async fn round(warden: &Warden, register: &mut Option<Register>, redis: &mut Str
     if *redis != now || shown != register.instances().len() {
         // Another Redis, or one that somebody emptied.
         register.forget_heartbeats();
+        striking.forget();
         show_all(warden, &register.instances()).await?;
         *redis = now;
     }
@@ -48,7 +59,8 @@ async fn round(warden: &Warden, register: &mut Option<Register>, redis: &mut Str
     for command in register.look(&beats) {
         carry_out(warden, register, command).await?;
     }
-    let (fell, back) = register.silence(warden.redis().time().await?);
+    let now = warden.redis().time().await?;
+    let (fell, back) = register.silence(now);
     for (name, instance) in fell {
         tracing::warn!(name, %instance, "an edge is silent; a re-opening would wait for it");
     }
@@ -60,6 +72,9 @@ async fn round(warden: &Warden, register: &mut Option<Register>, redis: &mut Str
         for command in register.condemned(&warden.context.store.condemned_edges().await?) {
             carry_out(warden, register, command).await?;
         }
+    }
+    for command in striking.look(warden, register, now).await? {
+        carry_out(warden, register, command).await?;
     }
     Ok(())
 }
@@ -77,8 +92,10 @@ async fn carry_out(warden: &Warden, register: &mut Register, command: Command) -
             }
         }
         Command::Strike(instance, why) => {
-            warden.context.store.strike_edge(&instance, &why).await?;
-            tracing::info!(%instance, why, "an edge is struck off");
+            let returns = matches!(why, Reason::Silent(_));
+            warden.context.store.strike_edge(&instance, why.text(), returns).await?;
+            warden.metrics().struck.inc();
+            tracing::info!(%instance, why = why.text(), "an edge is struck off");
             warden.floor(|floor| floor.admitted.remove(&instance));
             // A renewal that is under way would admit it again.
             drop(warden.renewing.lock().await);
@@ -92,7 +109,7 @@ async fn carry_out(warden: &Warden, register: &mut Register, command: Command) -
 }
 
 /// Admits edges in every segment that serves, and strikes others off there.
-async fn admit(warden: &Warden, admit: &[InstanceId], strike: &[InstanceId]) -> Result<(), Fault> {
+pub(super) async fn admit(warden: &Warden, admit: &[InstanceId], strike: &[InstanceId]) -> Result<(), Fault> {
     for (shelf, epoch) in warden.floor(|floor| floor.serving.clone()) {
         let answer = warden.lease(&shelf, epoch, warden.lease_span(), admit, strike).await?;
         if let Err(frozen) = answer {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use sluice_shared::ids::{InstanceId, SaleId};
 use sluice_shared::keys::{GENERATION, REOPENING, SALES, SALES_CHANNEL, Shelf};
 use sluice_shared::redis::{Fault, cmd};
-use sluice_shared::sale::SaleView;
+use sluice_shared::sale::{Question, SaleView};
 use sluice_shared::script::{Preloaded, ShelfScripts};
 use tokio::task::JoinSet;
 
@@ -54,6 +54,14 @@ pub async fn run(warden: Arc<Warden>) {
     }
 }
 
+/// What edges were asked to close.
+async fn questions(warden: &Warden) -> Result<BTreeMap<Shelf, Question>, Fault> {
+    let doing = "reading what is asked";
+    let asked: BTreeMap<String, String> = warden.redis().run(doing, cmd("HGETALL").arg(REOPENING)).await?;
+    let read = |(name, text): (String, String)| Some((Shelf::parse(&name)?, Question::parse(&text)?));
+    Ok(asked.into_iter().filter_map(read).collect())
+}
+
 async fn next(news: &mut Option<SaleNews>) -> Result<(), crate::store::StoreError> {
     match news {
         Some(news) => news.next().await,
@@ -77,7 +85,7 @@ struct Shelves {
     controlled: BTreeMap<Shelf, u64>,
     published: BTreeMap<SaleId, SaleView>,
     /// Segments whose edges were asked to close an epoch, and which.
-    asked: BTreeMap<String, u64>,
+    asked: BTreeMap<Shelf, Question>,
     reopenings: JoinSet<(Shelf, u64)>,
     reopened: BTreeMap<Shelf, u64>,
     /// When sales that are long over were last looked for.
@@ -108,7 +116,7 @@ impl Shelves {
             self.controlled.clear();
             self.redis = redis;
         }
-        self.asked = self.warden.redis().run("reading what is asked", cmd("HGETALL").arg(REOPENING)).await?;
+        self.asked = questions(&self.warden).await?;
         let shown: usize = self.warden.redis().run("counting the sales", cmd("HLEN").arg(SALES)).await?;
         if shown < self.published.len() {
             // Somebody deleted what was written.
@@ -159,7 +167,7 @@ impl Shelves {
             return Ok(row.epoch);
         }
         // Edges that have closed an epoch never sell under it again, whoever asked them.
-        let closed = self.asked.get(&shelf.name()).is_some_and(|asked| *asked >= row.epoch);
+        let closed = self.asked.get(&shelf).is_some_and(|asked| asked.epoch >= row.epoch);
         if !closed && self.is_sound(&shelf, row.epoch).await? {
             self.keep(rows, &shelf, row.epoch).await?;
             return Ok(row.epoch);

@@ -25,6 +25,7 @@ mod saga_ladder;
 mod saga_steps;
 mod timeout_expiry;
 mod topology_commands;
+mod warden_broker;
 mod warden_lead;
 mod warden_projection;
 mod warden_reconcile;

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use sluice_shared::ids::{InstanceId, SaleId};
 use sluice_shared::keys::{EDGES, REGISTER, Shelf};
+use sluice_shared::message::Accepted;
 use sluice_shared::redis::cmd;
 use sluice_shared::sale::SaleStep;
 use sluice_shared::testing::eventually;
 
 use sluice_worker::edges_command::{list, strike};
 
-use crate::warden_world::{Edge, PATIENCE, Place, actor};
+use crate::warden_world::{Edge, PATIENCE, Place, Process, actor};
 
 async fn in_hash(place: &Place, hash: &str, edge: &str) -> bool {
     let mut there = cmd("HEXISTS");
@@ -172,4 +173,74 @@ async fn an_operators_word_that_no_warden_hears_says_so() {
     let told = strike(&place.db.store, &place.redis, &instance, &actor(), "burnt down").await.unwrap_err();
     assert!(told.to_string().contains("is a `reconcile` process leading?"), "{told}");
     assert!(struck(&place, instance.as_str()).await.is_none());
+}
+
+const SOON_STRUCK: &str = "[reconcile]\nstrike_after_seconds = 1\n";
+
+async fn is_admitted(place: &Place, edge: &InstanceId) -> bool {
+    place.meta(&format!("edge:{edge}")).await.is_some()
+}
+
+/// A sale whose only edge fell silent with an order in the journal, refused by now.
+async fn refused() -> (Place, Process, Process, InstanceId, Accepted) {
+    let (place, warden, orders, edge) = Place::open(10).await;
+    warden.stop().await;
+    let warden = place.warden(SOON_STRUCK);
+    let order = place.ask(&edge.instance, "bob").await.unwrap();
+    let instance = edge.instance.clone();
+    edge.kill().await;
+    eventually("it is refused", PATIENCE, || async { !is_admitted(&place, &instance).await }).await;
+    assert_eq!(place.ask(&instance, "eve").await.unwrap_err(), "Ok(UnknownEdge)");
+    (place, warden, orders, instance, order)
+}
+
+#[tokio::test]
+async fn a_silent_edge_leaves_the_register_once_no_journal_holds_an_order_of_its() {
+    let (mut place, warden, _orders, instance, order) = refused().await;
+    // The register is looked at four times a second.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(struck(&place, instance.as_str()).await, None, "its order is in the journal");
+    place.broker.publish_orders(std::slice::from_ref(&order)).await;
+    place.run(&["XDEL", &place.shelf.journal(), &format!("{}-{}", order.epoch, order.seq)]).await;
+    let why = until_struck(&place, instance.as_str()).await;
+    assert_eq!(why, "silent for 1 s, nothing left of it");
+    assert!(warden.metrics().contains("sluice_warden_struck_edges_total 1"));
+    // No re-opening waits for it.
+    place.server.crash_and_restart();
+    eventually("the sale is open again", PATIENCE, || async {
+        place.view().await.is_some_and(|view| view.epochs == [2])
+    })
+    .await;
+    // It only slept: it applies again, and sells.
+    let edge = place.edge("a", "lock", 1);
+    assert_eq!(edge.instance, instance);
+    place.until_sells(&edge).await;
+    assert_eq!(struck(&place, instance.as_str()).await, None);
+}
+
+#[tokio::test]
+async fn a_refused_edge_that_is_heard_again_sells_again() {
+    let (place, _warden, _orders, instance, _order) = refused().await;
+    let edge = place.edge("a", "lock", 1);
+    assert_eq!(edge.instance, instance);
+    place.until_sells(&edge).await;
+    assert_eq!(struck(&place, instance.as_str()).await, None);
+}
+
+#[tokio::test]
+async fn a_silent_edge_is_waited_for_while_a_segment_is_not_served() {
+    let (mut place, warden, _orders, edge) = Place::open(10).await;
+    warden.stop().await;
+    let warden = place.warden(SOON_STRUCK);
+    let instance = edge.instance.clone();
+    edge.kill().await;
+    place.server.crash_and_restart();
+    eventually("it is silent", PATIENCE, || async {
+        warden.metrics().contains("sluice_warden_silent_edges 1")
+    })
+    .await;
+    // Three times as long as it takes where all is served.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!(struck(&place, instance.as_str()).await, None, "it may hold what redis has lost");
+    assert_eq!(place.view().await.map(|view| view.epochs), Some(vec![0]));
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use sluice_shared::message::Accepted;
 use sluice_shared::record::OrderState;
 use sluice_shared::redis::cmd;
-use sluice_shared::sale::SaleStep;
+use sluice_shared::sale::{Question, SaleStep};
 use sluice_shared::testing::eventually;
 use sluice_worker::store::payments::{NoticeStatus, PaymentNotice};
 use sluice_worker::store::stock_changes::{Begun, StockChange};
@@ -318,7 +318,8 @@ async fn an_epoch_that_nobody_was_asked_to_close_is_not_ended() {
     place.db.run("UPDATE segments SET epoch = 2").await;
     let asked = || async {
         let get = cmd("HGET").arg("sluice:reopening").arg(place.shelf.name()).to_owned();
-        place.redis.run::<Option<u64>>("test", &get).await.unwrap()
+        let text: Option<String> = place.redis.run("test", &get).await.unwrap();
+        text.and_then(|text| Some(Question::parse(&text)?.epoch))
     };
     assert_eq!(asked().await, Some(1));
     edge.answers.store(true, Ordering::Relaxed);
@@ -331,7 +332,7 @@ async fn an_epoch_that_nobody_was_asked_to_close_is_not_ended() {
 #[tokio::test]
 async fn a_sale_whose_edges_were_asked_by_a_warden_that_leads_no_more_is_opened_again() {
     let (place, _warden, _orders, edge) = Place::open(10).await;
-    place.run(&["HSET", "sluice:reopening", &place.shelf.name(), "1"]).await;
+    place.run(&["HSET", "sluice:reopening", &place.shelf.name(), "1@5"]).await;
     until_epoch(&place, 2).await;
     place.until_sells(&edge).await;
 }

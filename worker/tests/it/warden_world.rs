@@ -13,7 +13,7 @@ use sluice_shared::lines::Lines;
 use sluice_shared::message::Accepted;
 use sluice_shared::record::Record;
 use sluice_shared::redis::{Redis, cmd};
-use sluice_shared::sale::{AcceptAfter, Heartbeat, SaleStep, SaleView};
+use sluice_shared::sale::{AcceptAfter, Heartbeat, Question, SaleStep, SaleView};
 use sluice_shared::script::{Answer, Ask, Reserved, ShelfScripts};
 use sluice_shared::testing::{PrivateRedis, eventually};
 use sluice_worker::config::{Config, DEFAULTS};
@@ -309,12 +309,13 @@ async fn beat_on(
 ) {
     loop {
         if answers.load(Ordering::Relaxed)
-            && let Ok(asked) = redis.run::<BTreeMap<String, u64>>("test", cmd("HGETALL").arg(REOPENING)).await
+            && let Ok(asked) =
+                redis.run::<BTreeMap<String, String>>("test", cmd("HGETALL").arg(REOPENING)).await
         {
-            for (shelf, epoch) in asked {
-                let closed = beat.closed.entry(shelf).or_default();
-                *closed = (*closed).max(epoch);
-            }
+            beat.closed = asked
+                .into_iter()
+                .map(|(shelf, question)| (shelf, Question::parse(&question).unwrap()))
+                .collect();
         }
         beat.draining = draining.load(Ordering::Relaxed);
         beat.held = held.load(Ordering::Relaxed);

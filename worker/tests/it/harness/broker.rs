@@ -14,6 +14,7 @@ pub const SHARDS: u16 = 2;
 
 pub struct Vhost {
     name: String,
+    user: String,
     management: String,
     authorization: String,
     pub url: String,
@@ -33,14 +34,32 @@ impl Vhost {
             management: format!("{scheme}://{}", address.trim_end_matches('/')),
             authorization: format!("Basic {}", STANDARD.encode(login)),
             name,
+            user,
         };
-        vhost.put(&format!("/api/vhosts/{}", vhost.name), json!({}));
-        let all = json!({"configure": ".*", "write": ".*", "read": ".*"});
-        vhost.put(&format!("/api/permissions/{}/{user}", vhost.name), all);
+        vhost.make();
         let link = vhost.link().await;
         link.declare(&Topology::new(SHARDS)).await.unwrap();
         link.close().await;
         vhost
+    }
+
+    fn make(&self) {
+        self.put(&format!("/api/vhosts/{}", self.name), json!({}));
+        let all = json!({"configure": ".*", "write": ".*", "read": ".*"});
+        self.put(&format!("/api/permissions/{}/{}", self.name, self.user), all);
+    }
+
+    /// As a broker whose data is gone: no connection, no exchange, no queue, no message is left.
+    pub fn wipe(&self) {
+        let delete = ureq::delete(format!("{}/api/vhosts/{}", self.management, self.name));
+        delete.header("Authorization", &self.authorization).call().unwrap();
+        self.make();
+    }
+
+    /// Deletes one queue, as an operator may by mistake.
+    pub fn delete_queue(&self, queue: &str) {
+        let delete = ureq::delete(format!("{}/api/queues/{}/{queue}", self.management, self.name));
+        delete.header("Authorization", &self.authorization).call().unwrap();
     }
 
     pub async fn link(&self) -> Link {

@@ -1,0 +1,137 @@
+//! Spare copies of orders that the broker has confirmed, for as long as their rows may be missing.
+//! No I/O and no clock.
+//!
+//! A confirmed order is in the broker and in Redis. Should both lose it before its row is written, the
+//! copy here is the last one: a re-opening takes back from it what Redis does not know any more.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ahash::AHashSet;
+use sluice_shared::ids::OrderId;
+use sluice_shared::keys::Shelf;
+
+use super::held::Parcel;
+
+/// The copies, the oldest first: so many at the most, each for so long.
+#[derive(Debug)]
+pub(crate) struct Spares {
+    most: usize,
+    span: Duration,
+    copies: VecDeque<(Instant, Arc<Parcel>)>,
+    /// The broker was away until then, so nothing confirmed before is known to be with it.
+    back: Option<Instant>,
+}
+
+impl Spares {
+    /// None yet.
+    pub(crate) fn new(most: usize, span: Duration) -> Self {
+        Self { most, span, copies: VecDeque::new(), back: None }
+    }
+
+    /// The broker has confirmed these; what is too old or too much goes.
+    pub(crate) fn keep(&mut self, parcels: &[Arc<Parcel>], now: Instant) {
+        self.copies.extend(parcels.iter().map(|parcel| (now, Arc::clone(parcel))));
+        self.trim(now);
+    }
+
+    /// The connection to the broker broke, or stands again: every copy begins its time anew.
+    pub(crate) fn broken(&mut self, now: Instant) {
+        self.back = Some(now);
+    }
+
+    /// Lets go of what is too old or too much.
+    pub(crate) fn trim(&mut self, now: Instant) {
+        let (span, back) = (self.span, self.back);
+        let old = |kept: Instant| now.duration_since(back.map_or(kept, |back| kept.max(back))) > span;
+        while self.copies.len() > self.most || self.copies.front().is_some_and(|(kept, _)| old(*kept)) {
+            self.copies.pop_front();
+        }
+    }
+
+    /// The copies of a segment that were accepted in this epoch. Those of earlier ones were written
+    /// before their epoch ended, and would meet the fence.
+    pub(crate) fn of(&self, shelf: &Shelf, epoch: u64) -> Vec<Arc<Parcel>> {
+        let parcels = self.copies.iter().map(|(_, parcel)| parcel);
+        parcels.filter(|parcel| parcel.stamp == epoch && *parcel.shelf == *shelf).cloned().collect()
+    }
+
+    /// These are held again, and are kept again when they are confirmed.
+    pub(crate) fn give(&mut self, recalled: &[Arc<Parcel>]) {
+        let orders: AHashSet<OrderId> = recalled.iter().map(|parcel| parcel.order).collect();
+        self.copies.retain(|(_, parcel)| !orders.contains(&parcel.order));
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.copies.len()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use sluice_shared::ids::SaleId;
+
+    use super::*;
+
+    const SPAN: Duration = Duration::from_secs(30);
+
+    fn parcel(n: u8, stamp: u64) -> Arc<Parcel> {
+        let shelf = Arc::new(Shelf::new(SaleId::parse("sale").unwrap(), 0));
+        let order = OrderId { uuid: [n; 16], sale: 1, segment: 0 };
+        Arc::new(Parcel { order, shelf, stamp, entry: (stamp, u64::from(n)), body: vec![n] })
+    }
+
+    fn names(spares: &Spares, epoch: u64) -> Vec<u8> {
+        let shelf = Shelf::new(SaleId::parse("sale").unwrap(), 0);
+        spares.of(&shelf, epoch).iter().map(|parcel| parcel.order.uuid[0]).collect()
+    }
+
+    #[test]
+    fn a_copy_is_kept_for_its_time_and_no_longer() {
+        let (mut spares, now) = (Spares::new(9, SPAN), Instant::now());
+        spares.keep(&[parcel(1, 1)], now);
+        spares.keep(&[parcel(2, 1)], now + SPAN);
+        assert_eq!(names(&spares, 1), [1, 2]);
+        spares.trim(now + SPAN + Duration::from_millis(1));
+        assert_eq!(names(&spares, 1), [2]);
+    }
+
+    #[test]
+    fn while_the_broker_is_away_no_copy_grows_old() {
+        let (mut spares, now) = (Spares::new(9, SPAN), Instant::now());
+        spares.keep(&[parcel(1, 1)], now);
+        spares.broken(now + SPAN);
+        spares.trim(now + SPAN * 2);
+        assert_eq!(names(&spares, 1), [1]);
+        spares.trim(now + SPAN * 2 + Duration::from_millis(1));
+        assert_eq!(spares.len(), 0);
+    }
+
+    #[test]
+    fn the_oldest_makes_room() {
+        let (mut spares, now) = (Spares::new(2, SPAN), Instant::now());
+        spares.keep(&[parcel(1, 1), parcel(2, 1), parcel(3, 1)], now);
+        assert_eq!(names(&spares, 1), [2, 3]);
+    }
+
+    #[test]
+    fn what_is_held_again_is_no_copy_any_more() {
+        let (mut spares, now) = (Spares::new(9, SPAN), Instant::now());
+        let (one, two) = (parcel(1, 1), parcel(2, 1));
+        spares.keep(&[one.clone(), two, one.clone()], now);
+        spares.give(&[one]);
+        assert_eq!(names(&spares, 1), [2]);
+    }
+
+    #[test]
+    fn another_epoch_and_another_segment_are_not_asked_for() {
+        let (mut spares, now) = (Spares::new(9, SPAN), Instant::now());
+        spares.keep(&[parcel(1, 1), parcel(2, 2), parcel(3, 3)], now);
+        assert_eq!(names(&spares, 2), [2]);
+        let other = Shelf::new(SaleId::parse("sale").unwrap(), 1);
+        assert!(spares.of(&other, 9).is_empty());
+    }
+}

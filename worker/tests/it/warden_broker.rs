@@ -1,0 +1,45 @@
+//! A broker that lost what was declared in it, and the messages with that.
+
+use sluice_shared::testing::eventually;
+use sluice_shared::topology::{SAGA, Topology};
+
+use crate::harness::broker::SHARDS;
+use crate::warden_world::{PATIENCE, Place};
+
+/// Nobody looks at the order map of its own accord.
+const NEVER: &str = "[reconcile]\nreconcile_ms = 600000\n";
+
+async fn as_described(place: &Place) -> bool {
+    let link = place.broker.link().await;
+    let checked = link.check(&Topology::new(SHARDS)).await;
+    link.close().await;
+    checked.is_ok()
+}
+
+#[tokio::test]
+async fn a_confirmed_order_survives_a_broker_that_lost_everything() {
+    let (place, warden, orders, edge) = Place::open(10).await;
+    warden.stop().await;
+    orders.stop().await;
+    let _warden = place.warden(NEVER);
+    place.until_sells(&edge).await;
+    let order = place.ask(&edge.instance, "b").await.unwrap();
+    place.broker.publish_orders(std::slice::from_ref(&order)).await;
+    place.run(&["XDEL", &place.shelf.journal(), &format!("{}-{}", order.epoch, order.seq)]).await;
+    place.broker.wipe();
+    assert!(!as_described(&place).await);
+    let _orders = place.orders();
+    eventually("the order is in the books", PATIENCE, || place.written(&order.order)).await;
+    assert!(as_described(&place).await);
+}
+
+#[tokio::test]
+async fn a_queue_that_somebody_deleted_is_declared_again() {
+    let (place, warden, _orders, _edge) = Place::open(10).await;
+    for (times, queue) in [(1, "sluice.orders.write.01"), (2, SAGA)] {
+        place.broker.delete_queue(queue);
+        let counted = format!("sluice_warden_topology_repairs_total {times}");
+        eventually("it is declared again", PATIENCE, || async { warden.metrics().contains(&counted) }).await;
+        eventually("it is there", PATIENCE, || as_described(&place)).await;
+    }
+}
