@@ -2,7 +2,7 @@
 //! and the clients of Redis and RabbitMQ.
 //!
 //! The map, from the inside out: [`ids`], [`lines`] and [`record`] are the nouns; [`verdict`] is the
-//! gate's answer; [`token`], [`ticket`] and [`jwt`] prove things without I/O; [`keys`] and [`script`]
+//! gate's answer; [`token`], [`ticket`], [`receipt`] and [`jwt`] prove things without I/O; [`keys`] and [`script`]
 //! are the contract with `lua/`; [`message`] and [`topology`] the one with RabbitMQ; [`sale`] is what
 //! edges and warden tell each other about a sale. Only [`redis`] and [`script`] name the redis
 //! client, only [`amqp`] names lapin.
@@ -16,6 +16,7 @@ pub mod keys;
 pub mod lines;
 pub mod message;
 pub mod metrics;
+pub mod receipt;
 pub mod record;
 pub mod redis;
 pub mod sale;

@@ -39,6 +39,8 @@ codes! {
     BadRequest = 400 "bad_request" "The request is not valid",
     /// The callback's amount or currency is not the order's.
     AmountMismatch = 400 "amount_mismatch" "Amount or currency differ from the order's",
+    /// Not a receipt of this gate, or another buyer's.
+    ReceiptInvalid = 400 "receipt_invalid" "The receipt is not valid here",
     /// No good JWT.
     Unauthenticated = 401 "unauthenticated" "A valid bearer token is required",
     /// The payment notice is not signed as it must be.
@@ -71,6 +73,8 @@ codes! {
     TokenSpent = 409 "token_spent" "The order of this sale token was released",
     /// Paid orders are refunded, not cancelled.
     NotCancellable = 409 "not_cancellable" "The order can no longer be cancelled",
+    /// The order was lost, and its units cannot be taken again.
+    NotHonoured = 409 "not_honoured" "The order was lost and cannot be honoured at the moment",
     /// The step does not lead from here.
     WrongState = 409 "wrong_state" "The state does not allow this",
     /// There is one already.
