@@ -7,6 +7,7 @@
 pub mod auth;
 pub mod buyer;
 pub mod call;
+pub mod claims;
 pub mod events;
 pub mod json;
 pub mod locate;

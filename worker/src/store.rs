@@ -3,6 +3,7 @@
 pub mod audit_log;
 pub mod barriers;
 pub mod books;
+pub mod claims;
 pub mod ledger;
 pub mod orders;
 pub mod outbox;

@@ -8,8 +8,9 @@ use sluice_shared::record::{OrderState, Record};
 
 use crate::store::orders::OrderRow;
 
+/// One line of it.
 #[derive(Debug, Serialize)]
-struct Line {
+pub struct Line {
     sku: SkuId,
     quantity: u32,
 }
@@ -31,7 +32,8 @@ pub struct OrderSheet {
     updated: Millis,
 }
 
-fn lines(lines: &Lines) -> Vec<Line> {
+/// What is shown of lines.
+pub fn lines(lines: &Lines) -> Vec<Line> {
     lines.iter().map(|(sku, quantity)| Line { sku: sku.clone(), quantity }).collect()
 }
 

@@ -10,7 +10,7 @@ use axum::routing::MethodFilter;
 use super::auth::Role;
 use super::call::Call;
 use super::reply::Answer;
-use super::{Api, buyer, events, orders, payments, ready, sales, steps, stock};
+use super::{Api, buyer, claims, events, orders, payments, ready, sales, steps, stock};
 use crate::api::steps::Step;
 
 /// Who may call.
@@ -91,8 +91,11 @@ routes! {
     GET "/admin/v1/orders/{order}" VIEWER => orders::get,
     GET "/admin/v1/orders/{order}/explain" VIEWER => orders::explain,
     POST "/admin/v1/orders/{order}/refund" ADMIN => orders::refund,
+    GET "/admin/v1/claims" VIEWER => claims::list,
+    POST "/admin/v1/claims/{order}/resolve" OPERATOR => claims::resolve,
     GET "/internal/v1/orders/{order}" Needs::Watcher => buyer::get,
     DELETE "/internal/v1/orders/{order}" Needs::Buyer => buyer::cancel,
+    POST "/internal/v1/orders/{order}/claim" Needs::Buyer => claims::note,
     GET "/internal/v1/orders/{order}/events" Needs::Watcher => events::stream,
     POST "/internal/v1/payments/callback" Needs::Edge => payments::callback,
     GET "/internal/v1/ready" Needs::Edge => ready::get,

@@ -1,7 +1,9 @@
 //! The equations, over what was gathered; no I/O. R: Redis alone. P: PostgreSQL alone. X: across.
+//! A: against what buyers were told.
 
 mod across;
 mod books;
+mod claims;
 mod shelf;
 
 use sluice_shared::sale::SaleStep;
@@ -25,6 +27,7 @@ pub fn judge(gathered: &Gathered, depths: Option<Depths>) -> SaleReport {
     books::judge(gathered, &mut sheet);
     let under_way = across::judge(gathered, depths, &mut sheet);
     let units = across::units(gathered, &mut sheet);
+    claims::judge(gathered, &mut sheet);
     report(gathered, sheet, units, under_way)
 }
 

@@ -10,7 +10,7 @@ use sluice_shared::sale::SaleStep;
 
 use super::AuditError;
 use crate::store::Store;
-use crate::store::books::{Books, LedgerFact, OfferFact, OrderFact, PaymentFact, SaleFact};
+use crate::store::books::{Books, ClaimFacts, LedgerFact, OfferFact, OrderFact, PaymentFact, SaleFact};
 use crate::store::ledger::LineText;
 use crate::warden::image::Image;
 
@@ -81,6 +81,8 @@ pub struct Gathered {
     pub fenced: Vec<String>,
     /// Stock changes that are not finished: key, SKU, units, whether the ledger has them.
     pub changes: Vec<(String, SkuId, i64, bool)>,
+    /// Claims by receipt.
+    pub claims: ClaimFacts,
     /// Its segments in Redis; none when only PostgreSQL answers for the sale.
     pub shelves: Vec<Seen>,
     /// Segments that are being re-opened.
@@ -148,6 +150,7 @@ async fn read(mut books: Books, sale: &SaleId) -> Result<Gathered, AuditError> {
     let unsent = books.unsent_releases().await?.into_iter().collect();
     let fenced = books.fenced_without_row(fact.number).await?;
     let changes = books.pending_changes().await?;
+    let claims = books.claims().await?;
     books.close().await?;
     Ok(Gathered {
         sale: fact,
@@ -159,6 +162,7 @@ async fn read(mut books: Books, sale: &SaleId) -> Result<Gathered, AuditError> {
         unsent,
         fenced,
         changes,
+        claims,
         shelves: Vec::new(),
         reopening: Vec::new(),
     })

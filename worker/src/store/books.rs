@@ -13,9 +13,11 @@ use sluice_shared::sale::SaleStep;
 use super::segments::{id, unsigned};
 use super::{Store, StoreError};
 
+mod lost;
 mod strays;
 mod trail;
 
+pub use lost::ClaimFacts;
 pub use trail::Trace;
 
 /// Rows a page.

@@ -1,7 +1,7 @@
 //! A back office of a test's own: the real server over a fresh database and a private Redis, and what
 //! stands in for the warden and for edges.
 
-mod http;
+pub mod http;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub)]
 
 mod api_auth;
+mod api_claims;
 mod api_orders;
 mod api_payments;
 mod api_requests;

@@ -20,7 +20,7 @@ pub struct Trace {
 type Row = (Option<i64>, String);
 
 /// Every table that may say something about an order, and how; `$1` is its id.
-const TRACES: [(&str, &str); 8] = [
+const TRACES: [(&str, &str); 9] = [
     (
         "orders",
         "SELECT (extract(epoch from created_at) * 1000)::bigint,
@@ -63,6 +63,13 @@ const TRACES: [(&str, &str); 8] = [
         "SELECT (extract(epoch from at) * 1000)::bigint,
                 'a message of epoch ' || epoch || ' came after that epoch had ended'
          FROM fenced_messages WHERE order_id = $1 ORDER BY at",
+    ),
+    (
+        "claims",
+        "SELECT (extract(epoch from last_at) * 1000)::bigint,
+                'claimed by its receipt ' || times || ' times, refused as ' || reason
+                || coalesce('; resolved: ' || resolved_why, '')
+         FROM claims WHERE order_id = $1",
     ),
     (
         "audit log",
