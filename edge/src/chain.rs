@@ -8,21 +8,22 @@ use http::{HeaderValue, Method};
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::{OrderId, SaleId, UserId};
 use sluice_shared::lines::Lines;
+use sluice_shared::receipt::Receipt;
 use sluice_shared::record::Record;
 use sluice_shared::sale::SaleStep;
 use sluice_shared::token::Claim;
 use sluice_shared::verdict::{Code, Rejection};
 
 use crate::engine::{Ask, LiveSale, PublicState};
-use crate::events;
 use crate::exchange::{Context, Exchange, Stop, Target};
 use crate::fields::Fields;
+use crate::filter::reserve::Taken;
 use crate::filter::{body, guard, latch, reserve, token};
 use crate::gate::Gate;
 use crate::metrics::Kind;
 use crate::respond::Reply;
 use crate::route::{Call, Route, normalise, route};
-use crate::view;
+use crate::{claim, events, view};
 
 const TRUE: HeaderValue = HeaderValue::from_static("true");
 
@@ -86,6 +87,15 @@ async fn ours(
         Call::Buy(id) => buy(gate, exchange, id).await,
         Call::Order(id) => order(gate, exchange, id).await,
         Call::Events(id) => follow(gate, exchange, id, query).await,
+        Call::Claim => {
+            let user = customer(gate, exchange)?;
+            let body = exchange.body(gate.limits.body_bytes, gate.limits.body_timeout).await?;
+            Ok(Next::Reply(claim::claim(gate, exchange.context, &user, &body).await?))
+        }
+        Call::Keys => {
+            from(gate, exchange)?;
+            Ok(Next::Reply(Reply::json(200, gate.receipts.jwks())))
+        }
         Call::Callback => {
             from(gate, exchange)?;
             exchange.context.target = Target::Callback;
@@ -103,6 +113,8 @@ pub fn kind(call: Call<'_>) -> Kind {
         Call::Buy(_) => Kind::Buy,
         Call::Order(_) => Kind::Order,
         Call::Events(_) => Kind::Events,
+        Call::Claim => Kind::Claim,
+        Call::Keys => Kind::Keys,
         Call::Callback => Kind::Callback,
         Call::Nothing => Kind::Other,
     }
@@ -143,12 +155,19 @@ pub async fn take(gate: &Gate, buyer: Buyer, lines: Lines) -> Result<Reply, Reje
         return Err(reserve::frozen());
     }
     latch::judge(&sale, &claim, &lines, now)?;
+    let bought = (!gate.receipts.is_empty()).then(|| (user.clone(), lines.clone()));
     let ask = Ask { uuid: claim.order.uuid, user, lines, expired: now >= claim.expires };
     let taken = reserve::judge(gate.engine.reserve(&sale, ask).await, &sale.view)?;
     gate.metrics.accepted(taken.replayed);
+    let receipt = bought.and_then(|(user, lines)| {
+        let Taken { epoch, seq, at: accepted, .. } = taken;
+        let (order, sale) = (claim.order, sale.view.sale.clone());
+        gate.receipts.sign(&Receipt { order, sale, user, lines, epoch, seq, accepted })
+    });
     let status_url = format!("/v1/orders/{}", claim.order);
     let ticket = gate.ticket(&claim.order);
-    let body = view::accepted(&claim.order, taken.state, &status_url, &ticket, gate.engine.estimate());
+    let (seconds, receipt) = (gate.engine.estimate(), receipt.as_deref());
+    let body = view::accepted(&claim.order, taken.state, &status_url, &ticket, seconds, receipt);
     // An order id is plain ASCII.
     let location = HeaderValue::from_str(&status_url).unwrap_or(HeaderValue::from_static("/v1/orders"));
     let reply = Reply::json(202, body).with("Location", location);
@@ -202,10 +221,7 @@ pub fn show(
 /// `GET` and `DELETE /v1/orders/{id}`.
 async fn order(gate: &Gate, exchange: &mut Exchange<'_>, id: &str) -> Result<Next, Stop> {
     let id = OrderId::parse(id).ok_or_else(nothing_here)?;
-    from(gate, exchange)?;
-    let user = identity(gate, &exchange.head().headers)?;
-    gate.rates.user(&user, None, &mut exchange.context.rate)?;
-    exchange.context.user = Some(user.clone());
+    let user = customer(gate, exchange)?;
     exchange.context.target = Target::Order(id, false);
     if exchange.head().method == Method::DELETE {
         return Ok(Next::Forward);
@@ -305,8 +321,17 @@ fn identity(gate: &Gate, fields: &(impl Fields + ?Sized)) -> Result<UserId, Reje
     gate.identity.user(fields, Millis::now())
 }
 
+/// Who comes to what he has bought, within his buckets.
+fn customer(gate: &Gate, exchange: &mut Exchange<'_>) -> Result<UserId, Rejection> {
+    from(gate, exchange)?;
+    let user = identity(gate, &exchange.head().headers)?;
+    gate.rates.user(&user, None, &mut exchange.context.rate)?;
+    exchange.context.user = Some(user.clone());
+    Ok(user)
+}
+
 /// The record of an order and its sale, where Redis has them.
-async fn record(gate: &Gate, id: &OrderId) -> Result<Option<(Record, Arc<LiveSale>)>, Rejection> {
+pub async fn record(gate: &Gate, id: &OrderId) -> Result<Option<(Record, Arc<LiveSale>)>, Rejection> {
     let record = gate.engine.record(id).await.map_err(|_| {
         Rejection::new(Code::Unavailable, "the state of the order cannot be read at the moment")
     })?;

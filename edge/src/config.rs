@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use sluice_shared::config::{Problems, Secret, Settings};
 use sluice_shared::jwt::Verifier;
+use sluice_shared::receipt::ReceiptKeys;
 use sluice_shared::ticket::TicketKey;
 use sluice_shared::token::TokenKeys;
 
@@ -34,6 +35,8 @@ pub struct Config {
     pub identity_cache: usize,
     /// The sale token.
     pub token: Token,
+    /// Keys of receipts; none: there are no receipts.
+    pub receipts: ReceiptKeys,
     /// Rate limits.
     pub rate: Rates,
     /// Event streams.
@@ -178,6 +181,7 @@ impl Config {
         let verifier = sections::verifier(s);
         let identity_cache = sections::size(s, "identity.cache_entries", 1..=10_000_000);
         let token = sections::token(s);
+        let receipts = sections::receipts(s, limits.body_bytes);
         let rate = sections::rates(s);
         let engine = sections::engine(s, name);
         let events = Events {
@@ -199,6 +203,7 @@ impl Config {
             verifier,
             identity_cache,
             token,
+            receipts,
             rate,
             events,
             api,

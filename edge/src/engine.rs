@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
-use sluice_shared::clock::ServerClock;
+use sluice_shared::clock::{Millis, ServerClock};
 use sluice_shared::ids::OrderId;
 use sluice_shared::record::{OrderState, Record};
 use sluice_shared::redis::{Fault, Redis, cmd};
@@ -88,10 +88,12 @@ pub enum Outcome {
         state: OrderState,
         /// Whether an earlier request took them.
         replayed: bool,
-        /// Epoch of the reply that says so.
+        /// Epoch of the reply that took them.
         epoch: u64,
         /// Place in the segment's sequence.
         seq: u64,
+        /// When they were taken, by Redis' clock.
+        at: Millis,
     },
     /// The script refused; never `Ok` or `Replay`.
     Refused(Answer),

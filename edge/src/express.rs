@@ -198,7 +198,7 @@ impl Express {
                 Ok(Judged::Answer(chain::issue(gate, &sale, &user)))
             }
             Call::Sale(id) => Ok(Judged::Answer(chain::show(gate, fields, context, id))),
-            Call::Order(_) | Call::Events(_) | Call::Callback | Call::Nothing => {
+            Call::Order(_) | Call::Events(_) | Call::Claim | Call::Keys | Call::Callback | Call::Nothing => {
                 Ok(Judged::Answer(Err(chain::nothing_here())))
             }
         });

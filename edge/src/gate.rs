@@ -15,6 +15,7 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType};
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::OrderId;
+use sluice_shared::receipt::ReceiptKeys;
 use sluice_shared::verdict::{Code, Rejection};
 use tokio::sync::watch;
 
@@ -48,6 +49,8 @@ pub struct Gate {
     pub identity: Arc<Identity>,
     /// Sale tokens and tickets.
     pub token: Token,
+    /// Sign and verify receipts.
+    pub receipts: ReceiptKeys,
     /// Rate limits.
     pub rates: Arc<rate::Limits>,
     /// Whether proxied requests count for their address.
@@ -58,7 +61,8 @@ pub struct Gate {
     pub metrics: Arc<Metrics>,
     /// Turns true when this edge stops.
     pub stopping: watch::Receiver<bool>,
-    peers: Peers,
+    /// The servers behind.
+    pub peers: Peers,
     cors: Vec<HeaderValue>,
     ticket: Duration,
 }
@@ -92,6 +96,7 @@ impl Gate {
             trusted: config.trusted,
             identity: Arc::new(Identity::new(config.verifier, config.identity_cache)),
             token: config.token,
+            receipts: config.receipts,
             rates: Arc::new(rate::Limits::new(&config.rate)),
             limit_proxied: config.rate.proxied,
             streams: Streams::new(config.events.per_user),

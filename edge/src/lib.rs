@@ -8,6 +8,7 @@
 pub mod books;
 pub mod buckets;
 pub mod chain;
+pub mod claim;
 pub mod command;
 pub mod config;
 pub mod engine;

@@ -25,6 +25,10 @@ pub enum Kind {
     Order,
     /// Its changes.
     Events,
+    /// An order that was lost, by its receipt.
+    Claim,
+    /// The keys of receipts.
+    Keys,
     /// A payment notice.
     Callback,
     /// Nothing that there is.
@@ -32,13 +36,15 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 10] = [
         Self::Proxied,
         Self::Sale,
         Self::Token,
         Self::Buy,
         Self::Order,
         Self::Events,
+        Self::Claim,
+        Self::Keys,
         Self::Callback,
         Self::Other,
     ];
@@ -51,6 +57,8 @@ impl Kind {
             Self::Buy => "buy",
             Self::Order => "order",
             Self::Events => "events",
+            Self::Claim => "claim",
+            Self::Keys => "keys",
             Self::Callback => "callback",
             Self::Other => "other",
         }
@@ -81,8 +89,8 @@ impl Latency {
 #[derive(Debug)]
 pub struct Metrics {
     refused: Vec<AtomicU64>,
-    /// Orders answered as accepted: new ones, and replays.
-    accepted: [AtomicU64; 2],
+    /// Orders answered as accepted: new ones, replays, and those taken again by their receipts.
+    accepted: [AtomicU64; 3],
     latency: [Latency; Kind::ALL.len()],
     /// Connections open.
     pub connections: Arc<AtomicUsize>,
@@ -117,6 +125,11 @@ impl Metrics {
     /// Counts an order answered as accepted.
     pub fn accepted(&self, replayed: bool) {
         self.accepted[usize::from(replayed)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts an order that was lost and is taken again by its receipt.
+    pub fn honoured(&self) {
+        self.accepted[2].fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -183,8 +196,9 @@ impl Collector for Exporter {
         let refused = Counts("code", refused.collect());
         let what = "Requests that were refused, by the code of the refusal";
         refused.encode(encoder.encode_descriptor("http_refused", what, None, MetricType::Counter)?)?;
-        let [new, replayed] = &metrics.accepted;
-        let accepted = Counts("kind", vec![("new", load(new)), ("replayed", load(replayed))]);
+        let [new, replayed, honoured] = &metrics.accepted;
+        let kinds = [("new", new), ("replayed", replayed), ("honoured", honoured)];
+        let accepted = Counts("kind", kinds.iter().map(|(kind, count)| (*kind, load(count))).collect());
         let what = "Orders answered as accepted";
         accepted.encode(encoder.encode_descriptor("http_accepted", what, None, MetricType::Counter)?)?;
         let what = "Seconds from the head of a request to its answer";

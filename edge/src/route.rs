@@ -28,6 +28,10 @@ pub enum Call<'p> {
     Order(&'p str),
     /// Its changes.
     Events(&'p str),
+    /// An order that was lost, by its receipt.
+    Claim,
+    /// The keys of receipts.
+    Keys,
     /// The payment provider's notice.
     Callback,
     /// Ours, but nothing is there.
@@ -38,9 +42,9 @@ impl Call<'_> {
     /// The methods of this call, as `Allow` lists them; empty where nothing is.
     pub fn allow(self) -> &'static str {
         match self {
-            Self::Sale(_) => "GET, HEAD",
+            Self::Sale(_) | Self::Keys => "GET, HEAD",
             Self::Events(_) => "GET",
-            Self::Token(_) | Self::Buy(_) | Self::Callback => "POST",
+            Self::Token(_) | Self::Buy(_) | Self::Claim | Self::Callback => "POST",
             Self::Order(_) => "GET, HEAD, DELETE",
             Self::Nothing => "",
         }
@@ -49,9 +53,9 @@ impl Call<'_> {
     /// Whether a method is one of them.
     pub fn allows(self, method: &Method) -> bool {
         match self {
-            Self::Sale(_) => matches!(*method, Method::GET | Method::HEAD),
+            Self::Sale(_) | Self::Keys => matches!(*method, Method::GET | Method::HEAD),
             Self::Events(_) => *method == Method::GET,
-            Self::Token(_) | Self::Buy(_) | Self::Callback => *method == Method::POST,
+            Self::Token(_) | Self::Buy(_) | Self::Claim | Self::Callback => *method == Method::POST,
             Self::Order(_) => matches!(*method, Method::GET | Method::HEAD | Method::DELETE),
             Self::Nothing => true,
         }
@@ -113,9 +117,10 @@ pub fn route(path: &str) -> Route<'_> {
         ("sales", Some((sale, None))) => Call::Sale(sale),
         ("sales", Some((sale, Some("token")))) => Call::Token(sale),
         ("sales", Some((sale, Some("orders")))) => Call::Buy(sale),
-        ("orders", Some(("claim", None))) => Call::Nothing,
+        ("orders", Some(("claim", None))) => Call::Claim,
         ("orders", Some((order, None))) => Call::Order(order),
         ("orders", Some((order, Some("events")))) => Call::Events(order),
+        ("receipt-keys", None) => Call::Keys,
         ("sales" | "orders" | "receipt-keys", _) => Call::Nothing,
         ("payments", Some(("callback", None))) => Call::Callback,
         ("payments", Some(("callback", Some(_)))) => Call::Nothing,
@@ -142,6 +147,8 @@ mod tests {
         assert_eq!(route("/v1/sales/demo/orders"), Route::Ours(Call::Buy("demo")));
         assert_eq!(route("/v1/orders/x"), Route::Ours(Call::Order("x")));
         assert_eq!(route("/v1/orders/x/events"), Route::Ours(Call::Events("x")));
+        assert_eq!(route("/v1/orders/claim"), Route::Ours(Call::Claim));
+        assert_eq!(route("/v1/receipt-keys"), Route::Ours(Call::Keys));
         assert_eq!(route("/v1/payments/callback"), Route::Ours(Call::Callback));
         for path in [
             "/v1/sales",
@@ -149,8 +156,7 @@ mod tests {
             "/v1/sales/demo/x",
             "/v1/sales/demo/orders/1",
             "/v1/orders",
-            "/v1/orders/claim",
-            "/v1/receipt-keys",
+            "/v1/orders/claim/x",
             "/v1/receipt-keys/1",
             "/v1/payments/callback/x",
         ] {

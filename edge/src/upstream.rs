@@ -5,11 +5,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
+use bytes::{Bytes, BytesMut};
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST};
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, Method};
 use pingora::http::RequestHeader;
+use pingora::protocols::http::v1::client::HttpSession;
+use pingora::protocols::l4::stream::Stream;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, OrErr};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::config::{Api, Upstream};
 use crate::exchange::{Context, Target};
@@ -22,6 +27,8 @@ const SIGNATURE: HeaderName = HeaderName::from_static("x-payment-signature");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// Longest answer of the workers that is read here.
+const ANSWER_MAX: usize = 64 * 1024;
 /// How long a resolved name is believed.
 const RESOLVED_FOR: Duration = Duration::from_secs(10);
 
@@ -101,6 +108,43 @@ impl Peers {
         peer.options.write_timeout = Some(read);
         peer.options.idle_timeout = Some(Duration::from_secs(30));
         Ok(peer)
+    }
+
+    /// Asks the workers something for a request's buyer, rather than passing his request on; answers
+    /// their status and body.
+    pub async fn ask(
+        &self,
+        context: &Context,
+        method: Method,
+        path: &str,
+        body: &[u8],
+    ) -> pingora::Result<(u16, Bytes)> {
+        let mut head = RequestHeader::build(method, path.as_bytes(), Some(8))?;
+        if !body.is_empty() {
+            head.insert_header(CONTENT_LENGTH, body.len())?;
+        }
+        self.internal(&mut head, context, path)?;
+        let connect = TcpStream::connect(self.api_place.address().await?);
+        let late = |_| Error::explain(ErrorType::ConnectTimedout, "connecting to the workers");
+        let stream = timeout(self.api.connect, connect).await.map_err(late)?;
+        let stream: Stream = stream.or_err(ErrorType::ConnectError, "connecting to the workers")?.into();
+        let mut session = HttpSession::new(Box::new(stream));
+        (session.read_timeout, session.write_timeout) = (Some(self.api.read), Some(self.api.read));
+        session.write_request_header(Box::new(head)).await?;
+        if !body.is_empty() {
+            session.write_body(body).await?;
+        }
+        session.finish_body().await?;
+        session.read_response().await?;
+        let status = session.get_status().map_or(0, |status| status.as_u16());
+        let mut answer = BytesMut::new();
+        while let Some(part) = session.read_body_bytes().await? {
+            answer.extend_from_slice(&part);
+            if answer.len() > ANSWER_MAX {
+                return Err(Error::explain(ErrorType::ReadError, "the workers' answer is too long"));
+            }
+        }
+        Ok((status, answer.freeze()))
     }
 
     /// Makes the request what the server behind shall see.

@@ -55,6 +55,8 @@ struct Accepted<'a> {
     status_url: &'a str,
     events_url: String,
     estimated_seconds: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    receipt: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -113,13 +115,21 @@ pub fn order(id: &OrderId, record: &Record, view: &SaleView) -> Vec<u8> {
 }
 
 /// An order that was just accepted, or was before; it is likely to be written within so many seconds.
-pub fn accepted(id: &OrderId, state: OrderState, status_url: &str, ticket: &str, seconds: u32) -> Vec<u8> {
+pub fn accepted(
+    id: &OrderId,
+    state: OrderState,
+    status_url: &str,
+    ticket: &str,
+    seconds: u32,
+    receipt: Option<&str>,
+) -> Vec<u8> {
     write(&Accepted {
         order_id: *id,
         state: state.as_str(),
         status_url,
         events_url: format!("{status_url}/events?ticket={ticket}"),
         estimated_seconds: seconds,
+        receipt,
     })
 }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use http::HeaderName;
 use sluice_shared::config::Settings;
 use sluice_shared::jwt::Verifier;
+use sluice_shared::receipt::{RECEIPT_MAX, ReceiptKeys};
 use sluice_shared::redis::Redis;
 use sluice_shared::ticket::TicketKey;
 use sluice_shared::token::TokenKeys;
@@ -138,6 +139,29 @@ pub(super) fn token(s: &mut Settings) -> Token {
         lead: s.seconds("token.lead_seconds", 0..=86_400),
         max: s.seconds("token.max_seconds", 1..=86_400),
     }
+}
+
+/// Keys of receipts, at the most: those of every receipt that may still be shown.
+const RECEIPT_KEYS_MAX: usize = 16;
+
+pub(super) fn receipts(s: &mut Settings, body_bytes: usize) -> ReceiptKeys {
+    let (texts, mut keys) = (s.texts("receipt.keys"), ReceiptKeys::default());
+    if texts.len() > RECEIPT_KEYS_MAX {
+        s.problem("receipt.keys", &format!("may hold {RECEIPT_KEYS_MAX} keys"));
+    }
+    for (at, text) in texts.iter().enumerate() {
+        let (name, seed) = text.split_once(':').unwrap_or_default();
+        if let Err(bad) = keys.add(name, seed) {
+            s.problem("receipt.keys", &format!("key {}, NAME:SEED: {bad}", at + 1));
+        }
+    }
+    if !texts.is_empty() && body_bytes < RECEIPT_MAX {
+        s.problem(
+            "limits.body_bytes",
+            &format!("must be at least {RECEIPT_MAX}, or no receipt can be claimed"),
+        );
+    }
+    keys
 }
 
 pub(super) fn rates(s: &mut Settings) -> Rates {

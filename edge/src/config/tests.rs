@@ -40,6 +40,8 @@ fn each_wrong_value_is_named() {
         ("[amqp]\nurl = \"rabbit\"", "amqp.url"),
         ("[upstream]\naddress = \"shop\"", "upstream.address"),
         ("[upstream]\naddress = \"shop:443\"\ntls = true", "upstream.host"),
+        ("[receipt]\nkeys = [\"r1\"]", "receipt.keys"),
+        ("[receipt]\nkeys = [\"r1:AAECAwQFBgcICQoLDA0ODw\"]", "receipt.keys"),
         ("name = \"a b\"", "name"),
     ];
     for (text, key) in wrong {
@@ -47,4 +49,18 @@ fn each_wrong_value_is_named() {
         let problems = read(&file).unwrap_err().0;
         assert!(problems.len() == 1 && problems[0].starts_with(key), "{text}: {problems:?}");
     }
+}
+
+#[test]
+fn a_receipt_fits_into_a_body_and_no_seed_is_told() {
+    let seed = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8";
+    let receipts = format!("{LEAST}[receipt]\nkeys = [\"r1:{seed}\"]\n");
+    let config = read(&receipts).unwrap();
+    assert!(!config.receipts.is_empty() && !format!("{config:?}").contains(seed));
+    let problems = read(&format!("{receipts}[limits]\nbody_bytes = 4095\n")).unwrap_err().0;
+    assert!(problems.len() == 1 && problems[0].starts_with("limits.body_bytes"), "{problems:?}");
+    let short = format!("{LEAST}[receipt]\nkeys = [\"r1:{seed}\", \"r2:short\"]\n");
+    let problems = read(&short).unwrap_err().0;
+    assert!(problems.len() == 1 && problems[0].starts_with("receipt.keys: key 2"), "{problems:?}");
+    assert!(!problems[0].contains("short"), "{problems:?}");
 }

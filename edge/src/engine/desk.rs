@@ -116,16 +116,15 @@ impl Desk {
         if self.inbox.try_send(queued).is_err() {
             return Outcome::Overloaded;
         }
-        let Ok(Reply { outcome, confirm }) = answer.await else { return Outcome::Unavailable };
+        let Ok(Reply { mut outcome, confirm }) = answer.await else { return Outcome::Unavailable };
         let Some(confirm) = confirm else { return outcome };
         let confirmed = matches!(tokio::time::timeout(CONFIRM, confirm).await, Ok(Ok(())));
-        match outcome {
-            Outcome::Accepted { replayed, epoch, seq, .. } if !confirmed => {
-                let state = sluice_shared::record::OrderState::Pending;
-                Outcome::Accepted { state, replayed, epoch, seq }
-            }
-            outcome => outcome,
+        if let Outcome::Accepted { state, .. } = &mut outcome
+            && !confirmed
+        {
+            *state = sluice_shared::record::OrderState::Pending;
         }
+        outcome
     }
 }
 

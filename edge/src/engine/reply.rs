@@ -124,7 +124,14 @@ impl Prepared {
             let (outcome, parcel) = match answer {
                 Answer::Ok(seq) => {
                     let accepted = message(origin, ask, epoch, seq, now);
-                    (told(OrderState::Accepted, false, epoch, seq), Some(((epoch, seq), accepted)))
+                    let outcome = Outcome::Accepted {
+                        state: OrderState::Accepted,
+                        replayed: false,
+                        epoch,
+                        seq,
+                        at: now,
+                    };
+                    (outcome, Some(((epoch, seq), accepted)))
                 }
                 Answer::Replay(record) => replay(origin, ask, epoch, &record),
                 Answer::Overloaded => (Outcome::Overloaded, None),
@@ -185,10 +192,6 @@ impl Kept {
     }
 }
 
-fn told(state: OrderState, replayed: bool, epoch: u64, seq: u64) -> Outcome {
-    Outcome::Accepted { state, replayed, epoch, seq }
-}
-
 fn message(origin: Origin<'_>, ask: &Ask, epoch: u64, seq: u64, at: Millis) -> Accepted {
     let order = OrderId { uuid: ask.uuid, sale: origin.number, segment: origin.shelf.segment };
     let (sale, user, lines) = (origin.shelf.sale.clone(), ask.user.clone(), ask.lines.clone());
@@ -196,9 +199,11 @@ fn message(origin: Origin<'_>, ask: &Ask, epoch: u64, seq: u64, at: Millis) -> A
 }
 
 /// A replay is held like a new order while its row may not exist: whoever was told first may be gone.
-/// The message carries the epoch of *this* reply, the journal entry that of the first.
+/// The message carries the epoch of *this* reply; the journal entry, and what the buyer is told, that of
+/// the first.
 fn replay(origin: Origin<'_>, ask: &Ask, epoch: u64, record: &Record) -> (Outcome, Option<Parcelled>) {
-    let outcome = told(record.state, true, epoch, record.seq);
+    let Record { state, epoch: first, seq, accepted: at, .. } = *record;
+    let outcome = Outcome::Accepted { state, replayed: true, epoch: first, seq, at };
     if record.state != OrderState::Accepted || record.released {
         return (outcome, None);
     }
@@ -257,7 +262,8 @@ mod tests {
     fn an_ok_is_held_before_the_buyer_is_told() {
         let mut held = Held::new(1);
         let (reply, count) = told(&mut held, false, answers(3, Answer::Ok(9)));
-        let outcome = Outcome::Accepted { state: OrderState::Accepted, replayed: false, epoch: 3, seq: 9 };
+        let (state, at) = (OrderState::Accepted, Millis(50));
+        let outcome = Outcome::Accepted { state, replayed: false, epoch: 3, seq: 9, at };
         assert_eq!((reply.outcome, count, held.len()), (outcome, 1, 1));
         assert!(reply.confirm.is_none());
         let (message, entry) = published(&mut held);
@@ -275,7 +281,15 @@ mod tests {
     #[test]
     fn a_replay_is_stamped_with_the_epoch_of_its_own_reply() {
         let mut held = Held::new(1);
-        told(&mut held, false, answers(5, record("Ah|3|4|20|20|0|-|phone=1|u")));
+        let (reply, _) = told(&mut held, false, answers(5, record("Ah|3|4|20|20|0|-|phone=1|u")));
+        let first = Outcome::Accepted {
+            state: OrderState::Accepted,
+            replayed: true,
+            epoch: 3,
+            seq: 4,
+            at: Millis(20),
+        };
+        assert_eq!(reply.outcome, first);
         let (message, entry) = published(&mut held);
         assert_eq!((message.epoch, message.seq, message.at, entry), (5, 4, Millis(20), (3, 4)));
         held.close(&shelf(), 4);

@@ -102,6 +102,19 @@ pub fn nothing(body: &[u8]) -> Result<(), Rejection> {
     pick("", read(body)?, []).map(|_| ())
 }
 
+/// The receipt of a claim.
+pub fn receipt(body: &[u8]) -> Result<String, Rejection> {
+    let wrong = |what: &str| Rejection::field("receipt", format!("receipt {what}"));
+    if body.is_empty() {
+        return Err(Rejection::field("body", "send {\"receipt\": \"…\"}"));
+    }
+    match pick("", read(body)?, ["receipt"])? {
+        [Some(Node::Text(text))] => Ok(text),
+        [Some(_)] => Err(wrong("must be the text of a receipt")),
+        [None] => Err(wrong("is missing")),
+    }
+}
+
 /// The lines of an order, merged.
 pub fn lines(body: &[u8]) -> Result<Lines, Rejection> {
     if body.is_empty() {
@@ -242,10 +255,33 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_claim_is_one_text_and_nothing_else() {
+        assert_eq!(receipt(br#"{"receipt":"a.b.c"}"#), Ok("a.b.c".to_owned()));
+        for (body, field) in [
+            ("", "body"),
+            ("[]", "body"),
+            ("{", "body"),
+            ("{}", "receipt"),
+            (r#"{"receipt":1}"#, "receipt"),
+            (r#"{"receipt":null}"#, "receipt"),
+            (r#"{"receipt":{}}"#, "receipt"),
+            (r#"{"receipt":"a","receipt":"a"}"#, "receipt"),
+            (r#"{"receipt":"a","order_id":"b"}"#, "order_id"),
+        ] {
+            let refused = receipt(body.as_bytes()).unwrap_err();
+            assert_eq!(
+                (refused.code, refused.extra),
+                (Code::BadRequest, Extra::Field(field.into())),
+                "{body}"
+            );
+        }
+    }
+
     proptest! {
         #[test]
         fn no_bytes_break_the_reader(body in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = lines(&body);
+            let _ = (lines(&body), receipt(&body));
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The last filter, and the only one with I/O: take the units.
 
+use sluice_shared::clock::Millis;
 use sluice_shared::record::OrderState;
 use sluice_shared::sale::SaleView;
 use sluice_shared::verdict::{Code, Extra, Rejection};
@@ -13,12 +14,20 @@ pub struct Taken {
     pub state: OrderState,
     /// Whether an earlier request took them.
     pub replayed: bool,
+    /// Epoch of the reply that took them.
+    pub epoch: u64,
+    /// Place in the segment's sequence.
+    pub seq: u64,
+    /// When they were taken.
+    pub at: Millis,
 }
 
 /// Puts the engine's outcome in the words of the outside contract.
 pub fn judge(outcome: Outcome, view: &SaleView) -> Result<Taken, Rejection> {
     match outcome {
-        Outcome::Accepted { state, replayed, .. } => Ok(Taken { state, replayed }),
+        Outcome::Accepted { state, replayed, epoch, seq, at } => {
+            Ok(Taken { state, replayed, epoch, seq, at })
+        }
         Outcome::Refused(answer) => Err(refusal(answer, view)),
         Outcome::Frozen => Err(frozen()),
         Outcome::Overloaded => Err(Rejection::new(Code::Overloaded, "too many orders wait; try again")),

@@ -157,12 +157,15 @@ impl Asked {
 }
 
 /// A server on a thread of its own that remembers requests. `/slow` is never answered, `/garbage`
-/// with nonsense; an order of the workers is told as it would be; everything else is `200 {}`.
+/// with nonsense; an order of the workers is told as it would be, or is unknown to them, and then a claim
+/// of it is noted; everything else is `200 {}`.
 pub(crate) struct Echo {
     pub(crate) address: SocketAddr,
     asked: Arc<Mutex<Vec<Asked>>>,
     /// As a back office: whether its books are away.
     pub(crate) away: Arc<AtomicBool>,
+    /// As a back office: whether it has no order at all.
+    pub(crate) empty: Arc<AtomicBool>,
 }
 
 impl Echo {
@@ -170,15 +173,15 @@ impl Echo {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let asked = Arc::new(Mutex::new(Vec::new()));
-        let away = Arc::new(AtomicBool::new(false));
-        let (log, gone) = (asked.clone(), away.clone());
+        let (away, empty) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let (log, gone, lacks) = (asked.clone(), away.clone(), empty.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (log, gone) = (log.clone(), gone.clone());
-                std::thread::spawn(move || serve(stream, &log, &gone));
+                let (log, gone, lacks) = (log.clone(), gone.clone(), lacks.clone());
+                std::thread::spawn(move || serve(stream, &log, &gone, &lacks));
             }
         });
-        Self { address, asked, away }
+        Self { address, asked, away, empty }
     }
 
     /// The last request.
@@ -186,12 +189,18 @@ impl Echo {
         self.asked.lock().unwrap().last().cloned().expect("a request came here")
     }
 
+    /// Requests about orders.
+    pub(crate) fn orders(&self) -> Vec<Asked> {
+        let asked = self.asked.lock().unwrap();
+        asked.iter().filter(|asked| asked.path.starts_with("/internal/v1/orders/")).cloned().collect()
+    }
+
     pub(crate) fn count(&self) -> usize {
         self.asked.lock().unwrap().len()
     }
 }
 
-fn serve(stream: TcpStream, log: &Mutex<Vec<Asked>>, away: &AtomicBool) {
+fn serve(stream: TcpStream, log: &Mutex<Vec<Asked>>, away: &AtomicBool, empty: &AtomicBool) {
     let mut connection = Connection { reader: BufReader::new(stream) };
     while let Some(asked) = request(&mut connection) {
         let path = asked.path.clone();
@@ -210,8 +219,14 @@ fn serve(stream: TcpStream, log: &Mutex<Vec<Asked>>, away: &AtomicBool) {
             }
             _ => "{}".to_owned(),
         };
-        let away = path == "/internal/v1/ready" && away.load(Ordering::Relaxed);
-        let status = if away { "503 Service Unavailable" } else { "200 OK" };
+        let order = path.starts_with("/internal/v1/orders/");
+        let away = (path == "/internal/v1/ready" || order) && away.load(Ordering::Relaxed);
+        let status = match order && empty.load(Ordering::Relaxed) {
+            _ if away => "503 Service Unavailable",
+            true if path.ends_with("/claim") => "409 Conflict",
+            true => "404 Not Found",
+            false => "200 OK",
+        };
         connection.send(format!(
             "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()

@@ -45,9 +45,12 @@ fn paths_and_methods_are_judged_first() {
     let mut caller = Caller::new(&edge);
     for (method, path, code, status) in [
         ("GET", "/", "not_found", 404),
-        ("GET", "/v1/orders/claim", "not_found", 404),
-        ("POST", "/v1/orders/claim", "not_found", 404),
-        ("GET", "/v1/receipt-keys", "not_found", 404),
+        ("POST", "/v1/orders/claim/x", "not_found", 404),
+        ("POST", "/v1/orders/claim", "unauthenticated", 401),
+        ("GET", "/v1/orders/claim", "method_not_allowed", 405),
+        ("DELETE", "/v1/orders/claim", "method_not_allowed", 405),
+        ("GET", "/v1/receipt-keys/r1", "not_found", 404),
+        ("POST", "/v1/receipt-keys", "method_not_allowed", 405),
         ("GET", "/v1/sales", "not_found", 404),
         ("GET", "/v1/orders", "not_found", 404),
         ("GET", "/v1/orders/1234", "not_found", 404),

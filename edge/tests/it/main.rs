@@ -12,4 +12,5 @@ mod http_heads;
 mod http_lifecycle;
 mod http_orders;
 mod http_proxy;
+mod http_receipts;
 mod http_refusals;

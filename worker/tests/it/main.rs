@@ -12,6 +12,7 @@ mod api_stock;
 mod api_world;
 mod audit_books;
 mod audit_traps;
+mod claims_whole;
 mod explain_order;
 mod harness;
 mod orders_poison;
