@@ -34,6 +34,9 @@ jwt_secret = "$JWT_SECRET"
 [token]
 keys = ["k1:$TOKEN_SECRET"]
 
+[receipt]
+keys = ["r1:$RECEIPT_SEED"]
+
 [redis]
 url = "redis://edge:$REDIS_EDGE_PASSWORD@127.0.0.1:$REDIS_PORT"
 

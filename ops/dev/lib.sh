@@ -28,6 +28,7 @@ write_private() {
 }
 
 random_hex() { head -c "${1:-20}" /dev/urandom | od -An -v -tx1 | tr -d ' \n'; }
+random_seed() { head -c 32 /dev/urandom | base64 -w 0 | tr '+/' '-_' | tr -d '='; }
 hex_escaped() { printf '%s' "$1" | sed 's/../\\x&/g'; }
 digest_of() { cat "$@" 2>/dev/null | sha256sum | cut -c1-16; }
 

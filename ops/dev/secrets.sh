@@ -2,7 +2,7 @@
 # Secrets and ports: chosen once per state directory, then kept.
 
 SECRET_NAMES=(
-  ADMIN_TOKEN JWT_SECRET ADMIN_JWT_SECRET TOKEN_SECRET PAYMENT_SECRET EDGE_SECRET
+  ADMIN_TOKEN JWT_SECRET ADMIN_JWT_SECRET TOKEN_SECRET PAYMENT_SECRET EDGE_SECRET RECEIPT_SEED
   REDIS_EDGE_PASSWORD REDIS_WORKER_PASSWORD REDIS_OPERATOR_PASSWORD
   AMQP_EDGE_PASSWORD AMQP_WORKER_PASSWORD AMQP_OPERATOR_PASSWORD AMQP_COOKIE
   DATABASE_PASSWORD DATABASE_READER_PASSWORD DATABASE_ADMIN_PASSWORD
@@ -26,7 +26,10 @@ load_secrets() {
   load_values "$file"
   for name in "${SECRET_NAMES[@]}"; do
     if [ -z "${!name:-}" ]; then
-      printf -v "$name" '%s' "$(random_hex)"
+      case $name in
+        *_SEED) printf -v "$name" '%s' "$(random_seed)" ;;
+        *) printf -v "$name" '%s' "$(random_hex)" ;;
+      esac
       printf "%s='%s'\n" "$name" "${!name}" >>"$file"
     fi
   done
