@@ -203,11 +203,13 @@ fn taken(setting: &Setting, peer: &mut Peer, ask: &Compare) -> Result<bool> {
     let mut scene = Scene::open(setting, offer, buyers)?;
     let mut tally = scene.tally("taken", u64::from(buyers))?;
     let mut servers = Servers::new(setting.environment.directory.clone());
+    burst::stop_signing(&mut servers, &scene)?;
     burst::stop_writing(&mut servers)?;
     let measured = taken_rounds(&mut scene, &mut tally, peer, &servers, ask.rounds, 0..each);
     burst::start_writing(&mut servers, &scene)?;
     measured?.tell(&mut scene.verdicts);
     scene.audit("once all is written", u64::from(buyers))?;
+    burst::start_signing(&mut servers, &scene)?;
     scene.close(tally, &Rules { stock: buyers, per_user: 1, returns: false, taken: Some(buyers) })
 }
 
@@ -221,7 +223,7 @@ pub fn taken_rounds(
     first: std::ops::Range<u32>,
 ) -> Result<Row> {
     let pids = [servers.pid("edge")?, servers.pid("redis")?];
-    let mut row = Row::new("unit taken (gate and Redis)", TAKEN_BAR);
+    let mut row = Row::new("unit taken (gate and Redis, no receipt)", TAKEN_BAR);
     let bench = Bench::new()?;
     let each = first.end - first.start;
     for round in 0..rounds {

@@ -33,13 +33,15 @@ struct Recipe {
 pub struct Servers {
     directory: PathBuf,
     recipes: HashMap<String, Recipe>,
+    /// Settings that a server was started with for a while.
+    lent: HashMap<String, String>,
     children: HashMap<String, Child>,
 }
 
 impl Servers {
     /// Those under this directory.
     pub fn new(directory: PathBuf) -> Self {
-        Self { directory, recipes: HashMap::new(), children: HashMap::new() }
+        Self { directory, recipes: HashMap::new(), lent: HashMap::new(), children: HashMap::new() }
     }
 
     /// The pid of a server that runs.
@@ -89,6 +91,9 @@ impl Servers {
         if name == "redis" {
             recipe.untitle(&std::path::absolute(&self.directory)?);
         }
+        if let Some(variable) = self.lent.remove(name) {
+            recipe.environment.retain(|(other, _)| *other != *variable);
+        }
         self.recipes.insert(name.to_owned(), recipe);
         kill(Pid::from_raw(pid), signal).with_context(|| format!("{signal} to {name}"))?;
         let mut child = self.children.remove(name);
@@ -98,6 +103,14 @@ impl Servers {
             }
             if runs(pid) { bail!("{name} (pid {pid}) still runs") } else { Ok(()) }
         })
+    }
+
+    /// Starts a server that was ended, as it was but for one setting, which it has until it is ended again.
+    pub fn start_with(&mut self, name: &str, variable: &str, value: &str) -> Result<()> {
+        let recipe = self.recipes.get_mut(name).with_context(|| format!("{name} was not stopped here"))?;
+        recipe.environment.push((variable.into(), value.into()));
+        self.lent.insert(name.to_owned(), variable.to_owned());
+        self.start(name)
     }
 
     /// Starts a server that was ended, as it was.
@@ -140,6 +153,12 @@ impl Servers {
 impl Drop for Servers {
     /// What was stopped and not started again would stay away when a drill fails half-way.
     fn drop(&mut self) {
+        let lent: Vec<String> = self.lent.keys().cloned().collect();
+        for name in lent {
+            if let Err(error) = self.stop(&name) {
+                eprintln!("sluice-bench: {name} was not stopped ({error:#}): ./dev up");
+            }
+        }
         let names: Vec<String> = self.recipes.keys().cloned().collect();
         for name in names {
             if self.pid(&name).is_err()
@@ -238,6 +257,12 @@ mod tests {
         let started = std::fs::read_to_string(directory.join("started/s")).unwrap();
         assert!(started.starts_with(&format!("{pid} ")) && started.ends_with(" print-1\n"), "{started}");
         servers.stop("s").unwrap();
+        servers.start_with("s", "LENT", "x").unwrap();
+        let lent = || Recipe::of(servers.pid("s")?);
+        let with = wait_for("its command line", Duration::from_secs(10), lent).unwrap();
+        assert!(with.environment.contains(&("LENT".into(), "x".into())));
+        servers.stop("s").unwrap();
+        assert!(servers.recipes["s"].environment.iter().all(|(name, _)| *name != *"LENT"));
         servers.recipes.clear();
         std::fs::remove_dir_all(directory).unwrap();
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-use super::{Scene, Setting, wait_for};
+use super::{Scene, Setting, sells_again, wait_for};
 use crate::admin::Offer;
 use crate::compare::measure::Measured;
 use crate::compare::{take, taken_rounds};
@@ -37,6 +37,7 @@ pub fn run(setting: &Setting, ask: &Burst) -> Result<bool> {
     let mut scene = Scene::open(setting, offer, buyers)?;
     let mut tally = scene.tally("burst", u64::from(buyers))?;
     let mut servers = Servers::new(setting.environment.directory.clone());
+    stop_signing(&mut servers, &scene)?;
     let pids = [servers.pid("edge")?, servers.pid("redis")?];
     stop_writing(&mut servers)?;
     let journal = take(&mut scene, &mut tally, &pids, (0..ask.orders).collect())?;
@@ -58,6 +59,7 @@ pub fn run(setting: &Setting, ask: &Burst) -> Result<bool> {
     );
     scene.verdicts.say(good, words);
     scene.audit("at rest", u64::from(buyers))?;
+    start_signing(&mut servers, &scene)?;
     scene.close(tally, &Rules { stock: buyers, per_user: 1, returns: false, taken: Some(buyers) })
 }
 
@@ -67,6 +69,24 @@ fn tell(what: &str, measured: &Measured) {
     println!(
         "{what:<26} {rate:>8.0} accepted/s, gate and Redis {each:.1} µs of CPU each, p99 on the way {p99:.1} ms"
     );
+}
+
+/// Starts the edge without keys for receipts: what is measured is taking units, and the peer signs nothing.
+pub fn stop_signing(servers: &mut Servers, scene: &Scene) -> Result<()> {
+    servers.stop("edge")?;
+    servers.start_with("edge", "SLUICE__RECEIPT__KEYS", "")?;
+    until_sells(scene)
+}
+
+/// Starts it again as it was.
+pub fn start_signing(servers: &mut Servers, scene: &Scene) -> Result<()> {
+    servers.stop("edge")?;
+    servers.start("edge")?;
+    until_sells(scene)
+}
+
+fn until_sells(scene: &Scene) -> Result<()> {
+    wait_for("the edge", Duration::from_secs(60), || sells_again(&scene.setting.environment))
 }
 
 /// Stops RabbitMQ and the worker: what is accepted stays in the journal.
