@@ -12,7 +12,7 @@ use sluice_shared::jwt::sign_hs256;
 
 use crate::compare::{self, Compare};
 use crate::drill::{
-    Setting, all, broker_outage, burst, expiry, kill, lost_data, lost_reply, payments, sell_out,
+    Setting, all, audit, broker_outage, burst, expiry, kill, lost_data, lost_reply, payments, sell_out,
 };
 use crate::environment::Environment;
 
@@ -77,6 +77,8 @@ enum Drill {
     Burst(burst::Burst),
     /// Payment notices of every kind
     Payments(payments::Payments),
+    /// A large sale is audited while it sells
+    Audit(audit::Audit),
     /// All of them, one after the other
     All(all::All),
 }
@@ -92,6 +94,7 @@ impl Drill {
             Self::LostReply(ask) => lost_reply::run(setting, ask),
             Self::Burst(ask) => burst::run(setting, ask),
             Self::Payments(ask) => payments::run(setting, ask),
+            Self::Audit(ask) => audit::run(setting, ask),
             Self::All(ask) => all::run(setting, ask),
         }
     }

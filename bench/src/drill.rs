@@ -1,6 +1,7 @@
 //! The scenes: each makes a sale of its own, lets things happen, and judges what is left.
 
 pub mod all;
+pub mod audit;
 pub mod broker_outage;
 pub mod burst;
 pub mod expiry;
@@ -8,6 +9,7 @@ pub mod kill;
 pub mod lost_data;
 pub mod lost_reply;
 pub mod payments;
+mod resolve;
 pub mod sell_out;
 
 use std::collections::BTreeMap;
@@ -19,7 +21,7 @@ use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use sluice_shared::ids::{OrderId, SaleId};
 
-use crate::admin::{Admin, Offer, Row, SKU, audit};
+use crate::admin::{self, Admin, Offer, Row, SKU};
 use crate::buyers::{Buyers, Target};
 use crate::client::answer::Answer;
 use crate::client::call::{Reply, call};
@@ -29,7 +31,7 @@ use crate::client::{Entry, Kind, Load, Micros};
 use crate::crowd::Plan;
 use crate::environment::Environment;
 use crate::log::Writer;
-use crate::oracle::{Contradiction, Rules, judge, judge_payments};
+use crate::oracle::{Contradiction, Rules, judge, judge_payments, judged};
 use crate::report::{Counted, Tally, Verdicts};
 use crate::schedule::Profile;
 
@@ -197,7 +199,7 @@ impl Scene {
     /// Runs the audit until it is at rest; `orders` is how many may have to be written until then.
     pub fn audit(&mut self, when: &str, orders: u64) -> Result<()> {
         let wait = Duration::from_secs(30 + orders / 2_000);
-        let audit = audit(&self.setting.environment, &self.sale, wait)?;
+        let audit = admin::audit(&self.setting.environment, &self.sale, wait)?;
         self.verdicts.say(audit.code == 0, format!("the books balance {when} (audit exit {})", audit.code));
         if audit.code != 0 {
             println!("{}", audit.text);
@@ -233,10 +235,11 @@ impl Scene {
             .say(live <= rules.stock, format!("{live} of {} units are taken; orders: {states}", rules.stock));
         let mut found = judge(log, rows, |user| self.buyers.buyer(user), rules);
         found.extend(judge_payments(log, rows));
-        self.tell(&found, log.len(), rows.len());
+        let scope = judged(log, rules).map(|(rule, count)| format!("{rule} {count}")).join(", ");
+        self.tell(&found, &scope, log.len(), rows.len());
     }
 
-    fn tell(&mut self, found: &[Contradiction], entries: usize, rows: usize) {
+    fn tell(&mut self, found: &[Contradiction], scope: &str, entries: usize, rows: usize) {
         let mut rules: BTreeMap<&str, (usize, &str)> = BTreeMap::new();
         for contradiction in found {
             rules.entry(contradiction.rule).or_insert((0, &contradiction.facts)).0 += 1;
@@ -245,8 +248,10 @@ impl Scene {
             self.verdicts.say(false, format!("broken {count} times: {rule}; first: {facts}"));
         }
         if found.is_empty() {
-            self.verdicts
-                .say(true, format!("{entries} answers and {rows} orders do not contradict each other"));
+            self.verdicts.say(
+                true,
+                format!("{entries} answers and {rows} orders do not contradict each other: {scope}"),
+            );
         }
     }
 }

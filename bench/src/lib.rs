@@ -16,6 +16,7 @@ pub mod environment;
 pub mod log;
 pub mod oracle;
 pub mod peer;
+pub mod redis_time;
 pub mod report;
 pub mod schedule;
 pub mod servers;

@@ -1,7 +1,17 @@
 //! Compares what buyers were told with what the books hold.
 //!
 //! The log says what each request was answered, the back office which orders there are. Both are
-//! believed; what cannot both be true is a [`Contradiction`].
+//! believed; what cannot both be true is a [`Contradiction`] of one of these rules:
+//!
+//! - A1: an accepted order has exactly one row, its buyer's, of what was asked for, that has not failed.
+//! - A2: an order whose outcome its buyer was not told has at most one row, and whoever asks for it by its
+//!   id is soon told what the row tells ([`contradicts`]).
+//! - A3: "sold out" is told only when too little is left. Answers do not carry the place in the sequence
+//!   at which they were true, so this is judged by time, while no units come back.
+//! - A4: all answers to one token name one order; its units are taken once; accepted is never followed by
+//!   a refusal.
+//! - A5: an answer that refuses has taken nothing, and nothing is taken unasked.
+//! - P1, P2, P4, Z4: those equations of the books that the rows alone can show.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -28,7 +38,7 @@ pub struct Rules {
 /// Two facts that cannot both be true.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Contradiction {
-    /// Which rule it breaks: the same words for the same rule.
+    /// Which rule it breaks, by its id and in words: the same words for the same rule.
     pub rule: &'static str,
     /// The facts.
     pub facts: String,
@@ -51,7 +61,7 @@ pub fn judge(
     let mut by_id: HashMap<OrderId, &Row> = HashMap::with_capacity(rows.len());
     for row in rows {
         if by_id.insert(row.id, row).is_some() {
-            say(&mut found, "an order has one row", format!("{} is listed twice", row.id));
+            say(&mut found, "A1 an order has one row", format!("{} is listed twice", row.id));
         }
     }
     let histories = histories(log);
@@ -62,7 +72,7 @@ pub fn judge(
         if !histories.contains_key(&row.id) {
             say(
                 &mut found,
-                "an order was asked for",
+                "A5 an order was asked for",
                 format!("{} has a row, and no request had its token", row.id),
             );
         }
@@ -72,6 +82,41 @@ pub fn judge(
         judge_sold_out(log, rules, &mut found);
     }
     found
+}
+
+/// How much each rule of the log had to judge, by its id: a rule that judged nothing has shown nothing.
+pub fn judged(log: &[Entry], rules: &Rules) -> [(&'static str, usize); 4] {
+    let histories = histories(log);
+    let tokens = |of: fn(&Entry) -> bool| {
+        histories.values().filter(|history| history.entries.iter().any(|entry| of(entry))).count()
+    };
+    let refused = log.iter().filter(|entry| entry.outcome == SOLD_OUT && !rules.returns).count();
+    [
+        ("A1 accepted orders", tokens(|entry| entry.outcome.is_held())),
+        ("A3 answers \"sold out\"", refused),
+        ("A4 tokens", histories.len()),
+        ("A5 tokens refused", tokens(|entry| !entry.outcome.is_held() && !entry.outcome.is_unknown())),
+    ]
+}
+
+/// Orders of which some answer left open whether units were taken: those that rule A2 is about.
+pub fn unknown(log: &[Entry]) -> BTreeMap<OrderId, u32> {
+    let open = |entry: &&Entry| entry.kind.is_order() && entry.outcome.is_unknown();
+    log.iter().filter(open).filter_map(|entry| Some((entry.order?, entry.buyer))).collect()
+}
+
+/// What the gate tells of an order by its id (`None`: there is none) against its row; `None` when they
+/// agree. An order that the gate calls accepted and that has no row yet is still on its way.
+pub fn contradicts(
+    order: OrderId,
+    told: Option<OrderState>,
+    row: Option<OrderState>,
+) -> Option<Contradiction> {
+    let word = |state: Option<OrderState>| state.map_or("nothing", OrderState::as_str);
+    (told != row).then(|| Contradiction {
+        rule: "A2 an order asked for by its id is what its row is",
+        facts: format!("{order} is {} to its buyer and {} in the books", word(told), word(row)),
+    })
 }
 
 /// How many orders the log says were accepted, each counted once.
@@ -106,30 +151,38 @@ impl History<'_> {
     ) {
         for entry in &self.entries {
             if let Some(named) = entry.named.filter(|named| *named != order) {
-                say(found, "a token names one order", format!("{order} was answered with {named}"));
+                say(found, "A4 a token names one order", format!("{order} was answered with {named}"));
             }
         }
         let held: Vec<&&Entry> = self.entries.iter().filter(|entry| entry.outcome.is_held()).collect();
         let taken = self.entries.iter().filter(|entry| entry.outcome.is_taken()).count();
         if taken > 1 {
-            say(found, "a token takes units once", format!("{order} was accepted {taken} times as new"));
+            say(found, "A4 a token takes units once", format!("{order} was accepted {taken} times as new"));
         }
         if let Some(accepted) = held.iter().map(|entry| entry.done).min() {
             self.judge_after(order, accepted, found);
         }
         match row {
             None if !held.is_empty() => {
-                say(found, "every accepted order is a row", format!("{order} was accepted and has no row"));
+                say(
+                    found,
+                    "A1 every accepted order is a row",
+                    format!("{order} was accepted and has no row"),
+                );
             }
             Some(row) if !held.is_empty() && row.state == OrderState::Failed => {
-                say(found, "every accepted order is a row", format!("{order} was accepted and failed"));
+                say(found, "A1 every accepted order is a row", format!("{order} was accepted and failed"));
             }
             Some(row) => self.judge_row(row, buyer, found),
             None => {}
         }
         let spent = self.entries.iter().any(|entry| entry.outcome == TOKEN_SPENT);
         if spent && row.is_none_or(Row::is_live) {
-            say(found, "a spent token gave its units back", format!("{order} is spent and still holds them"));
+            say(
+                found,
+                "A4 a spent token gave its units back",
+                format!("{order} is spent and still holds them"),
+            );
         }
     }
 
@@ -140,7 +193,7 @@ impl History<'_> {
             let for_new_ones = ["ended", "paused", "not_started", "token_expired", "unknown_sku"];
             if matches!(outcome, SOLD_OUT | PURCHASE_LIMIT) || for_new_ones.contains(&outcome.0) {
                 let facts = format!("{order} was accepted, and later answered {outcome}");
-                say(found, "accepted is never followed by a refusal", facts);
+                say(found, "A4 accepted is never followed by a refusal", facts);
             }
         }
     }
@@ -150,16 +203,20 @@ impl History<'_> {
         if self.entries.iter().any(|entry| Some(entry.buyer) != owner) {
             say(
                 found,
-                "an order is its buyer's",
+                "A1 an order is its buyer's",
                 format!("{} is {}'s, who did not ask for it", row.id, row.user),
             );
         }
         if self.entries.iter().any(|entry| entry.units != row.units) {
-            say(found, "an order is what was asked for", format!("{} has {} units", row.id, row.units));
+            say(found, "A1 an order is what was asked for", format!("{} has {} units", row.id, row.units));
         }
         let may_have_taken = |entry: &&Entry| entry.outcome.is_held() || entry.outcome.is_unknown();
         if !self.entries.iter().any(may_have_taken) {
-            say(found, "a refusal takes nothing", format!("{} was refused each time and has a row", row.id));
+            say(
+                found,
+                "A5 a refusal takes nothing",
+                format!("{} was refused each time and has a row", row.id),
+            );
         }
     }
 }
@@ -174,14 +231,14 @@ fn judge_units(rows: &[Row], rules: &Rules, found: &mut Vec<Contradiction>) {
     for (user, units) in users {
         if units > rules.per_user {
             let facts = format!("{user} holds {units}, the limit is {}", rules.per_user);
-            say(found, "no user holds more than the limit", facts);
+            say(found, "P2 no user holds more than the limit", facts);
         }
     }
     if live > rules.stock {
-        say(found, "no more is sold than there is", format!("{live} units of {} are taken", rules.stock));
+        say(found, "P1 no more is sold than there is", format!("{live} units of {} are taken", rules.stock));
     }
     if let Some(expected) = rules.taken.filter(|expected| *expected != live) {
-        say(found, "what can be sold is sold", format!("{live} units are taken, {expected} should be"));
+        say(found, "Z4 what can be sold is sold", format!("{live} units are taken, {expected} should be"));
     }
 }
 
@@ -212,7 +269,7 @@ fn judge_sold_out(log: &[Entry], rules: &Rules, found: &mut Vec<Contradiction>) 
                 "buyer {} was told so when at most {units} of {} were taken",
                 entry.buyer, rules.stock
             );
-            say(found, "sold out is said only when it is so", facts);
+            say(found, "A3 sold out is said only when it is so", facts);
         }
     }
 }
@@ -227,7 +284,7 @@ pub fn judge_payments(log: &[Entry], rows: &[Row]) -> Vec<Contradiction> {
         if !row.is_some_and(|row| row.state == OrderState::Paid || row.refund.is_some()) {
             let state = row.map_or("without a row", |row| row.state.as_str());
             let facts = format!("{order} is {state}, without a refund");
-            say(&mut found, "an order whose payment was taken is paid, or paid back", facts);
+            say(&mut found, "P4 an order whose payment was taken is paid, or paid back", facts);
         }
     }
     found

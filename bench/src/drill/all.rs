@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use super::audit::Audit;
 use super::broker_outage::{BrokerOutage, How};
 use super::burst::Burst;
 use super::expiry::Expiry;
@@ -10,7 +11,7 @@ use super::lost_data::LostData;
 use super::lost_reply::LostReply;
 use super::payments::Payments;
 use super::sell_out::SellOut;
-use super::{Setting, broker_outage, burst, expiry, kill, lost_data, lost_reply, payments, sell_out};
+use super::{Setting, audit, broker_outage, burst, expiry, kill, lost_data, lost_reply, payments, sell_out};
 
 /// What is asked for.
 #[derive(Debug, Clone, clap::Args)]
@@ -35,6 +36,7 @@ pub fn run(setting: &Setting, ask: &All) -> Result<bool> {
     let data = LostData { times: pick(3, 1), rate: pick(500, 100) };
     let lost = LostReply { units: pick(60, 8) };
     let burst = Burst { orders: pick(300_000, 5_000), rounds: pick(3, 0) };
+    let audited = Audit { orders: pick(100_000, 2_000), rate: pick(500, 200), audits: pick(3, 1) };
     let drills: Vec<(&str, Run<'_>)> = vec![
         ("sell-out", Box::new(|| sell_out::run(setting, &few))),
         ("sell-out, many units", Box::new(|| sell_out::run(setting, &many))),
@@ -45,6 +47,7 @@ pub fn run(setting: &Setting, ask: &All) -> Result<bool> {
         ("lost-data", Box::new(|| lost_data::run(setting, &data))),
         ("lost-reply", Box::new(|| lost_reply::run(setting, &lost))),
         ("burst", Box::new(|| burst::run(setting, &burst))),
+        ("audit", Box::new(|| audit::run(setting, &audited))),
         ("payments", Box::new(|| payments::run(setting, &Payments { race: false }))),
     ];
     let mut told = Vec::new();

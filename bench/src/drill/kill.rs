@@ -66,6 +66,7 @@ pub fn run(setting: &Setting, ask: &Kill) -> Result<bool> {
     for (name, count) in killed {
         scene.verdicts.say(true, format!("{name} was killed {count} times and came back"));
     }
+    scene.resolve(&mut tally)?;
     let taken = accepted(&tally.entries()?);
     scene.audit("after it all", u64::from(taken))?;
     let lost = tally.counted().unresolved();

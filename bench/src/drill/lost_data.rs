@@ -95,6 +95,7 @@ pub fn run(setting: &Setting, ask: &LostData) -> Result<bool> {
         );
         scene.verdicts.say(good, text);
     }
+    scene.resolve(&mut tally)?;
     let taken = accepted(&tally.entries()?);
     scene.audit("after it all", u64::from(taken))?;
     scene.close(tally, &Rules { stock: buyers, per_user: 1, returns: false, taken: None })

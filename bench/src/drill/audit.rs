@@ -1,0 +1,133 @@
+//! The audit of a large sale while it goes on selling: it balances, is quick, and takes little of Redis'
+//! time.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::{Scene, Setting, wait_for};
+use crate::admin::{Offer, audit};
+use crate::crowd::{Crowd, Plan};
+use crate::environment::Environment;
+use crate::oracle::Rules;
+use crate::redis_time;
+use crate::schedule::Profile;
+use sluice_shared::ids::SaleId;
+
+/// What is asked for.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Audit {
+    /// Orders that there are when the first audit begins
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(100..=900_000))]
+    pub orders: u32,
+    /// Orders a second meanwhile
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(10..=5_000))]
+    pub rate: u32,
+    /// Audits, one after the other
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
+    pub audits: u32,
+}
+
+/// How fast the orders before the first audit come.
+const FILL: f64 = 8_000.0;
+/// How long an audit of 100,000 orders may take; a larger one in proportion.
+const LONGEST: Duration = Duration::from_secs(5);
+/// The share of Redis' time that one audit a minute may take.
+const SHARE: f64 = 0.01;
+const MINUTE: Duration = Duration::from_secs(60);
+/// How long an audit may take before the buyers run out.
+const SECONDS_EACH: u32 = 20;
+
+/// One audit.
+#[derive(Debug)]
+struct Look {
+    balanced: bool,
+    took: Duration,
+    /// Redis' time on it.
+    redis: Duration,
+    /// Orders accepted meanwhile.
+    sold: u64,
+    text: String,
+}
+
+/// Runs the drill; whether all is good.
+pub fn run(setting: &Setting, ask: &Audit) -> Result<bool> {
+    let buyers = ask.orders + ask.rate * ask.audits * SECONDS_EACH;
+    let offer = Offer { stock: buyers, per_user: 1, price: 19_900, pay_within: 3_600 };
+    let mut scene = Scene::open(setting, offer, buyers)?;
+    let mut tally = scene.tally("audit", u64::from(buyers))?;
+    let plan = Plan { mint: true, ..scene.plan(Profile::Rate(FILL)) };
+    let mut crowd = Crowd::new(&scene.buyers, (0..ask.orders).collect(), plan);
+    scene.run(&mut crowd, &mut tally, Duration::from_secs(300))?;
+    scene.audit("before it goes on", u64::from(ask.orders))?;
+
+    let plan = Plan { mint: true, paid: 0.3, ..scene.plan(Profile::Rate(f64::from(ask.rate))) };
+    let (stop, accepted) = (plan.stop.clone(), plan.accepted.clone());
+    let mut crowd = Crowd::new(&scene.buyers, (ask.orders..buyers).collect(), plan);
+    let auditor = Auditor { environment: setting.environment.clone(), sale: scene.sale.clone(), accepted };
+    let audits = ask.audits;
+    let looks = std::thread::scope(|scope| {
+        let auditor = scope.spawn(move || {
+            let looks = (0..audits).map(|_| auditor.look()).collect::<Result<Vec<Look>>>();
+            stop.store(true, Ordering::Relaxed);
+            looks
+        });
+        let ran = scene.run(&mut crowd, &mut tally, Duration::from_secs(600));
+        let looks = auditor.join().map_err(|_| anyhow::anyhow!("the auditor's thread panicked"))?;
+        ran.and(looks)
+    })?;
+    looks.iter().for_each(|look| judge(&mut scene, ask, look));
+    scene.audit("at rest", u64::from(buyers))?;
+    scene.close(tally, &Rules { stock: buyers, per_user: 1, returns: false, taken: None })
+}
+
+fn judge(scene: &mut Scene, ask: &Audit, look: &Look) {
+    let longest = LONGEST.max(LONGEST * (ask.orders / 100_000));
+    let share = |of: Duration| look.redis.as_secs_f64() / of.as_secs_f64();
+    let good = look.balanced && look.sold > 0 && look.took <= longest && share(MINUTE) <= SHARE;
+    let words = format!(
+        "an audit took {:.1} s, at most {}; {:.0} ms of redis' time: {:.1} % while it ran, {:.2} % once a minute, at \
+         most {:.0}; {} orders were accepted meanwhile",
+        look.took.as_secs_f64(),
+        longest.as_secs(),
+        look.redis.as_secs_f64() * 1e3,
+        share(look.took) * 100.0,
+        share(MINUTE) * 100.0,
+        SHARE * 100.0,
+        look.sold,
+    );
+    scene.verdicts.say(good, words);
+    if !look.balanced {
+        println!("{}", look.text);
+    }
+}
+
+struct Auditor {
+    environment: Environment,
+    sale: SaleId,
+    /// Orders accepted so far.
+    accepted: Arc<AtomicU64>,
+}
+
+impl Auditor {
+    /// Audits once the sale is selling.
+    fn look(&self) -> Result<Look> {
+        let before = self.accepted.load(Ordering::Relaxed);
+        wait_for("an order", Duration::from_secs(30), || {
+            if self.accepted.load(Ordering::Relaxed) > before { Ok(()) } else { bail!("nothing is sold") }
+        })?;
+        let sold = self.accepted.load(Ordering::Relaxed);
+        let (redis, began) = (redis_time::reading(&self.environment)?, Instant::now());
+        let audit = audit(&self.environment, &self.sale, Duration::ZERO).context("auditing")?;
+        let took = began.elapsed();
+        Ok(Look {
+            balanced: audit.code == 0,
+            took,
+            redis: redis_time::reading(&self.environment)?.saturating_sub(redis),
+            sold: self.accepted.load(Ordering::Relaxed) - sold,
+            text: audit.text,
+        })
+    }
+}
