@@ -4,6 +4,8 @@
 pub const ORDERS: usize = 2;
 /// Edges.
 pub const EDGES: usize = 2;
+/// Wardens.
+pub const WARDENS: usize = 2;
 /// Attempts to buy.
 pub const CALLS: usize = 3;
 /// Epochs 1 to this one.

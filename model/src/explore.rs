@@ -4,6 +4,7 @@
 use ahash::RandomState;
 use indexmap::IndexSet;
 
+use crate::bounds::EPOCHS;
 use crate::judge::Violation;
 use crate::rules::{Faults, Rules, Shape};
 use crate::state::State;
@@ -32,6 +33,8 @@ pub struct Exploration {
 /// Every moment, in the order in which they were found.
 struct Graph {
     world: World,
+    /// Whether there may be two wardens.
+    rivals: bool,
     states: IndexSet<State, RandomState>,
     parents: Vec<u32>,
     /// What follows from the n-th moment: `follows[ends[n - 1]..ends[n]]`.
@@ -48,6 +51,7 @@ impl Exploration {
         let first = world.begin(self.faults);
         let mut graph = Graph {
             world,
+            rivals: self.faults.rival > 0,
             states: IndexSet::from_iter([first]),
             parents: vec![0],
             follows: Vec::new(),
@@ -111,7 +115,10 @@ impl Graph {
                 *place += 1;
             }
         }
-        let mut ends_well: Vec<bool> = self.states.iter().map(|state| self.world.at_rest(state)).collect();
+        // Two wardens may overtake each other for ever: what comes of that ends at the last epoch.
+        let cut_off = |state: &State| self.rivals && state.books.epoch == EPOCHS;
+        let good = |state: &State| self.world.at_rest(state) || cut_off(state);
+        let mut ends_well: Vec<bool> = self.states.iter().map(good).collect();
         let mut open: Vec<usize> = (0..count).filter(|at| ends_well[*at]).collect();
         while let Some(at) = open.pop() {
             for earlier in &before[starts[at] as usize..starts[at + 1] as usize] {

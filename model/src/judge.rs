@@ -76,7 +76,8 @@ impl World {
             state.unwritten(order) && (reconciled || (swept && journalled))
         };
         state.open()
-            && state.warden == IDLE
+            && state.wardens.iter().all(|warden| warden.at == IDLE)
+            && state.redis.data.asked == 0
             && state.queue == 0
             && state.books.due == 0
             && state.calls.iter().all(idle)

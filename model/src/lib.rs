@@ -5,7 +5,7 @@
 //! by the warden's ([`warden`]). The rest is what scripts, writers and servers do, in a few lines each
 //! ([`step`]). A [`rules::Rules`] switches single mechanisms off, to see that each is needed.
 //!
-//! Bounds: one segment, one unit an order, two orders, three attempts, two edges, five epochs. Outside the model:
+//! Bounds: one segment, one unit an order, two orders, three attempts, two edges, two wardens, five epochs. Outside:
 //! stock changes, refunds, several segments, several brokers, faults of PostgreSQL.
 
 pub mod bounds;

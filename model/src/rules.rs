@@ -28,6 +28,9 @@ pub const ONE_ORDER: Shape = Shape {
     cancels: Some(0),
 };
 
+/// One order, once.
+pub const ONE_BUYER: Shape = Shape { calls: [Some((0, 0)), None, None], cancels: None, ..ONE_ORDER };
+
 /// One unit, two buyers, an edge each.
 pub const TWO_BUYERS: Shape = Shape { calls: [Some((0, 0)), Some((1, 1)), None], cancels: None, ..ONE_ORDER };
 
@@ -56,12 +59,43 @@ pub struct Faults {
     pub machine: u8,
     /// The warden dies between two of its steps.
     pub warden: u8,
+    /// The lease lapses: the wardens were away for too long.
+    pub lapse: u8,
+    /// Another warden comes to lead while the first one still believes that it does.
+    pub rival: u8,
 }
 
 impl Faults {
     /// No fault.
-    pub const NONE: Self =
-        Self { kill: 0, pause: 0, restart: 0, stale: 0, wipe: 0, broker: 0, machine: 0, warden: 0 };
+    pub const NONE: Self = Self {
+        kill: 0,
+        pause: 0,
+        restart: 0,
+        stale: 0,
+        wipe: 0,
+        broker: 0,
+        machine: 0,
+        warden: 0,
+        lapse: 0,
+        rival: 0,
+    };
+
+    /// These and those.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            kill: self.kill + other.kill,
+            pause: self.pause + other.pause,
+            restart: self.restart + other.restart,
+            stale: self.stale + other.stale,
+            wipe: self.wipe + other.wipe,
+            broker: self.broker + other.broker,
+            machine: self.machine + other.machine,
+            warden: self.warden + other.warden,
+            lapse: self.lapse + other.lapse,
+            rival: self.rival + other.rival,
+        }
+    }
 
     /// Whether Redis' data may fall back.
     pub fn need_a_replica(self, rules: &Rules) -> bool {
@@ -90,12 +124,18 @@ pub struct Rules {
     pub gate: bool,
     /// A re-opening asks the edges.
     pub collects: bool,
+    /// It asks again when somebody has taken the question away.
+    pub asks_again: bool,
     /// It waits until they hold nothing; else only until they have heard.
     pub waits: bool,
     /// The register of edges is in PostgreSQL; else in Redis.
     pub register: bool,
-    /// A silent edge leaves the register only while nothing of it is in the journal; else by time.
+    /// A silent edge leaves the register only as the next two say; else by time.
     pub strikes_carefully: bool,
+    /// The script refuses it first.
+    pub refuses_first: bool,
+    /// And the journal holds nothing any more of what was there by then.
+    pub leaves_nothing: bool,
     /// reserve.lua refuses an edge that is not in the register.
     pub membership: bool,
     /// Redis writes to disk before it answers.
@@ -110,6 +150,8 @@ pub struct Rules {
     pub fence: bool,
     /// A re-opening publishes what has no row.
     pub drains: bool,
+    /// A warden ends only the epoch that it has asked the edges to close; else whichever there is.
+    pub ends_asked: bool,
     /// Every re-opening raises the epoch; else not where Redis seems to have lost nothing.
     pub raises: Raises,
     /// Only the warden loads scripts.
@@ -154,9 +196,12 @@ impl Rules {
             stamps_reply: true,
             gate: true,
             collects: true,
+            asks_again: true,
             waits: true,
             register: true,
             strikes_carefully: true,
+            refuses_first: true,
+            leaves_nothing: true,
             membership: true,
             always: true,
             sweep: true,
@@ -164,6 +209,7 @@ impl Rules {
             reconciles_journal: true,
             fence: true,
             drains: true,
+            ends_asked: true,
             raises: Raises::Always,
             loads_alone: true,
             loads_once: true,

@@ -1,6 +1,8 @@
 //! One moment of the whole system, small enough for millions of them.
 
-use crate::bounds::{CALLS, EDGES, EPOCHS, ORDERS};
+use std::hash::{Hash, Hasher};
+
+use crate::bounds::{CALLS, EDGES, EPOCHS, ORDERS, WARDENS};
 use crate::rules::Faults;
 
 /// An order in Redis' order map.
@@ -30,8 +32,10 @@ pub struct Data {
     pub journal: [u8; ORDERS],
     /// Edges that may reserve, a bit each.
     pub members: u8,
-    /// Whether a warden has ended the lease.
+    /// Whether there is no lease: it lapsed, a warden has ended it, or none was given yet.
     pub closing: bool,
+    /// The epoch that edges are asked to close; 0 for none.
+    pub asked: u8,
 }
 
 /// A server: its data, and the epoch of the scripts that it has loaded; 0 for none.
@@ -109,8 +113,10 @@ pub struct Edge {
     pub memory: Memory,
     /// Journal entries to delete, by their epoch; 0 for none.
     pub erase: [u8; ORDERS],
-    /// The epoch of which it has said that it holds nothing, since it was asked.
-    pub said: u8,
+    /// The epoch of which it has said that it holds nothing, since each warden asked.
+    pub said: [u8; WARDENS],
+    /// Orders that the journal still had when the script began to refuse it, a bit each.
+    pub owes: u8,
     /// The highest sequence number that it has seen.
     pub seen: u8,
 }
@@ -140,8 +146,25 @@ pub enum Call {
     Done,
 }
 
+/// A warden.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Warden {
+    /// Where its re-opening stands; see [`crate::warden`].
+    pub at: u16,
+    /// The epoch of the books when it asked the edges.
+    pub booked: u8,
+    /// The epoch that it has begun in the books and not yet in Redis; 0 for none.
+    pub raised: u8,
+    /// The epoch whose scripts it is to load; 0 for none.
+    pub loading: u8,
+    /// Whether Redis is the one that it began with.
+    pub same: bool,
+    /// Whether its barrier is in the queue or has come through.
+    pub barrier: bool,
+}
+
 /// Everything.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct State {
     /// The Redis that everybody means.
     pub redis: Redis,
@@ -161,18 +184,14 @@ pub struct State {
     pub net: u64,
     /// Messages in the queue, a bit for each order and epoch.
     pub queue: u16,
-    /// Whether the barrier is in the queue or has come through.
-    pub barrier: bool,
     /// PostgreSQL.
     pub books: Books,
     /// Sequence number of each order's last reservation.
     pub seqs: [u8; ORDERS],
-    /// Where the re-opening stands; see [`crate::warden`].
-    pub warden: u16,
-    /// The epoch whose data is restored and whose scripts are to be loaded; 0 for none.
-    pub loading: u8,
-    /// Whether Redis is the one that the re-opening began with.
-    pub same: bool,
+    /// The wardens; the second one idles unless there are rivals.
+    pub wardens: [Warden; WARDENS],
+    /// Whether both wardens believe that they lead.
+    pub rivals: bool,
     /// Faults that may still strike.
     pub faults: Faults,
 }
@@ -191,9 +210,25 @@ impl State {
         1 << (order * usize::from(EPOCHS) + usize::from(epoch) - 1)
     }
 
+    /// Whether Redis has data and scripts of the epoch of the books: a lease is all that it may lack.
+    pub fn is_loaded(&self) -> bool {
+        self.redis.script == self.redis.data.epoch && self.redis.data.epoch == self.books.epoch
+    }
+
     /// Whether the sale sells, as the books mean it.
     pub fn open(&self) -> bool {
         self.redis.sells() && self.redis.data.epoch == self.books.epoch
+    }
+
+    /// The wardens that believe that they lead.
+    pub fn leaders(&self) -> std::ops::Range<usize> {
+        0..if self.rivals { WARDENS } else { 1 }
+    }
+
+    /// Orders that the journal has, a bit each.
+    pub fn journalled(&self) -> u8 {
+        let has = |order: &usize| self.redis.data.journal[*order] > 0;
+        (0..ORDERS).filter(has).fold(0, |all, order| all | 1 << order)
     }
 
     /// Whether buyers of this order were told that it is accepted.
@@ -220,5 +255,71 @@ impl State {
     /// Whether any message of this order is in the queue.
     pub fn is_queued(&self, order: usize) -> bool {
         (1..=EPOCHS).any(|epoch| self.queue & Self::queued(order, epoch) != 0)
+    }
+}
+
+impl Data {
+    fn packed(&self) -> u64 {
+        let cells = self.cells.iter().fold(0, |all, cell| all << 2 | *cell as u64);
+        let journal = self.journal.iter().fold(cells, |all, epoch| all << 3 | u64::from(*epoch));
+        let small = [self.epoch, self.seq, self.members, u8::from(self.closing), self.asked];
+        let rest = small.iter().fold(journal, |all, part| all << 4 | u64::from(*part));
+        rest << 8 | u64::from(self.stock.cast_unsigned())
+    }
+}
+
+impl Edge {
+    fn packed(&self) -> u64 {
+        let small = [&[self.memory.closed, self.owes][..], &self.memory.stamps, &self.erase, &self.said];
+        let rest = small
+            .iter()
+            .flat_map(|part| part.iter())
+            .fold(self.life as u64, |all, part| all << 4 | u64::from(*part));
+        rest << 8 | u64::from(self.seen)
+    }
+}
+
+impl Call {
+    fn packed(self) -> u64 {
+        match self {
+            Self::New => 0,
+            Self::Waiting => 1,
+            Self::Done => 2,
+            Self::Reply(epoch, said) => {
+                let said = match said {
+                    Said::Taken => 4,
+                    Said::Replay(journalled) => 5 + u64::from(journalled),
+                    Said::Refused => 7,
+                };
+                u64::from(epoch) << 3 | said
+            }
+        }
+    }
+}
+
+impl Warden {
+    fn packed(self) -> u64 {
+        let small = [self.booked, self.raised, self.loading, u8::from(self.same), u8::from(self.barrier)];
+        small.iter().fold(u64::from(self.at), |all, part| all << 4 | u64::from(*part))
+    }
+}
+
+/// A few numbers instead of every field by itself: what takes most of an exploration's time. Faults that
+/// are left are seldom what differs, so they are left out.
+impl Hash for State {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        let script = u64::from(self.redis.script) << 60;
+        hasher.write_u64(self.redis.data.packed() ^ script);
+        hasher.write_u64(self.replica.packed() ^ self.deposed.map_or(0, |other| other.data.packed() << 7));
+        hasher.write_u64(self.net ^ u64::from(self.queue) << 48);
+        let calls = self.calls.iter().fold(u64::from(self.told), |all, call| all << 8 | call.packed());
+        let rows = self.books.rows.iter().fold(0, |all, row| all << 2 | *row as u64);
+        let books = [self.books.epoch, self.books.due, self.books.register, self.books.seq];
+        let books = books.iter().fold(rows, |all, part| all << 4 | u64::from(*part));
+        hasher.write_u64(calls << 24 ^ books);
+        let [first, second] = self.edges;
+        hasher.write_u64(first.packed() ^ second.packed().rotate_left(17));
+        let [first, second] = self.wardens;
+        hasher.write_u64(first.packed() ^ second.packed().rotate_left(29) ^ u64::from(self.rivals) << 63);
     }
 }

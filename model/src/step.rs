@@ -5,11 +5,11 @@ mod reopening;
 mod selling;
 mod writing;
 
-use crate::bounds::{CALLS, EDGES, ORDERS};
+use crate::bounds::{CALLS, EDGES, ORDERS, WARDENS};
 use crate::memory::Holder;
 use crate::rules::{Faults, Rules, Shape};
-use crate::state::{Books, Call, Data, Edge, Redis, Row, State};
-use crate::warden::{Happened, IDLE, Reopenings};
+use crate::state::{Books, Call, Data, Edge, Redis, Row, State, Warden};
+use crate::warden::{Happened, Reopenings};
 
 /// One step, for traces. Numbers are of calls, edges and orders; the last of a message is its epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,14 +50,26 @@ pub enum Step {
     ReleaseUnwritten(usize),
     /// The warden publishes what has no row.
     Reconcile(usize),
-    /// A re-opening goes on.
-    Reopening(Happened),
-    /// The epoch is raised and Redis restored.
-    Restore,
+    /// A warden's re-opening goes on.
+    Reopening(usize, Happened),
+    /// A warden raises the epoch in the books.
+    Raise(usize),
+    /// It restores Redis from the books.
+    Restore(usize),
+    /// A warden puts its question again that is gone.
+    AskAgain(usize),
+    /// A warden gives a lease.
+    Lease(usize),
     /// Scripts are loaded again without a new epoch.
     LoadAgain,
-    /// A silent edge is struck off.
+    /// The script refuses a silent edge from now on.
+    Refuse(usize),
+    /// A silent edge leaves the register.
     StrikeOff(usize),
+    /// An edge that is heard comes into the register.
+    Register(usize),
+    /// The script serves an edge of the register.
+    Admit(usize),
     /// A dead edge is proven dead.
     ProveDead(usize),
     /// A paused edge goes on.
@@ -82,6 +94,12 @@ pub enum Step {
     PowerCut,
     /// A fault: the warden dies.
     WardenDies,
+    /// A fault: the lease lapses.
+    Lapse,
+    /// A fault: another warden comes to lead as well.
+    Rival,
+    /// One of two wardens learns that it does not lead.
+    StepDown(usize),
 }
 
 /// What is explored, and the code that decides.
@@ -124,12 +142,10 @@ impl World {
             refused: false,
             net: 0,
             queue: 0,
-            barrier: false,
             books,
             seqs: [0; ORDERS],
-            warden: IDLE,
-            loading: 0,
-            same: true,
+            wardens: [Warden::default(); WARDENS],
+            rivals: false,
             faults,
         }
     }
@@ -138,7 +154,7 @@ impl World {
     pub fn next(&self, state: &State, next: &mut Next) {
         self.sell(state, next);
         self.write(state, next);
-        self.reopen(state, next);
+        state.leaders().for_each(|warden| self.reopen(state, warden, next));
         self.strike(state, next);
     }
 }

@@ -40,6 +40,8 @@ pub enum Happened {
     Raised,
     /// Redis is another one.
     RedisFault,
+    /// Another warden has ended the epoch, or Redis is further.
+    Overtaken,
     /// The pause is over.
     Rested,
 }
@@ -90,6 +92,7 @@ impl Reopenings {
             Happened::Unwritten => machine.next(Event::Unwritten, now),
             Happened::Raised => machine.next(Event::Raised, now),
             Happened::RedisFault => machine.next(Event::RedisFault, now),
+            Happened::Overtaken => machine.next(Event::Trouble, now),
             Happened::Rested => machine.rested(),
         };
         if command == Command::Finish {

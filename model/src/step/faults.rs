@@ -2,7 +2,7 @@
 
 use crate::bounds::{EDGES, ORDERS};
 use crate::rules::Faults;
-use crate::state::{Call, Data, Edge, Life, Redis, Row, State};
+use crate::state::{Call, Data, Edge, Life, Redis, Row, State, Warden};
 use crate::step::{Next, Step, World};
 use crate::warden::IDLE;
 
@@ -53,20 +53,36 @@ impl World {
         }
         if faults.broker > 0 {
             let mut then = self.less(state, |faults| faults.broker -= 1);
-            (then.queue, then.barrier) = (0, false);
+            then.queue = 0;
+            then.wardens.iter_mut().for_each(|warden| warden.barrier = false);
             next.push((Step::LoseBroker, then));
         }
         if faults.machine > 0 {
             let mut then = self.less(state, |faults| faults.machine -= 1);
             (0..EDGES).for_each(|edge| self.kill(&mut then, edge));
             self.another_redis(&mut then, kept);
-            (then.warden, then.loading) = (IDLE, 0);
+            (then.wardens, then.rivals) = Default::default();
             next.push((Step::PowerCut, then));
         }
-        if faults.warden > 0 && state.warden != IDLE {
+        self.wardens(state, next);
+    }
+
+    fn wardens(&self, state: &State, next: &mut Next) {
+        let faults = state.faults;
+        if faults.warden > 0 && state.wardens[0].at != IDLE {
             let mut then = self.less(state, |faults| faults.warden -= 1);
-            (then.warden, then.loading) = (IDLE, 0);
+            then.wardens[0] = Warden::default();
             next.push((Step::WardenDies, then));
+        }
+        if faults.lapse > 0 && state.redis.sells() {
+            let mut then = self.less(state, |faults| faults.lapse -= 1);
+            then.redis.data.closing = true;
+            next.push((Step::Lapse, then));
+        }
+        if faults.rival > 0 && !state.rivals && state.wardens[0].at != IDLE {
+            let mut then = self.less(state, |faults| faults.rival -= 1);
+            then.rivals = true;
+            next.push((Step::Rival, then));
         }
     }
 
@@ -81,7 +97,9 @@ impl World {
     }
 
     fn another_redis(&self, then: &mut State, data: Data) {
-        (then.redis, then.deposed, then.same) = (Redis { data, script: 0 }, None, false);
+        (then.redis, then.deposed) = (Redis { data, script: 0 }, None);
+        let at_work = then.wardens.iter_mut().filter(|warden| warden.at != IDLE);
+        at_work.for_each(|warden| warden.same = false);
     }
 
     fn kill(&self, then: &mut State, edge: usize) {
@@ -94,28 +112,32 @@ impl World {
     }
 
     /// What time brings: paused edges wake, silent ones are struck off, dead ones proven dead, replicas
-    /// catch up.
+    /// catch up, one of two wardens steps down.
     fn by_itself(&self, state: &State, next: &mut Next) {
         for edge in 0..EDGES {
-            let (bit, life) = (1 << edge, state.edges[edge].life);
-            let listed = (state.books.register | state.redis.data.members) & bit != 0;
-            let strike_off = |step, next: &mut Next| {
-                let mut then = *state;
-                then.books.register &= !bit;
-                then.redis.data.members &= !bit;
-                next.push((step, then));
-            };
-            let careful = state.open() && state.redis.data.journal == [0; ORDERS];
-            if life == Life::Paused && listed && (careful || !self.rules.strikes_carefully) {
-                strike_off(Step::StrikeOff(edge), next);
+            let listed = (state.books.register | state.redis.data.members) & (1 << edge) != 0;
+            match state.edges[edge].life {
+                Life::Up => self.admit(state, edge, next),
+                Life::Paused if !self.rules.strikes_carefully && listed => {
+                    next.push((Step::StrikeOff(edge), struck_off(state, edge)));
+                }
+                Life::Paused if self.rules.strikes_carefully => self.part(state, edge, next),
+                Life::Dead if listed => next.push((Step::ProveDead(edge), struck_off(state, edge))),
+                Life::Paused | Life::Dead => {}
             }
-            if life == Life::Dead && listed {
-                strike_off(Step::ProveDead(edge), next);
-            }
-            if life == Life::Paused {
+            if state.edges[edge].life == Life::Paused {
                 let mut then = *state;
                 then.edges[edge].life = Life::Up;
                 next.push((Step::Wake(edge), then));
+            }
+        }
+        if state.rivals {
+            for stays in [0, 1] {
+                let mut then = *state;
+                then.rivals = false;
+                then.wardens = [state.wardens[stays], Warden::default()];
+                then.edges.iter_mut().for_each(|edge| edge.said = [edge.said[stays], 0]);
+                next.push((Step::StepDown(1 - stays), then));
             }
         }
         if state.faults.need_a_replica(&self.rules) && state.replica != state.redis.data {
@@ -127,6 +149,44 @@ impl World {
             let mut then = *state;
             then.deposed = None;
             next.push((Step::DeposedEnds, then));
+        }
+    }
+
+    /// A silent edge leaves in two steps while all is well: the script refuses it, and when the journal
+    /// holds nothing any more of what was there by then, it leaves the register.
+    fn part(&self, state: &State, edge: usize, next: &mut Next) {
+        let (bit, mut then) = (1 << edge, *state);
+        if !state.open() || state.books.register & bit == 0 {
+            return;
+        }
+        let refused = state.redis.data.members & bit == 0;
+        if !refused {
+            then.redis.data.members &= !bit;
+            then.edges[edge].owes = state.journalled();
+            next.push((Step::Refuse(edge), then));
+        }
+        let gone = state.edges[edge].owes & state.journalled() == 0 || !self.rules.leaves_nothing;
+        if gone && (refused || !self.rules.refuses_first) {
+            then = *state;
+            then.books.register &= !bit;
+            then.edges[edge].owes = 0;
+            next.push((Step::StrikeOff(edge), then));
+        }
+    }
+
+    /// An edge that is heard comes into the register, and only then the script serves it.
+    fn admit(&self, state: &State, edge: usize, next: &mut Next) {
+        let (bit, mut then) = (1 << edge, *state);
+        if !self.rules.strikes_carefully || !self.rules.membership {
+            return;
+        }
+        if state.books.register & bit == 0 {
+            then.books.register |= bit;
+            next.push((Step::Register(edge), then));
+        } else if state.redis.data.members & bit == 0 && state.open() {
+            then.redis.data.members |= bit;
+            then.edges[edge].owes = 0;
+            next.push((Step::Admit(edge), then));
         }
     }
 
@@ -148,4 +208,12 @@ impl World {
         let unwritten = |order: &usize| state.books.rows[*order] == Row::Nothing && state.is_told(*order);
         state.open() && (0..EDGES).all(settled) && (0..ORDERS).filter(unwritten).all(twice)
     }
+}
+
+/// Out of the register, and out of what the script serves.
+fn struck_off(state: &State, edge: usize) -> State {
+    let mut then = *state;
+    then.books.register &= !(1 << edge);
+    then.redis.data.members &= !(1 << edge);
+    then
 }

@@ -1,59 +1,85 @@
-//! What the warden does to re-open a sale, as its own code commands.
+//! What a warden does to re-open a sale, as its own code commands.
 
 use sluice_worker::warden::reopening::Command;
 
 use crate::bounds::{EDGES, EPOCHS, ORDERS};
 use crate::rules::Raises;
-use crate::state::{Cell, Data, Edge, Life, Redis, Row, State};
+use crate::state::{Cell, Data, Edge, Life, Redis, Row, State, Warden};
 use crate::step::{Next, Step, World};
 use crate::warden::{Happened, IDLE};
 
 impl World {
-    pub(super) fn reopen(&self, state: &State, next: &mut Next) {
-        if state.warden == IDLE {
-            self.begin_reopening(state, next);
+    /// What one of the wardens may do next.
+    pub(super) fn reopen(&self, state: &State, warden: usize, next: &mut Next) {
+        let here = &state.wardens[warden];
+        if here.at == IDLE {
+            self.lease(state, warden, next);
+            self.begin_reopening(state, warden, next);
             return;
         }
-        let mut then = *state;
-        let happened = match self.reopenings.command(state.warden) {
-            Command::Close => {
-                (then.redis.data.closing, then.same) = (state.redis.data.epoch > 0, true);
-                then.edges = state.edges.map(|edge| Edge { said: 0, ..edge });
-                Happened::Closed(state.books.epoch)
+        let (mut then, command) = (*state, self.reopenings.command(here.at));
+        let looks = !matches!(command, Command::Close | Command::Raise | Command::Rest(_));
+        let happened = match command {
+            // Whatever it would look at is another Redis'.
+            _ if looks && !here.same => Happened::RedisFault,
+            Command::Close => close(&mut then, warden),
+            Command::Listen(_) if self.all_answered(state, warden) => Happened::AllAnswered,
+            Command::Listen(_) => {
+                if self.rules.asks_again && state.redis.data.asked < here.booked {
+                    then.redis.data.asked = here.booked;
+                    next.push((Step::AskAgain(warden), then));
+                }
+                return;
             }
-            Command::Listen(_) if self.all_answered(state) => Happened::AllAnswered,
-            Command::Listen(_) => return,
-            Command::Drain if state.same => {
-                self.drain(&mut then);
+            Command::Drain => {
+                self.drain(&mut then, here.booked);
                 Happened::Drained
             }
-            Command::Drain => Happened::RedisFault,
             Command::PushBarrier => {
-                then.barrier = true;
+                then.wardens[warden].barrier = true;
                 Happened::BarrierPushed
             }
-            Command::WatchBarrier(_) if !state.barrier => Happened::BarrierLost,
+            Command::WatchBarrier(_) if !here.barrier => Happened::BarrierLost,
             Command::WatchBarrier(_) if state.queue == 0 => Happened::BarrierThrough,
             Command::WatchBarrier(_) => return,
-            Command::Raise => return self.raise(state, next),
+            Command::Raise => return self.raise(state, warden, next),
             Command::Rest(_) => Happened::Rested,
             Command::Finish => return,
         };
-        then.warden = self.reopenings.after(state.warden, happened);
-        next.push((Step::Reopening(happened), then));
+        self.goes_on(then, warden, happened, next);
     }
 
-    fn begin_reopening(&self, state: &State, next: &mut Next) {
-        if state.open() {
+    fn goes_on(&self, mut then: State, warden: usize, happened: Happened, next: &mut Next) {
+        let here = &mut then.wardens[warden];
+        here.at = self.reopenings.after(here.at, happened);
+        if here.at == IDLE {
+            *here = Warden::default();
+        }
+        next.push((Step::Reopening(warden, happened), then));
+    }
+
+    /// A lease for what is re-opened or lapsed, and the question is gone. Where two lead, one may not know
+    /// yet what the other has asked.
+    fn lease(&self, state: &State, warden: usize, next: &mut Next) {
+        let data = &state.redis.data;
+        let asked = data.asked >= state.books.epoch && !state.rivals;
+        if state.is_loaded() && !asked && (data.closing || data.asked > 0) {
+            let mut then = *state;
+            (then.redis.data.closing, then.redis.data.asked) = (false, 0);
+            next.push((Step::Lease(warden), then));
+        }
+    }
+
+    fn begin_reopening(&self, state: &State, warden: usize, next: &mut Next) {
+        let data = &state.redis.data;
+        if state.is_loaded() && data.asked < state.books.epoch {
             return;
         }
         if state.books.epoch < EPOCHS {
             let mut then = *state;
-            then.warden = self.reopenings.after(IDLE, Happened::Begins);
-            (then.barrier, then.loading) = (false, 0);
-            next.push((Step::Reopening(Happened::Begins), then));
+            then.wardens[warden] = Warden { same: true, ..Warden::default() };
+            self.goes_on(then, warden, Happened::Begins, next);
         }
-        let data = &state.redis.data;
         let books_agree = data.epoch == state.books.epoch && data.seq >= state.books.seq;
         let alive = |edge: &&Edge| edge.life != Life::Dead;
         let edges_agree = state.edges.iter().filter(alive).all(|edge| data.seq >= edge.seen);
@@ -66,74 +92,103 @@ impl World {
         let alone = self.rules.loads_alone || data.epoch == 0;
         if (again || late || !alone) && state.redis.script == 0 {
             let mut then = *state;
-            (then.redis.script, then.redis.data.closing) = (data.epoch, false);
+            then.redis.script = data.epoch;
+            (then.redis.data.closing, then.redis.data.asked) = (false, 0);
             next.push((Step::LoadAgain, then));
         }
     }
 
-    /// Whether the question stands.
-    pub(super) fn is_asking(&self, state: &State) -> bool {
-        matches!(self.reopenings.command(state.warden), Command::Listen(_))
+    /// Whether a warden waits for the edges' words.
+    pub(super) fn listens(&self, state: &State, warden: usize) -> bool {
+        let at = state.wardens[warden].at;
+        at != IDLE && matches!(self.reopenings.command(at), Command::Listen(_))
     }
 
-    fn all_answered(&self, state: &State) -> bool {
+    fn all_answered(&self, state: &State, warden: usize) -> bool {
         let register = if self.rules.register { state.books.register } else { state.redis.data.members };
-        let answered = |edge: usize| {
-            register & (1 << edge) == 0 || !self.reopenings.waits_for(state.warden, state.edges[edge].said)
+        let waits = |edge: usize| {
+            let said = state.edges[edge].said[warden];
+            self.reopenings.waits_for(state.wardens[warden].at, said)
         };
-        !self.rules.collects || (0..EDGES).all(answered)
+        !self.rules.collects || (0..EDGES).all(|edge| register & (1 << edge) == 0 || !waits(edge))
     }
 
-    /// Publishes, with confirm, what has no row; only from data of the present epoch.
-    fn drain(&self, then: &mut State) {
-        if !self.rules.drains || then.redis.data.epoch != then.books.epoch {
+    /// Publishes, with confirm, what has no row; only from data of the epoch that it asked for.
+    fn drain(&self, then: &mut State, booked: u8) {
+        if !self.rules.drains || then.redis.data.epoch != booked {
             return;
         }
         let unwritten = (0..ORDERS).filter(|order| then.unwritten(*order));
-        then.queue |= unwritten.fold(0, |all, order| all | State::queued(order, then.books.epoch));
+        then.queue |= unwritten.fold(0, |all, order| all | State::queued(order, booked));
     }
 
-    /// Restores and raises; then, if it is still the same Redis, loads the scripts.
-    fn raise(&self, state: &State, next: &mut Next) {
-        let mut then = *state;
-        let current = state.redis.data.epoch == state.books.epoch;
-        let happened = if !state.same {
-            then.loading = 0;
+    /// Ends the epoch in the books, restores Redis, loads the scripts: three steps, between which anything
+    /// may happen.
+    fn raise(&self, state: &State, warden: usize, next: &mut Next) {
+        let (mut then, here) = (*state, &state.wardens[warden]);
+        let place = &mut then.wardens[warden];
+        let ends = if self.rules.ends_asked { here.booked } else { state.books.epoch };
+        let unwritten = self.rules.drains
+            && state.redis.data.epoch == ends
+            && (0..ORDERS).any(|order| state.unwritten(order));
+        let happened = if here.loading > 0 {
+            // Scripts of an older epoch change nothing for one that has its own.
+            then.redis.script = state.redis.script.max(here.loading);
+            place.loading = 0;
+            if here.same { Happened::Raised } else { Happened::RedisFault }
+        } else if here.raised > 0 && state.redis.data.epoch >= here.raised {
+            place.raised = 0;
+            Happened::Overtaken
+        } else if here.raised > 0 {
+            (place.raised, place.loading) = (0, here.raised);
+            self.restore(&mut then, here.raised);
+            next.push((Step::Restore(warden), then));
+            return;
+        } else if !here.same {
             Happened::RedisFault
-        } else if state.loading > 0 {
-            (then.redis.script, then.loading) = (state.loading, 0);
-            Happened::Raised
-        } else if self.rules.drains && current && (0..ORDERS).any(|order| state.unwritten(order)) {
+        } else if ends != state.books.epoch {
+            Happened::Overtaken
+        } else if unwritten {
             Happened::Unwritten
         } else {
             if state.books.epoch < EPOCHS {
-                self.restore(&mut then);
-                next.push((Step::Restore, then));
+                place.raised = ends + 1;
+                then.books.epoch += 1;
+                next.push((Step::Raise(warden), then));
             }
             return;
         };
-        then.warden = self.reopenings.after(state.warden, happened);
-        next.push((Step::Reopening(happened), then));
+        self.goes_on(then, warden, happened, next);
     }
 
-    /// Redis as the books have it, under the next epoch.
-    fn restore(&self, then: &mut State) {
-        then.books.epoch += 1;
+    /// Redis as the books have it, under the next epoch and without a lease.
+    fn restore(&self, then: &mut State, epoch: u8) {
         let cell = |row: Row| match row {
             Row::Nothing => Cell::Nothing,
             Row::Live => Cell::Reserved,
             Row::Cancelled | Row::Failed => Cell::Released,
         };
         let data = Data {
-            epoch: then.books.epoch,
+            epoch,
             stock: self.shape.units - then.taken(),
             seq: then.books.seq,
             cells: then.books.rows.map(cell),
             journal: [0; ORDERS],
             members: if self.rules.register { then.books.register } else { then.redis.data.members },
-            closing: false,
+            closing: true,
+            asked: then.redis.data.asked,
         };
         then.redis = Redis { data, script: 0 };
-        then.loading = then.books.epoch;
+        then.edges.iter_mut().for_each(|edge| edge.owes = 0);
     }
+}
+
+/// The lease ends, and the question for the epoch of the books stands in Redis.
+fn close(then: &mut State, warden: usize) -> Happened {
+    let booked = then.books.epoch;
+    let data = &mut then.redis.data;
+    (data.closing, data.asked) = (data.epoch > 0, booked);
+    then.edges.iter_mut().for_each(|edge| edge.said[warden] = 0);
+    then.wardens[warden] = Warden { at: then.wardens[warden].at, booked, same: true, ..Warden::default() };
+    Happened::Closed(booked)
 }

@@ -5,15 +5,16 @@ use crate::memory::Deed;
 use crate::rules::{AcceptAfter, Raises};
 use crate::state::{Call, Cell, Life, Redis, Said, State};
 use crate::step::{Next, Step, World};
-use crate::warden::IDLE;
 
 impl World {
     pub(super) fn sell(&self, state: &State, next: &mut Next) {
         for (call, attempt) in self.shape.calls.iter().enumerate() {
             let Some((order, edge)) = *attempt else { continue };
             let up = state.edges[edge].life == Life::Up;
+            // What an edge has sent arrives also when it stands still since.
+            let sent = state.edges[edge].life != Life::Dead;
             match state.calls[call] {
-                Call::New if up => self.ask(state, call, (order, edge), next),
+                Call::New if sent => self.ask(state, call, (order, edge), next),
                 Call::Reply(..) if up => self.reply(state, call, (order, edge), next),
                 Call::Waiting => {
                     let mut then = *state;
@@ -154,7 +155,7 @@ impl World {
             then.edges[edge].memory.stamps = [0; ORDERS];
             next.push((Step::DropFrozen(edge), then));
         }
-        if state.warden != IDLE && self.is_asking(state) {
+        if state.redis.data.asked > 0 || state.leaders().any(|warden| self.listens(state, warden)) {
             self.hear(state, edge, next);
         }
     }
@@ -183,19 +184,23 @@ impl World {
         next.push((Step::Publish(edge, order), then));
     }
 
-    /// The edge hears that an epoch is to be closed, closes it, and says whether it holds something of
-    /// it.
+    /// The edge hears that an epoch is to be closed, closes it, and says of which closed epoch it holds
+    /// nothing: to every warden that listens.
     fn hear(&self, state: &State, edge: usize, next: &mut Next) {
-        let (mut then, epoch) = (*state, state.books.epoch);
+        let (mut then, epoch) = (*state, state.redis.data.asked);
         let place = &mut then.edges[edge];
         let empty = if self.rules.gate {
-            place.memory = self.holder.after(place.memory, Deed::Close(epoch)).0;
-            self.holder.says_empty(place.memory) >= epoch
+            if epoch > 0 {
+                place.memory = self.holder.after(place.memory, Deed::Close(epoch)).0;
+            }
+            self.holder.says_empty(place.memory)
         } else {
-            place.memory.stamps.iter().all(|stamp| *stamp == 0 || *stamp > epoch)
+            let free = place.memory.stamps.iter().all(|stamp| *stamp == 0 || *stamp > epoch);
+            if free { epoch } else { 0 }
         };
-        if empty || !self.rules.waits {
-            place.said = epoch;
+        let word = if self.rules.waits { empty } else { epoch };
+        for warden in state.leaders().filter(|warden| self.listens(state, *warden)) {
+            place.said[warden] = place.said[warden].max(word);
         }
         if then != *state {
             next.push((Step::Hear(edge), then));

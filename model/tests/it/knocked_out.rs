@@ -2,7 +2,7 @@
 
 use sluice_model::explore::Exploration;
 use sluice_model::judge::Violation::{self, AcceptedLost, AcceptedThenRefused, Leak, Ledger, Phantom, Stuck};
-use sluice_model::rules::{AcceptAfter, Faults, REPLAY, Raises, Rules, Shape, TWO_BUYERS};
+use sluice_model::rules::{AcceptAfter, Faults, ONE_BUYER, REPLAY, Raises, Rules, Shape, TWO_BUYERS};
 
 use crate::explore;
 
@@ -38,9 +38,19 @@ knock_outs! {
     edges_must_be_asked: { collects: false }, WHOLE, TWO_BUYERS, STALE, [AcceptedLost];
     edges_must_be_waited_for: { waits: false }, WHOLE, TWO_BUYERS, STALE, [AcceptedLost];
     the_register_must_survive_redis: { register: false }, WHOLE, TWO_BUYERS, WIPE, [AcceptedLost];
-    time_proves_nobody_dead: { strikes_carefully: false }, WHOLE, TWO_BUYERS,
+    time_proves_nobody_dead: { strikes_carefully: false }, WHOLE, ONE_BUYER,
         Faults { pause: 1, stale: 1, ..Faults::NONE }, [AcceptedLost];
-    a_stranger_must_not_sell: { membership: false }, WHOLE, TWO_BUYERS,
+    the_script_must_refuse_first: { refuses_first: false }, WHOLE, ONE_BUYER,
+        Faults { pause: 1, stale: 1, ..Faults::NONE }, [AcceptedLost];
+    what_a_silent_edge_left_must_be_gone: { leaves_nothing: false }, WHOLE, ONE_BUYER,
+        Faults { pause: 1, stale: 1, ..Faults::NONE }, [AcceptedLost];
+    an_order_is_of_the_epoch_of_its_reply: { stamps_reply: false }, WHOLE, ONE_BUYER,
+        Faults { pause: 1, stale: 1, ..Faults::NONE }, [Phantom, AcceptedThenRefused, AcceptedLost];
+    a_warden_ends_what_it_asked_for: { ends_asked: false }, WHOLE, ONE_BUYER,
+        Faults { restart: 1, rival: 1, ..Faults::NONE }, [AcceptedLost, Phantom, AcceptedThenRefused];
+    a_question_that_is_gone_must_be_asked_again: { asks_again: false }, WHOLE, ONE_BUYER,
+        Faults { restart: 1, rival: 1, ..Faults::NONE }, [Stuck];
+    a_stranger_must_not_sell: { membership: false }, WHOLE, ONE_BUYER,
         Faults { pause: 1, stale: 1, ..Faults::NONE }, [AcceptedLost];
     redis_must_write_to_disk_first: { always: false }, WHOLE, TWO_BUYERS,
         Faults { machine: 1, ..Faults::NONE }, [AcceptedLost];

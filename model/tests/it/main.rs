@@ -18,7 +18,7 @@ fn explore(exploration: Exploration, ends: bool) -> Found {
 }
 
 /// One fault of each kind, by itself; the warden may die besides.
-fn each_alone() -> [Faults; 7] {
+fn each_alone() -> [Faults; 8] {
     let none = Faults { warden: 1, ..Faults::NONE };
     [
         Faults { kill: 1, ..none },
@@ -28,5 +28,6 @@ fn each_alone() -> [Faults; 7] {
         Faults { wipe: 1, ..none },
         Faults { broker: 1, ..none },
         Faults { machine: 1, ..none },
+        Faults { lapse: 1, ..none },
     ]
 }
