@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::net::SocketAddrV4;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -15,6 +16,8 @@ use crate::drill::{
     Setting, all, audit, broker_outage, burst, expiry, kill, lost_data, lost_reply, payments, sell_out,
 };
 use crate::environment::Environment;
+use crate::proxy::frames::Protocol;
+use crate::proxy::{self, Proxy};
 
 /// Load and drills for a running Sluice: what it promises is shown, what it costs is counted.
 ///
@@ -52,11 +55,43 @@ enum Command {
     Drill(Drill),
     /// What a request costs, as a ratio to nginx + Lua + Redis measured in the same run
     Compare(Compare),
+    /// A TCP proxy that breaks connections as it is told: `echo help | nc CONTROL`
+    Proxy(Relay),
     /// A demo buyer's JWT, for curl
     Token {
         /// The user: 1 to 128 printable ASCII characters without spaces
         user: String,
     },
+}
+
+#[derive(Debug, Args)]
+struct Relay {
+    /// Where it listens
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: SocketAddrV4,
+    /// Where its connections go
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    to: SocketAddrV4,
+    /// Where it is told what to do, a line at a time; without it, it only passes on
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    control: Option<SocketAddrV4>,
+    /// What is spoken there, for faults that are aimed at frames
+    #[arg(long, value_enum, default_value_t)]
+    speaks: Protocol,
+}
+
+impl Relay {
+    /// Runs until the process is ended.
+    fn run(&self, seed: u64) -> Result<bool> {
+        let proxy = Proxy::start(self.listen, self.to, self.speaks, seed)?;
+        eprintln!("{} goes to {}", proxy.address(), self.to);
+        if let Some(control) = self.control {
+            proxy::serve(&proxy, control)?;
+        }
+        loop {
+            std::thread::park();
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -115,12 +150,15 @@ impl Cli {
 
     fn carry_out(self) -> Result<bool> {
         let Common { env, log, connections, seed } = self.common;
-        let environment = Environment::load(&env)?;
-        let setting = Setting { environment, connections: usize::from(connections), log, seed };
+        let setting = || {
+            let environment = Environment::load(&env)?;
+            anyhow::Ok(Setting { environment, connections: usize::from(connections), log, seed })
+        };
         match self.command {
-            Command::Drill(drill) => drill.run(&setting),
-            Command::Compare(ask) => compare::run(&setting, &ask),
-            Command::Token { user } => token(&setting.environment, &user),
+            Command::Drill(drill) => drill.run(&setting()?),
+            Command::Compare(ask) => compare::run(&setting()?, &ask),
+            Command::Proxy(relay) => relay.run(seed),
+            Command::Token { user } => token(&setting()?.environment, &user),
         }
     }
 }

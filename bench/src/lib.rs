@@ -2,7 +2,7 @@
 //!
 //! The map: [`client`] makes requests, [`schedule`] says when, [`crowd`] and [`buyers`] who and what;
 //! [`log`] keeps every answer, [`oracle`] compares it with the books, [`report`] tells. [`drill`] are
-//! the scenes, [`servers`] kills and restarts, [`peer`] and [`compare`] measure against nginx + Lua.
+//! the scenes, [`servers`] kills and restarts, [`proxy`] breaks connections, [`peer`] and [`compare`] measure against nginx + Lua.
 
 pub mod admin;
 pub mod buyers;
@@ -16,6 +16,7 @@ pub mod environment;
 pub mod log;
 pub mod oracle;
 pub mod peer;
+pub mod proxy;
 pub mod redis_time;
 pub mod report;
 pub mod schedule;
