@@ -2,7 +2,8 @@
 //!
 //! The map: [`client`] makes requests, [`schedule`] says when, [`crowd`] and [`buyers`] who and what;
 //! [`log`] keeps every answer, [`oracle`] compares it with the books, [`report`] tells. [`drill`] are
-//! the scenes, [`servers`] kills and restarts, [`proxy`] breaks connections, [`peer`] and [`compare`] measure against nginx + Lua.
+//! the scenes, [`servers`] kills and restarts, [`proxy`] breaks connections, [`fleet`] starts
+//! processes with proxies before their stores, [`peer`] and [`compare`] measure against nginx + Lua.
 
 pub mod admin;
 pub mod buyers;
@@ -13,6 +14,7 @@ pub mod cpu;
 pub mod crowd;
 pub mod drill;
 pub mod environment;
+pub mod fleet;
 pub mod log;
 pub mod oracle;
 pub mod peer;
