@@ -1,6 +1,7 @@
 //! The only place that asks for the time, and how times are written.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -49,30 +50,43 @@ impl Millis {
     }
 }
 
-/// Redis' clock as this process knows it: its own clock plus the offset last measured.
+/// Redis' clock as this process knows it: how long the process has run, plus the offset last
+/// measured. Once it was measured, this machine's wall clock may be wrong or jump: it is not asked.
 ///
 /// Written by whoever talks to Redis regularly, read by anybody; a plain atomic, because a reader
 /// between two writes may use either offset.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct ServerClock {
-    offset_ms: std::sync::atomic::AtomicI64,
+    born: Instant,
+    /// What the clock showed at birth, in milliseconds since the epoch.
+    base_ms: AtomicI64,
+}
+
+impl Default for ServerClock {
+    /// By this machine's wall clock, until Redis is heard.
+    fn default() -> Self {
+        Self { born: Instant::now(), base_ms: AtomicI64::new(Millis::now().0) }
+    }
 }
 
 impl ServerClock {
     /// Notes that Redis' clock showed `server` just now.
     pub fn observe(&self, server: Millis) {
-        let offset = server.0 - Millis::now().0;
-        self.offset_ms.store(offset, std::sync::atomic::Ordering::Relaxed);
+        self.base_ms.store(server.0 - self.age_ms(), Ordering::Relaxed);
     }
 
     /// Redis' time now.
     pub fn now(&self) -> Millis {
-        Millis(Millis::now().0 + self.offset_ms.load(std::sync::atomic::Ordering::Relaxed))
+        Millis(self.base_ms.load(Ordering::Relaxed) + self.age_ms())
     }
 
-    /// How far this machine's clock is behind Redis', in milliseconds.
-    pub fn offset_ms(&self) -> i64 {
-        self.offset_ms.load(std::sync::atomic::Ordering::Relaxed)
+    /// How far this machine's wall clock is ahead of Redis', in milliseconds.
+    pub fn skew_ms(&self) -> i64 {
+        Millis::now().0 - self.now().0
+    }
+
+    fn age_ms(&self) -> i64 {
+        i64::try_from(self.born.elapsed().as_millis()).unwrap_or(i64::MAX)
     }
 }
 
@@ -83,6 +97,16 @@ mod tests {
     #[test]
     fn times_are_written_with_milliseconds_and_z() {
         assert_eq!(Millis(1_795_233_600_000).to_text(), "2026-11-21T04:00:00.000Z");
+    }
+
+    #[test]
+    fn a_wrong_wall_clock_does_not_matter_once_redis_was_heard() {
+        let clock = ServerClock::default();
+        assert!(clock.skew_ms().abs() < 1_000);
+        let server = Millis(Millis::now().0 - 300_000);
+        clock.observe(server);
+        assert!((server.0..server.0 + 1_000).contains(&clock.now().0));
+        assert!((299_000..=301_000).contains(&clock.skew_ms()));
     }
 
     #[test]
