@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use http::header::{ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, ORIGIN};
 use http::{HeaderValue, Method};
-use sluice_shared::clock::Millis;
 use sluice_shared::ids::{OrderId, SaleId, UserId};
 use sluice_shared::lines::Lines;
 use sluice_shared::receipt::Receipt;
@@ -144,7 +143,7 @@ pub fn buyer(
     id: &str,
 ) -> Result<Buyer, Rejection> {
     let (sale, user) = visitor(gate, fields, context, id)?;
-    let claim = token::claim(&gate.token.keys, fields, &sale.view, &user)?;
+    let claim = token::claim(&gate.keys.now().token.keys, fields, &sale.view, &user)?;
     Ok(Buyer { sale, user, claim })
 }
 
@@ -191,8 +190,8 @@ pub fn visitor(
 
 /// `POST /v1/sales/{sale}/token`, of a visitor whose body was empty.
 pub fn issue(gate: &Gate, sale: &LiveSale, user: &UserId) -> Result<Reply, Rejection> {
-    let (view, now) = (&sale.view, gate.engine.clock().now());
-    let armed = view.step == SaleStep::Open && now.after(gate.token.lead) >= view.starts_at;
+    let (view, now, keys) = (&sale.view, gate.engine.clock().now(), gate.keys.now());
+    let armed = view.step == SaleStep::Open && now.after(keys.token.lead) >= view.starts_at;
     match sale.state(now) {
         PublicState::Frozen => return Err(reserve::frozen()),
         PublicState::Paused => return Err(reserve::paused()),
@@ -200,8 +199,8 @@ pub fn issue(gate: &Gate, sale: &LiveSale, user: &UserId) -> Result<Reply, Rejec
         PublicState::Scheduled if !armed => return Err(reserve::not_started(view)),
         PublicState::Scheduled | PublicState::Open | PublicState::SoldOut => {}
     }
-    let expires = view.ends_at.min(now.after(gate.token.max));
-    let issued = gate.token.keys.issue(&view.sale, view.number, view.segments, user, expires);
+    let expires = view.ends_at.min(now.after(keys.token.max));
+    let issued = keys.token.keys.issue(&view.sale, view.number, view.segments, user, expires);
     let (token, order) = issued.ok_or_else(reserve::unknown)?;
     Ok(Reply::json(200, view::token(&token, &order, expires)))
 }
@@ -290,7 +289,7 @@ fn elsewhere(gate: &Gate, exchange: &mut Exchange<'_>) -> Result<Next, Stop> {
     let headers = &exchange.head().headers;
     // Two of them might mean one user to us and another to the shop.
     if headers.get_all(AUTHORIZATION).iter().nth(1).is_none() && headers.contains_key(AUTHORIZATION) {
-        exchange.context.user = gate.identity.user(headers, Millis::now()).ok();
+        exchange.context.user = identity(gate, headers).ok();
     }
     exchange.context.target = Target::Upstream;
     Ok(Next::Forward)
@@ -316,9 +315,9 @@ fn address(gate: &Gate, fields: &(impl Fields + ?Sized), context: &mut Context) 
     gate.rates.address(context.client, &mut context.rate)
 }
 
-/// `unauthenticated`.
+/// `unauthenticated`. By Redis' clock: this machine's may be wrong.
 fn identity(gate: &Gate, fields: &(impl Fields + ?Sized)) -> Result<UserId, Rejection> {
-    gate.identity.user(fields, Millis::now())
+    gate.keys.now().identity.user(fields, gate.engine.clock().now())
 }
 
 /// Who comes to what he has bought, within his buckets.

@@ -1,17 +1,18 @@
 //! The configuration of an edge, every value checked before anything starts.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sluice_shared::config::{Problems, Secret, Settings};
-use sluice_shared::jwt::Verifier;
 use sluice_shared::receipt::ReceiptKeys;
 use sluice_shared::ticket::TicketKey;
 use sluice_shared::token::TokenKeys;
 
 use crate::engine::EngineConfig;
 use crate::filter::address::Networks;
+use crate::filter::identity::Identity;
+use crate::keys::Keys;
 
 mod sections;
 
@@ -29,12 +30,10 @@ pub struct Config {
     pub trusted: Networks,
     /// Origins that browsers may call from.
     pub cors: Vec<String>,
-    /// Keys that buyers' JWTs are verified with.
-    pub verifier: Verifier,
-    /// Verified JWTs that are remembered.
-    pub identity_cache: usize,
-    /// The sale token.
-    pub token: Token,
+    /// The file that it was read from.
+    pub file: Option<PathBuf>,
+    /// Keys that JWTs, sale tokens and tickets are judged with.
+    pub keys: Keys,
     /// Keys of receipts; none: there are no receipts.
     pub receipts: ReceiptKeys,
     /// Rate limits.
@@ -49,6 +48,8 @@ pub struct Config {
     pub upstream_keepalive: usize,
     /// How long a stop may take at the most.
     pub grace: Duration,
+    /// How long of that new connections are still taken, for load balancers to notice.
+    pub drain: Duration,
     /// What the engine is told.
     pub engine: EngineConfig,
 }
@@ -168,7 +169,8 @@ pub struct Upstream {
 impl Config {
     /// Reads defaults, file and environment; every problem is told.
     pub fn load(file: Option<&Path>, name: Option<&str>) -> Result<Self, Problems> {
-        Self::read(Settings::load(DEFAULTS, file), name)
+        let config = Self::read(Settings::load(DEFAULTS, file), name)?;
+        Ok(Self { file: file.map(Path::to_owned), ..config })
     }
 
     /// The same from settings that are merged already.
@@ -192,17 +194,17 @@ impl Config {
         let upstream = sections::upstream(s);
         let upstream_keepalive = sections::size(s, "upstream.keepalive", 0..=100_000);
         let grace = s.seconds("shutdown.grace_seconds", 0..=3600);
+        let drain = sections::drain(s, grace);
         settings.finish()?;
         let gone = || Problems(vec!["identity: no key to verify JWTs with".to_owned()]);
-        let verifier = verifier.ok_or_else(gone)?;
+        let identity = Identity::new(verifier.ok_or_else(gone)?, identity_cache);
         Ok(Self {
             listen,
             limits,
             trusted,
             cors,
-            verifier,
-            identity_cache,
-            token,
+            file: None,
+            keys: Keys { identity, token },
             receipts,
             rate,
             events,
@@ -210,6 +212,7 @@ impl Config {
             upstream,
             upstream_keepalive,
             grace,
+            drain,
             engine,
         })
     }

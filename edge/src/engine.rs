@@ -108,7 +108,7 @@ pub enum Outcome {
 /// Whether traffic should come here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReadyState {
-    /// The sale list has not been read yet.
+    /// The sale list has not been read yet, or no warden has admitted this edge so far.
     Starting,
     /// Yes.
     Ready,
@@ -148,6 +148,10 @@ const WRITTEN_A_SECOND: u32 = 5_000;
 const OUTAGE_SECONDS: u32 = 30;
 /// A Redis that was silent for so long counts as gone.
 const SILENT: Duration = Duration::from_secs(2);
+/// How long a start may wait for its admission: the shop's traffic does not need one.
+const ADMISSION: Duration = Duration::from_secs(10);
+/// A wall clock that is further from Redis' is told.
+const SKEWED_MS: i64 = 2_000;
 
 /// The engine of one edge process.
 #[derive(Debug)]
@@ -278,13 +282,18 @@ impl Engine {
         Reader { book, running, deadline: self.core.config.redis_deadline }
     }
 
+    /// Whether this edge has been able to sell: it is admitted, and no sale was frozen.
+    pub fn has_started(&self) -> bool {
+        self.core.started.load(Ordering::Relaxed)
+    }
+
     /// Whether traffic should come here.
     pub fn readiness(&self) -> Readiness {
         let (core, sales) = (&self.core, self.book.now());
         let away = core.silence().is_none_or(|silence| silence > SILENT);
         let state = if core.draining.load(Ordering::Relaxed) {
             ReadyState::Draining
-        } else if sales.generation.is_none() {
+        } else if sales.generation.is_none() || (!self.has_started() && core.age() < ADMISSION) {
             ReadyState::Starting
         } else if away {
             ReadyState::NoRedis
@@ -301,6 +310,11 @@ impl Engine {
         say(!core.connected.load(Ordering::Relaxed), "rabbitmq is away: accepted orders are held");
         say(core.blocked.load(Ordering::Relaxed), "rabbitmq blocks publishers: accepted orders are held");
         say(!core.admitted.load(Ordering::Relaxed), "not admitted yet: no warden has registered this edge");
+        if core.clock.skew_ms().abs() > SKEWED_MS {
+            let seconds = core.clock.skew_ms() as f64 / 1000.0;
+            let what = "sales and tokens go by redis' clock, not by it";
+            reasons.push(format!("this machine's clock is {seconds:+.1} s from redis': {what}"));
+        }
         let mut frozen: Vec<_> = sales.all().filter(|sale| sale.frozen()).collect();
         frozen.sort_by_key(|sale| sale.view.number);
         reasons.extend(frozen.iter().take(10).map(|sale| format!("sale {} is frozen", sale.view.sale)));

@@ -21,6 +21,8 @@ use crate::{respond, view};
 
 /// Proxies and browsers drop a stream that is silent for long.
 const COMMENT_EVERY: Duration = Duration::from_secs(15);
+/// When the followers of an edge that stops come back, in milliseconds.
+const BACK_MS: std::ops::Range<u32> = 500..3_000;
 const KIND: HeaderValue = HeaderValue::from_static("text/event-stream");
 /// Asks proxies of nginx's kind not to hold events back.
 const UNBUFFERED: HeaderName = HeaderName::from_static("x-accel-buffering");
@@ -70,7 +72,7 @@ impl Drop for Place<'_> {
 }
 
 /// Writes the present state and every later one. Ends at a final state, when the client leaves or
-/// when this edge stops; a browser then comes back by itself and finds another one.
+/// when new connections go elsewhere; a browser then comes back by itself and finds another edge.
 pub async fn stream(
     gate: &Gate,
     exchange: &mut Exchange<'_>,
@@ -98,7 +100,7 @@ async fn write(
     sale: &LiveSale,
     follower: &mut Follower,
 ) -> pingora::Result<()> {
-    let mut stopping = gate.stopping.clone();
+    let mut phase = gate.phase.clone();
     follower.knows(&record);
     let session = &mut exchange.session.downstream_session;
     let mut event = Some(event(record.updated.0, &view::order(id, &record, &sale.view)));
@@ -120,13 +122,22 @@ async fn write(
             () = tokio::time::sleep(COMMENT_EVERY) => {
                 session.write_response_body(Bytes::from_static(b": still here\n\n"), false).await?;
             }
-            () = async { drop(stopping.wait_for(|stopping| *stopping).await) } => break,
+            () = phase.moved() => {
+                session.write_response_body(farewell(), false).await?;
+                break;
+            }
             left = session.read_body_or_idle(true) => {
                 left?;
             }
         }
     }
     session.write_response_body(Bytes::new(), true).await
+}
+
+/// Tells a browser when to come back: not all at once.
+fn farewell() -> Bytes {
+    let millis = rand::random_range(BACK_MS);
+    format!(": this edge stops\nretry: {millis}\n\n").into()
 }
 
 /// Turns the head of an answer into that of a stream.

@@ -68,13 +68,30 @@ pub struct Context {
     /// The connection that it came on.
     pub conn: Option<Arc<Conn>>,
     request_id: HeaderValue,
-    busy: Arc<AtomicUsize>,
+    _busy: Busy,
+}
+
+/// Counts as being served until it is dropped.
+#[derive(Debug)]
+pub struct Busy(Arc<AtomicUsize>);
+
+impl Busy {
+    /// One more in this count.
+    pub fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Context {
     /// A new request; `busy` counts those being served.
-    pub fn new(busy: Arc<AtomicUsize>) -> Self {
-        busy.fetch_add(1, Ordering::Relaxed);
+    pub fn new(busy: &Arc<AtomicUsize>) -> Self {
         let nobody = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         Self {
             started: Instant::now(),
@@ -92,7 +109,7 @@ impl Context {
             event: Vec::new(),
             conn: None,
             request_id: HeaderValue::from_static("0"),
-            busy,
+            _busy: Busy::new(busy),
         }
     }
 
@@ -110,12 +127,6 @@ impl Context {
     /// The id of the request; "0" before it is identified.
     pub fn request_id(&self) -> &HeaderValue {
         &self.request_id
-    }
-}
-
-impl Drop for Context {
-    fn drop(&mut self) {
-        self.busy.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

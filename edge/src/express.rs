@@ -10,13 +10,12 @@ use std::mem::MaybeUninit;
 use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
 use http::Method;
 use http::header::{CONTENT_LENGTH, HOST, ORIGIN, TRANSFER_ENCODING};
 use pingora::protocols::Stream;
-use pingora::server::ShutdownWatch;
 use pingora::time::timeout;
 use sluice_shared::lines::Lines;
 use sluice_shared::verdict::Rejection;
@@ -24,10 +23,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::sleep;
 
 use crate::chain::{self, Buyer};
-use crate::exchange::Context;
+use crate::exchange::{Busy, Context};
 use crate::fields::Fields;
 use crate::filter::{body, guard};
 use crate::gate::{Gate, WRITE_TIMEOUT};
+use crate::phase::Stage;
 use crate::respond::{self, Reply};
 use crate::route::{Call, Route, normalise, route};
 
@@ -38,13 +38,18 @@ const READ: usize = 4096;
 /// Fields that say how a connection or a body is to be read.
 const ODD: [&str; 5] = ["transfer-encoding", "expect", "upgrade", "connection", "trailer"];
 
+/// How long the first request of a connection may be on its way when this edge closes.
+const FIRST: Duration = Duration::from_secs(1);
+
 /// How a connection goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Onward {
     /// By a session; its request has so many bytes, where that is known.
     Session(Option<usize>),
-    /// Not at all.
+    /// Not at all: there is nobody to be told.
     Closed,
+    /// Not at all, because this edge stops. What is still sent on it must not destroy the last answer.
+    Last,
 }
 
 /// Answers what can go the short way.
@@ -78,12 +83,12 @@ impl Express {
         stream: &mut Stream,
         bytes: &mut BytesMut,
         peer: IpAddr,
-        shutdown: &ShutdownWatch,
+        mut fresh: bool,
     ) -> Onward {
-        let mut shutdown = shutdown.clone();
-        let mut ended = pin!(shutdown.wait_for(|ended| *ended));
-        let (idle, mut active) = (self.gate.limits.idle_timeout, Instant::now());
-        let mut silent = pin!(sleep(idle));
+        let mut phase = self.gate.phase.clone();
+        let mut closing = pin!(phase.reached(Stage::Closing));
+        let (mut idle, mut active) = (self.gate.limits.idle_timeout, Instant::now());
+        let (mut silent, mut awaited) = (pin!(sleep(idle)), None);
         let mut out = Vec::with_capacity(1024);
         loop {
             while bytes.is_empty() {
@@ -95,7 +100,13 @@ impl Express {
                         // Gone or broken: nobody is there to be told.
                         Ok(0) | Err(_) => return Onward::Closed,
                     },
-                    _ = &mut ended => return Onward::Closed,
+                    () = &mut closing, if awaited.is_none() => {
+                        if !fresh { return Onward::Last }
+                        // Taken in last: its first request may be on its way.
+                        awaited = Some(self.begun());
+                        (idle, active) = (FIRST, Instant::now());
+                        silent.as_mut().reset((active + idle).into());
+                    }
                     // Set once for many requests: where there were some meanwhile, it is set again.
                     () = &mut silent => {
                         if active.elapsed() >= idle { return Onward::Closed }
@@ -103,11 +114,8 @@ impl Express {
                     }
                 }
             }
-            if *self.gate.stopping.borrow() {
-                return Onward::Session(None);
-            }
-            let mut context = Context::new(self.gate.metrics.busy.clone());
-            (context.peer, active) = (peer, context.started);
+            let mut context = Context::new(&self.gate.metrics.busy);
+            (context.peer, active, fresh) = (peer, context.started, false);
             let (judged, length) = match self.judge(bytes, &mut context) {
                 Ok(judged) => judged,
                 Err(length) => return Onward::Session(length),
@@ -119,7 +127,8 @@ impl Express {
             };
             let reply = answer.unwrap_or_else(|rejection| Reply::refusal(&mut context, &rejection));
             out.clear();
-            respond::write(&context, &reply, &mut out);
+            let last = self.gate.phase.is(Stage::Draining);
+            respond::write(&context, &reply, last, &mut out);
             self.gate.metrics.answered(context.kind, context.verdict, context.started.elapsed());
             let written = timeout(WRITE_TIMEOUT, async {
                 stream.write_all(&out).await?;
@@ -129,7 +138,15 @@ impl Express {
             // Only now it is served: a stopping edge waits until none is being served.
             drop(context);
             let Ok(Ok(())) = written else { return Onward::Closed };
+            if last {
+                return Onward::Last;
+            }
         }
+    }
+
+    /// Counts a request that has begun to come as being served.
+    pub fn begun(&self) -> Busy {
+        Busy::new(&self.gate.metrics.busy)
     }
 
     /// Judges the first request of `bytes`, and tells how long it is; `Err` when it has to go the long

@@ -70,20 +70,26 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Front<A> {
         let peer = stream.get_socket_digest().and_then(|digest| Some(digest.peer_addr()?.as_inet()?.ip()));
         let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |ip| ip.to_canonical());
         let mut stream: Stream = Box::new(Guarded::new(stream, conn.clone(), self.limits));
-        let (mut bytes, mut settings) = (BytesMut::new(), None);
+        let (mut bytes, mut settings, mut fresh) = (BytesMut::new(), None, true);
         loop {
-            let mut length = None;
+            let (mut length, mut begun) = (None, None);
             if let (Some(express), None) = (&self.express, &settings) {
                 conn.take_over();
-                match express.serve(&mut stream, &mut bytes, peer, shutdown).await {
+                match express.serve(&mut stream, &mut bytes, peer, fresh).await {
                     Onward::Session(known) => length = known,
                     Onward::Closed => return None,
+                    Onward::Last => {
+                        conn.linger();
+                        return None;
+                    }
                 }
+                (fresh, begun) = (false, Some(express.begun()));
             }
             conn.hand_over(std::mem::take(&mut bytes));
             let mut session = self.session(stream, settings.take());
             session.set_connection_user_context(Some(Box::new(conn.clone())));
             let (back, kept) = self.app.process_new_http(session, shutdown).await?.consume();
+            drop(begun);
             stream = back;
             // What the session may have read of the next request is in its settings, and cannot be
             // taken out: then a session goes on.

@@ -13,22 +13,21 @@ use pingora::modules::http::HttpModules;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType};
-use sluice_shared::clock::Millis;
 use sluice_shared::ids::OrderId;
 use sluice_shared::receipt::ReceiptKeys;
 use sluice_shared::verdict::{Code, Rejection};
-use tokio::sync::watch;
 
 use crate::chain::{self, Next};
-use crate::config::{Config, Limits, Token};
+use crate::config::{Config, Limits};
 use crate::engine::Engine;
 use crate::events::{self, Streams};
 use crate::exchange::{Context, Exchange, Stop, Target, framing};
 use crate::filter::address::Networks;
-use crate::filter::identity::Identity;
 use crate::filter::rate;
 use crate::guarded::Conn;
+use crate::keys::Keyring;
 use crate::metrics::{Gauges, Metrics};
+use crate::phase::{Phase, Stage};
 use crate::respond::{self, Reply};
 use crate::route::Call;
 use crate::upstream::Peers;
@@ -45,10 +44,8 @@ pub struct Gate {
     pub limits: Limits,
     /// Who may name the buyer's address.
     pub trusted: Networks,
-    /// Who the buyer is.
-    pub identity: Arc<Identity>,
-    /// Sale tokens and tickets.
-    pub token: Token,
+    /// Who the buyer is, sale tokens and tickets.
+    pub keys: Arc<Keyring>,
     /// Sign and verify receipts.
     pub receipts: ReceiptKeys,
     /// Rate limits.
@@ -59,8 +56,8 @@ pub struct Gate {
     pub streams: Streams,
     /// Counters.
     pub metrics: Arc<Metrics>,
-    /// Turns true when this edge stops.
-    pub stopping: watch::Receiver<bool>,
+    /// How far a stop of this edge has come.
+    pub phase: Phase,
     /// The servers behind.
     pub peers: Peers,
     cors: Vec<HeaderValue>,
@@ -69,14 +66,14 @@ pub struct Gate {
 
 #[derive(Debug)]
 struct GateGauges {
-    identity: Arc<Identity>,
+    keys: Arc<Keyring>,
     rates: Arc<rate::Limits>,
 }
 
 impl Gauges for GateGauges {
     fn read(&self) -> Vec<(&'static str, &'static str, u64)> {
         vec![
-            ("identity_known", "Verified JWTs remembered", self.identity.known()),
+            ("identity_known", "Verified JWTs remembered", self.keys.now().identity.known()),
             ("rate_evicted", "Buckets given up while they still limited somebody", self.rates.evicted()),
         ]
     }
@@ -84,24 +81,18 @@ impl Gauges for GateGauges {
 
 impl Gate {
     /// A gate as configured.
-    pub fn new(
-        config: Config,
-        engine: Arc<Engine>,
-        metrics: Arc<Metrics>,
-        stopping: watch::Receiver<bool>,
-    ) -> Self {
+    pub fn new(config: Config, engine: Arc<Engine>, metrics: Arc<Metrics>, phase: Phase) -> Self {
         Self {
             engine,
             limits: config.limits,
             trusted: config.trusted,
-            identity: Arc::new(Identity::new(config.verifier, config.identity_cache)),
-            token: config.token,
+            keys: Arc::new(Keyring::new(config.keys, config.file)),
             receipts: config.receipts,
             rates: Arc::new(rate::Limits::new(&config.rate)),
             limit_proxied: config.rate.proxied,
             streams: Streams::new(config.events.per_user),
             metrics,
-            stopping,
+            phase,
             peers: Peers::new(config.api, config.upstream),
             cors: config.cors.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()).collect(),
             ticket: config.events.ticket,
@@ -110,7 +101,7 @@ impl Gate {
 
     /// What operators may see of it.
     pub fn gauges(&self) -> Box<dyn Gauges> {
-        Box::new(GateGauges { identity: self.identity.clone(), rates: self.rates.clone() })
+        Box::new(GateGauges { keys: self.keys.clone(), rates: self.rates.clone() })
     }
 
     /// Whether there is a shop behind.
@@ -137,14 +128,14 @@ impl Gate {
 
     /// A ticket for an order's event stream.
     pub fn ticket(&self, order: &OrderId) -> String {
-        let expires = Millis::now().after(self.ticket);
-        self.token.tickets.first().map(|key| key.issue(order, expires)).unwrap_or_default()
+        let expires = self.engine.clock().now().after(self.ticket);
+        self.keys.now().token.tickets.first().map(|key| key.issue(order, expires)).unwrap_or_default()
     }
 
     /// Whether a ticket opens an order's event stream.
     pub fn admits(&self, ticket: &str, order: &OrderId) -> bool {
-        let now = Millis::now();
-        self.token.tickets.iter().any(|key| key.verify(ticket, order, now))
+        let now = self.engine.clock().now();
+        self.keys.now().token.tickets.iter().any(|key| key.verify(ticket, order, now))
     }
 
     /// Puts the connection's next request under its own time limits.
@@ -155,7 +146,7 @@ impl Gate {
         let session = &mut session.downstream_session;
         // The parser left "for ever"; `None` stays: the client, or HTTP/1.0, wants no more.
         if session.get_keepalive().is_some() {
-            let idle = (!*self.stopping.borrow()).then_some(self.limits.idle_timeout.as_secs());
+            let idle = (!self.phase.is(Stage::Draining)).then_some(self.limits.idle_timeout.as_secs());
             session.set_keepalive(idle);
         }
         session.set_read_timeout(Some(self.limits.body_timeout));
@@ -228,7 +219,7 @@ impl ProxyHttp for Proxied {
     type CTX = Context;
 
     fn new_ctx(&self) -> Context {
-        Context::new(self.metrics.busy.clone())
+        Context::new(&self.metrics.busy)
     }
 
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}

@@ -29,12 +29,16 @@ fn main() -> ExitCode {
             return usage();
         }
     };
+    if arguments.take_over.as_deref() == Some(config.engine.name.as_str()) {
+        eprintln!("--take-over {}: the successor needs another name (--name)", config.engine.name);
+        return usage();
+    }
     if arguments.check {
         println!("configuration is good");
         return ExitCode::SUCCESS;
     }
     telemetry::start();
-    match sluice_edge::server::run(config) {
+    match sluice_edge::server::run(config, arguments.take_over.as_deref()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error:#}");

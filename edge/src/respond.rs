@@ -115,8 +115,8 @@ pub fn head(context: &Context, reply: &Reply) -> pingora::Result<Box<ResponseHea
     good.map(|()| Box::new(head))
 }
 
-/// An answer as the bytes that a session would write for a connection that goes on.
-pub fn write(context: &Context, reply: &Reply, out: &mut Vec<u8>) {
+/// An answer as the bytes that a session would write; `last` where the connection does not go on.
+pub fn write(context: &Context, reply: &Reply, last: bool, out: &mut Vec<u8>) {
     status_line(reply.status, out);
     let mut put = |name: &str, value: &[u8]| {
         for part in [name.as_bytes(), b": ", value, b"\r\n"] {
@@ -125,7 +125,7 @@ pub fn write(context: &Context, reply: &Reply, out: &mut Vec<u8>) {
     };
     reply.each(context, |name, value| put(name, value.as_bytes()));
     put("Date", get_cached_date().as_bytes());
-    put("Connection", b"keep-alive");
+    put("Connection", if last { b"close" } else { b"keep-alive" });
     out.extend_from_slice(b"\r\n");
     out.extend_from_slice(&reply.body);
 }

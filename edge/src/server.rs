@@ -1,66 +1,100 @@
 //! Puts the parts together, starts them, and stops them in order.
 
-use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
 use async_trait::async_trait;
 use pingora::proxy::http_proxy;
 use pingora::server::configuration::ServerConf;
-use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
+use pingora::server::{RunArgs, Server, ShutdownWatch};
 use pingora::services::background::{BackgroundService, GenBackgroundService};
-use pingora::services::listening::Service;
 use tokio::runtime::Builder;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::books::Books;
-use crate::config::{Config, Limits, Listen};
+use crate::config::{Config, Limits};
 use crate::engine::Engine;
 use crate::express::Express;
 use crate::front::Front;
 use crate::gate::{Gate, Proxied};
+use crate::handover::{self, TakeOver};
+use crate::listeners::{Door, Listeners};
 use crate::metrics::{self, Metrics};
-use crate::status::{Admin, Status};
+use crate::phase::{Phase, Stage, phase};
+use crate::signals::Signals;
+use crate::status::Status;
 
 /// What the engine needs at most to hand over what it holds; requests get the rest of the grace.
 const ENGINE_END: Duration = Duration::from_secs(6);
 /// Threads of the engine: one for Redis and RabbitMQ each.
 const ENGINE_THREADS: usize = 2;
 
-/// Runs an edge until it is told to stop, and returns when it has stopped.
-pub fn run(config: Config) -> anyhow::Result<()> {
+/// Runs an edge until it is told to stop, and returns when it has stopped. With `former`, it starts
+/// beside the edge of that name, and takes its listeners over once it would sell.
+pub fn run(config: Config, former: Option<&str>) -> anyhow::Result<()> {
     let mut registry = sluice_shared::metrics::registry();
     let engine = Engine::new(config.engine.clone(), &mut registry)?;
-    let (listen, limits, grace) = (config.listen.clone(), config.limits, config.grace);
-    let admin = bind(listen.admin, "listen.admin")?;
-    admin.set_nonblocking(true)?;
-    for address in &listen.public {
-        // pingora would panic on a thread of its own and leave the rest running.
-        drop(bind(*address, "listen.public")?);
-    }
-    let (stop, stopping) = watch::channel(false);
-    let (done, finished) = mpsc::channel();
-    let conf = conf(&listen, config.upstream_keepalive, grace);
+    let (takeover, taken) = match former {
+        Some(name) => {
+            let (takeover, taken) = TakeOver::ask(&config.engine.state_dir, name)?;
+            (Some(takeover), taken)
+        }
+        None => (None, Vec::new()),
+    };
+    let (listen, limits, grace, drain) = (config.listen.clone(), config.limits, config.grace, config.drain);
+    let listeners = Listeners::open(&listen, taken)?;
+    let (teller, phase) = phase();
+    let (teller, (open, opened), (done, finished)) =
+        (Arc::new(teller), watch::channel(false), mpsc::channel());
+    let conf = conf(listen.threads, config.upstream_keepalive, grace);
     let books = Arc::new(Books::new(config.api.clone()));
     let counts = Arc::new(Metrics::default());
-    let gate = Gate::new(config, engine.clone(), counts.clone(), stopping.clone());
+    let (state_dir, name) = (config.engine.state_dir.clone(), config.engine.name.clone());
+    let gate = Gate::new(config, engine.clone(), counts.clone(), phase.clone());
     metrics::register(&mut registry, counts.clone(), gate.gauges());
-    let status = Status { registry: Arc::new(registry), engine: engine.clone(), books, stopping };
-    let engine = Running { engine, busy: counts.clone(), patience: grace.saturating_sub(ENGINE_END), done };
-    let server = server(conf, &listen, limits, gate, status, engine, admin, counts);
+    let keys = gate.keys.clone();
+    let (registry, shared) = (Arc::new(registry), Arc::new(listeners.share()?));
+    let status = Status { registry, engine: engine.clone(), books, keys: keys.clone(), phase: phase.clone() };
+    let running = Running {
+        engine: engine.clone(),
+        busy: counts.clone(),
+        patience: grace.saturating_sub(ENGINE_END),
+        phase: phase.clone(),
+        done: done.clone(),
+    };
+    let doors = Doors { listeners, threads: listen.threads, phase: phase.clone(), opened };
+    let server = server(conf, limits, gate, status, running, doors, &counts);
     tracing::info!(public = ?listen.public, admin = %listen.admin, "listening");
-    // pingora sleeps through its whole grace period, busy or not, so it does that on a thread of its
-    // own: this one ends the process as soon as everything is served.
-    let server = std::thread::Builder::new().name("server".to_owned()).spawn(move || {
-        server.run(RunArgs { shutdown_signal: Box::new(Signals { stop }) });
-    })?;
+    let signals = Signals {
+        teller: teller.clone(),
+        phase: phase.clone(),
+        drain,
+        keys,
+        shared: shared.clone(),
+        ended: done,
+    };
+    let server = spawn(server, signals)?;
+    let ready = takeover.map_or(Ok(()), |takeover| takeover.finish(&engine, &phase));
+    match &ready {
+        Ok(()) => {
+            handover::offer(handover::path(&state_dir, &name), shared, teller);
+            open.send_replace(true);
+        }
+        // It is in the register, and has to leave it.
+        Err(_) => teller.reach(Stage::Draining),
+    }
     wait(&finished, &server);
     tracing::info!("stopped");
-    Ok(())
+    ready
+}
+
+/// pingora sleeps through its whole grace period, busy or not, so it does that on a thread of its own:
+/// the first one ends the process as soon as everything is served.
+fn spawn(server: Server, signals: Signals) -> std::io::Result<std::thread::JoinHandle<()>> {
+    std::thread::Builder::new().name("server".to_owned()).spawn(move || {
+        server.run(RunArgs { shutdown_signal: Box::new(signals) });
+    })
 }
 
 /// Waits for the engine's end, or for the server's when it was told to stop at once.
@@ -72,13 +106,9 @@ fn wait(finished: &mpsc::Receiver<()>, server: &std::thread::JoinHandle<()>) {
     }
 }
 
-fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).with_context(|| format!("{key}: cannot listen on {address}"))
-}
-
-fn conf(listen: &Listen, keepalive: usize, grace: Duration) -> ServerConf {
+fn conf(threads: usize, keepalive: usize, grace: Duration) -> ServerConf {
     ServerConf {
-        threads: listen.threads,
+        threads,
         // A connection stays on its thread: moving tasks about costs more than it evens out.
         work_stealing: false,
         upstream_keepalive_pool_size: keepalive,
@@ -90,33 +120,43 @@ fn conf(listen: &Listen, keepalive: usize, grace: Duration) -> ServerConf {
     }
 }
 
-#[allow(clippy::too_many_arguments)]
+/// The listening sockets, and when they are served.
+struct Doors {
+    listeners: Listeners,
+    threads: usize,
+    phase: Phase,
+    opened: watch::Receiver<bool>,
+}
+
 fn server(
     conf: ServerConf,
-    listen: &Listen,
     limits: Limits,
     gate: Gate,
     status: Status,
     engine: Running,
-    admin: TcpListener,
-    counts: Arc<Metrics>,
+    doors: Doors,
+    counts: &Metrics,
 ) -> Server {
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
     let gate = Arc::new(gate);
     let proxy = Arc::new(http_proxy(&server.configuration, Proxied(gate.clone())));
     let front = Front::new(proxy, limits, counts.connections.clone()).with_express(Express::new(gate));
-    let mut public = Service::new("gate".to_owned(), front);
-    for address in &listen.public {
-        public.add_tcp(&address.to_string());
-    }
+    let Doors { listeners, threads, phase, opened: open } = doors;
+    let public = Door {
+        sockets: Mutex::new(listeners.public),
+        front: Arc::new(front),
+        phase: phase.clone(),
+        open: open.clone(),
+        to_the_end: false,
+    };
+    let mut public = GenBackgroundService::new("gate".to_owned(), Arc::new(public));
+    public.threads = Some(threads);
     server.add_service(GenBackgroundService::new("books".to_owned(), status.books.clone()));
     let front = Arc::new(Front::new(Arc::new(status), limits, Arc::default()));
+    let admin = Door { sockets: Mutex::new(vec![listeners.admin]), front, phase, open, to_the_end: true };
     server.add_service(GenBackgroundService::new("engine".to_owned(), Arc::new(engine)));
-    server.add_service(GenBackgroundService::new(
-        "admin".to_owned(),
-        Arc::new(Admin { listener: admin, front, public: listen.public.first().copied() }),
-    ));
+    server.add_service(GenBackgroundService::new("admin".to_owned(), Arc::new(admin)));
     server.add_service(public);
     server
 }
@@ -126,6 +166,7 @@ struct Running {
     engine: Arc<Engine>,
     busy: Arc<Metrics>,
     patience: Duration,
+    phase: Phase,
     done: mpsc::Sender<()>,
 }
 
@@ -145,10 +186,22 @@ impl BackgroundService for Running {
         };
         let (stop, stopped) = watch::channel(false);
         let engine = runtime.spawn(self.engine.clone().run(stopped));
+        let mut phase = self.phase.clone();
+        phase.reached(Stage::Draining).await;
+        let end = tokio::time::Instant::now() + self.patience;
         // A server that is gone has been told to stop, too.
         drop(shutdown.wait_for(|stopping| *stopping).await);
         // What is not served by then is cut off.
-        let _ = tokio::time::timeout(self.patience, self.drained()).await;
+        let served = tokio::time::timeout_at(end, async {
+            tokio::select! {
+                () = self.drained() => true,
+                () = phase.reached(Stage::Cutting) => false,
+            }
+        });
+        if !matches!(served.await, Ok(true)) {
+            let busy = self.busy.busy.load(Ordering::Relaxed);
+            tracing::warn!(busy, "requests under way are cut off");
+        }
         let _ = stop.send(true);
         if let Err(error) = engine.await {
             tracing::error!(%error, "the engine has failed");
@@ -169,45 +222,5 @@ impl Running {
                 idle_since = Instant::now();
             }
         }
-    }
-}
-
-/// SIGTERM and SIGQUIT serve what is under way and stop; SIGINT stops at once.
-struct Signals {
-    stop: watch::Sender<bool>,
-}
-
-#[async_trait]
-impl ShutdownSignalWatch for Signals {
-    async fn recv(&self) -> ShutdownSignal {
-        let listen =
-            |kind| signal(kind).map_err(|error| tracing::error!(%error, "signals cannot be received")).ok();
-        let mut term = listen(SignalKind::terminate());
-        let mut quit = listen(SignalKind::quit());
-        let mut int = listen(SignalKind::interrupt());
-        let mut hup = listen(SignalKind::hangup());
-        loop {
-            tokio::select! {
-                () = received(&mut term) => break,
-                () = received(&mut quit) => break,
-                () = received(&mut int) => return ShutdownSignal::FastShutdown,
-                () = received(&mut hup) => {
-                    tracing::warn!("SIGHUP: reloading is not built yet; restart to change the configuration");
-                }
-            }
-        }
-        tracing::info!("stopping: no new connections, requests under way are served");
-        // Everybody who listens is this process.
-        let _ = self.stop.send(true);
-        ShutdownSignal::GracefulTerminate
-    }
-}
-
-async fn received(signal: &mut Option<Signal>) {
-    match signal {
-        Some(signal) => {
-            signal.recv().await;
-        }
-        None => std::future::pending().await,
     }
 }

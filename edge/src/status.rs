@@ -1,27 +1,24 @@
-//! The private listener: `/metrics`, `/-/live`, `/-/ready`. It answers until the process ends, so
-//! that a stopping edge can say that it is stopping.
+//! The private listener: `/metrics`, `/-/live`, `/-/ready`, `/-/reload`. It answers until the process
+//! ends, so that a stopping edge can say that it is stopping.
 
-use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Method};
-use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream, ServerApp};
+use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
-use pingora::protocols::l4::stream::Stream;
 use pingora::server::ShutdownWatch;
-use pingora::services::background::BackgroundService;
 use prometheus_client::registry::Registry;
 use sluice_shared::metrics::{CONTENT_TYPE as OPENMETRICS, render};
 use sluice_shared::verdict::{Code, Rejection};
-use tokio::sync::watch;
 
 use crate::books::Books;
 use crate::engine::{Engine, ReadyState};
 use crate::exchange::Context;
-use crate::front::Front;
+use crate::keys::Keyring;
+use crate::phase::{Phase, Stage};
 use crate::respond::REQUEST_ID;
 
 /// The private listener's application.
@@ -33,8 +30,10 @@ pub struct Status {
     pub engine: Arc<Engine>,
     /// What is known of the books.
     pub books: Arc<Books>,
-    /// Turns true when this edge stops.
-    pub stopping: watch::Receiver<bool>,
+    /// What a reload replaces.
+    pub keys: Arc<Keyring>,
+    /// How far a stop has come.
+    pub phase: Phase,
 }
 
 #[derive(serde::Serialize)]
@@ -57,19 +56,24 @@ impl Answer {
         Self { status, kind: "application/json", body, allow: None }
     }
 
-    fn refused(code: Code, detail: &'static str, allow: Option<&'static str>) -> Self {
-        let rejection = Rejection::new(code, detail);
-        Self { status: code.status(), kind: "application/problem+json", body: rejection.to_json(), allow }
+    fn refused(rejection: &Rejection, allow: Option<&'static str>) -> Self {
+        let (status, body) = (rejection.code.status(), rejection.to_json());
+        Self { status, kind: "application/problem+json", body, allow }
     }
 }
 
 impl Status {
     fn answer(&self, method: &Method, path: &str) -> Answer {
-        if !matches!(path, "/metrics" | "/-/live" | "/-/ready") {
-            return Answer::refused(Code::NotFound, "there are /metrics, /-/live and /-/ready", None);
-        }
-        if !matches!(*method, Method::GET | Method::HEAD) {
-            return Answer::refused(Code::MethodNotAllowed, "allowed here: GET, HEAD", Some("GET, HEAD"));
+        let (allow, detail) = match path {
+            "/metrics" | "/-/live" | "/-/ready" => ("GET, HEAD", "allowed here: GET, HEAD"),
+            "/-/reload" => ("POST", "allowed here: POST"),
+            _ => {
+                let detail = "there are /metrics, /-/live, /-/ready and /-/reload";
+                return Answer::refused(&Rejection::new(Code::NotFound, detail), None);
+            }
+        };
+        if !allow.split(", ").any(|allowed| allowed == method.as_str()) {
+            return Answer::refused(&Rejection::new(Code::MethodNotAllowed, detail), Some(allow));
         }
         match path {
             "/metrics" => {
@@ -77,20 +81,35 @@ impl Status {
                 Answer { status: 200, kind: OPENMETRICS, body, allow: None }
             }
             "/-/live" => Answer::json(200, &serde_json::json!({"live": true})),
+            "/-/reload" => self.reload(),
             _ => self.ready(),
+        }
+    }
+
+    fn reload(&self) -> Answer {
+        match self.keys.reload() {
+            Ok(()) => Answer::json(200, &serde_json::json!({"reloaded": ["identity", "token"]})),
+            Err(problems) => {
+                tracing::warn!(%problems, "not reloaded: the configuration is not good");
+                let detail = problems.to_string().replace('\n', "; ");
+                Answer::refused(&Rejection::field("configuration", detail), None)
+            }
         }
     }
 
     fn ready(&self) -> Answer {
         let readiness = self.engine.readiness();
-        let state = if *self.stopping.borrow() { ReadyState::Draining } else { readiness.state };
+        let state = if self.phase.is(Stage::Draining) { ReadyState::Draining } else { readiness.state };
+        // Who asks at this address asks for the successor, and on his next connection gets it.
+        let handed = self.phase.is_handed();
         let word = match state {
+            ReadyState::Draining if handed => "handed_over",
             ReadyState::Starting => "starting",
             ReadyState::Ready => "ready",
             ReadyState::Draining => "draining",
             ReadyState::NoRedis => "no_redis",
         };
-        let ready = state == ReadyState::Ready;
+        let ready = state == ReadyState::Ready || handed;
         let mut reasons = readiness.reasons;
         reasons.extend(self.books.reason().map(str::to_owned));
         let body = Ready { ready, state: word, reasons };
@@ -114,9 +133,9 @@ impl HttpServerApp for Status {
             conn.take_over();
         }
         if session.get_keepalive().is_some() {
-            session.set_keepalive(Some(75));
+            session.set_keepalive((!self.phase.is_handed()).then_some(75));
         }
-        let mut context = Context::new(Arc::default());
+        let mut context = Context::new(&Arc::default());
         let head = session.req_header();
         context.identify(&head.headers);
         let answer = self.answer(&head.method, head.uri.path());
@@ -136,52 +155,5 @@ impl HttpServerApp for Status {
         let settings = HttpPersistentSettings::for_session(&session);
         let stream = session.finish().await.ok()??;
         Some(ReusedHttpStream::from_reusable_stream(stream, settings))
-    }
-}
-
-/// Accepts on the private listener, also while the edge stops.
-#[derive(Debug)]
-pub struct Admin {
-    /// Bound before anything started, so that a taken port is told at once.
-    pub listener: TcpListener,
-    /// The application behind the guard.
-    pub front: Arc<Front<Status>>,
-    /// A public listener. Nobody is told "ready" before it takes connections.
-    pub public: Option<SocketAddr>,
-}
-
-/// Waits until somebody listens there; a moment, as the port was free at the start.
-async fn listening(address: SocketAddr) {
-    while tokio::net::TcpStream::connect(address).await.is_err() {
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
-}
-
-#[async_trait]
-impl BackgroundService for Admin {
-    async fn start(&self, shutdown: ShutdownWatch) {
-        let listener = self.listener.try_clone().and_then(tokio::net::TcpListener::from_std);
-        let listener = match listener {
-            Ok(listener) => listener,
-            Err(error) => {
-                tracing::error!(%error, "the private listener cannot be served");
-                return;
-            }
-        };
-        if let Some(public) = self.public {
-            listening(public).await;
-        }
-        loop {
-            let Ok((stream, _)) = listener.accept().await else {
-                // Out of file descriptors: those that are open will end.
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-                continue;
-            };
-            let (front, shutdown) = (self.front.clone(), shutdown.clone());
-            tokio::spawn(async move {
-                let stream: Stream = stream.into();
-                front.process_new(Box::new(stream), &shutdown).await;
-            });
-        }
     }
 }

@@ -23,6 +23,8 @@ PEER_NEEDS=(
   "lua-resty-core:/usr/share/lua/5.1/resty/core.lua"
   "lua-resty-lrucache:/usr/share/lua/5.1/resty/lrucache.lua"
   wrk:wrk
+  # A machine whose clock is wrong, for tests.
+  "faketime:/usr/lib/*/faketime/libfaketime.so.1"
 )
 
 may_install() { [ "$(id -u)" = 0 ] || { command -v sudo >/dev/null && sudo -n true 2>/dev/null; }; }

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use http::HeaderName;
 use sluice_shared::config::Settings;
@@ -63,6 +64,14 @@ pub(super) fn limits(s: &mut Settings) -> Limits {
         connections: size(s, "limits.connections", 1..=10_000_000),
         upstream_body_bytes: size(s, "limits.upstream_body_bytes", 0..=1 << 40),
     }
+}
+
+pub(super) fn drain(s: &mut Settings, grace: Duration) -> Duration {
+    let drain = s.millis("shutdown.drain_ms", 0..=3_600_000);
+    if drain > grace {
+        s.problem("shutdown.drain_ms", "must not be longer than shutdown.grace_seconds: it is a part of it");
+    }
+    drain
 }
 
 pub(super) fn trusted(s: &mut Settings) -> Networks {

@@ -61,6 +61,10 @@ async fn beat(
         redis.run::<bool>(doing, &registered),
     )?;
     core.admitted.store(admitted, Ordering::Relaxed);
+    let sales = book.now();
+    if admitted && sales.generation.is_some() && !sales.all().any(|sale| sale.frozen()) {
+        core.started.store(true, Ordering::Relaxed);
+    }
     // Any other generation: a Redis that was restored counts from its start again.
     if generation.is_some() && generation != book.now().generation {
         core.refresh.notify_one();
@@ -114,6 +118,7 @@ fn measure(core: &Core, book: &Book) {
     };
     metrics.spares.set(super::metrics::number(spares));
     metrics.lag.set(oldest.map_or(0.0, |since| Instant::now().duration_since(since).as_secs_f64()));
+    metrics.skew.set(core.clock.skew_ms() as f64 / 1000.0);
     let frozen = sales.all().map(|sale| sale.frozen_segments()).sum();
     metrics.frozen.set(super::metrics::number(frozen));
     let mut latches = [0; 3];

@@ -44,6 +44,8 @@ pub(crate) struct Core {
     pub(crate) draining: AtomicBool,
     /// The warden has registered this instance.
     pub(crate) admitted: AtomicBool,
+    /// This instance was admitted and could sell, once.
+    pub(crate) started: AtomicBool,
     born: Instant,
     contact: AtomicU64,
 }
@@ -65,6 +67,7 @@ impl Core {
             blocked: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             admitted: AtomicBool::new(false),
+            started: AtomicBool::new(false),
             born: Instant::now(),
             contact: AtomicU64::new(u64::MAX),
             config,
@@ -92,6 +95,11 @@ impl Core {
     pub(crate) fn touch(&self) {
         let age = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
         self.contact.store(age, Ordering::Relaxed);
+    }
+
+    /// How long this edge has run.
+    pub(crate) fn age(&self) -> Duration {
+        self.born.elapsed()
     }
 
     /// How long ago Redis answered; `None` when it never did.

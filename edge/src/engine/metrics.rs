@@ -39,6 +39,7 @@ pub(crate) struct Metrics {
     pub(crate) call: Histogram,
     pub(crate) frozen: Gauge,
     pub(crate) sales: Gauge,
+    pub(crate) skew: Gauge<f64, AtomicU64>,
     published: Family<Outcome, Counter>,
     faults: Family<Outcome, Counter>,
     latches: Family<State, Gauge>,
@@ -62,6 +63,7 @@ impl Metrics {
             call: Histogram::new(exponential_buckets(0.000_1, 2.0, 14)),
             frozen: Gauge::default(),
             sales: Gauge::default(),
+            skew: Gauge::default(),
             published: Family::default(),
             faults: Family::default(),
             latches: Family::default(),
@@ -89,6 +91,8 @@ impl Metrics {
         reserve.register("batch_size", "Orders in one call", self.batch_size.clone());
         reserve.register("call_seconds", "How long a call took", self.call.clone());
         reserve.register("faults", "Calls without a good answer, by outcome", self.faults.clone());
+        let what = "How far this machine's clock is ahead of Redis', which sales go by";
+        to.sub_registry_with_prefix("clock").register("skew_seconds", what, self.skew.clone());
         let sales = to.sub_registry_with_prefix("sales");
         sales.register("live", "Sales of this gate", self.sales.clone());
         sales.register("frozen_segments", "Segments that sell nothing for now", self.frozen.clone());

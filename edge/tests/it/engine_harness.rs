@@ -255,6 +255,7 @@ impl World {
     pub(crate) async fn edge(&self, name: &str, shelf: &Shelf, epoch: u64) -> Edge {
         let edge = Edge::start(self, name, |_| {});
         self.admit(&edge, shelf, epoch).await;
+        eventually("its start is over", SOON, || async { edge.engine.has_started() }).await;
         edge
     }
 

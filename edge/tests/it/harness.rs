@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -64,16 +64,35 @@ impl Default for Sale {
     }
 }
 
-/// An edge, its Redis, and the warden's pen.
-pub(crate) struct Edge {
+/// One process of the gate.
+pub(crate) struct Process {
     pub(crate) public: SocketAddr,
     pub(crate) admin: SocketAddr,
-    pub(crate) redis: PrivateRedis,
     child: Child,
     directory: PathBuf,
+}
+
+/// An edge, its Redis, and the warden's pen.
+pub(crate) struct Edge {
+    pub(crate) redis: PrivateRedis,
+    process: Process,
     runtime: Runtime,
     pen: Redis,
     views: HashMap<&'static str, SaleView>,
+}
+
+impl std::ops::Deref for Edge {
+    type Target = Process;
+
+    fn deref(&self) -> &Process {
+        &self.process
+    }
+}
+
+impl std::ops::DerefMut for Edge {
+    fn deref_mut(&mut self) -> &mut Process {
+        &mut self.process
+    }
 }
 
 /// The built binary.
@@ -92,7 +111,7 @@ pub(crate) fn directory() -> PathBuf {
 }
 
 /// A configuration; `settings` are `section.key = value` lines that go over it.
-fn configuration(ports: [u16; 2], redis: &str, state: &std::path::Path, settings: &[(&str, &str)]) -> String {
+fn configuration(ports: [u16; 2], redis: &str, state: &Path, settings: &[(&str, &str)]) -> String {
     let text = |text: &str| format!("{text:?}");
     let mut all: Vec<(String, String)> = vec![
         ("listen.public".into(), format!("[\"127.0.0.1:{}\"]", ports[0])),
@@ -105,6 +124,7 @@ fn configuration(ports: [u16; 2], redis: &str, state: &std::path::Path, settings
         ("amqp.url".into(), text("amqp://127.0.0.1:1/sluice")),
         ("api.address".into(), text("127.0.0.1:1")),
         ("api.secret".into(), text(API_SECRET)),
+        ("shutdown.drain_ms".into(), "0".into()),
     ];
     for (key, value) in settings {
         all.retain(|(name, _)| name != key);
@@ -117,38 +137,53 @@ fn configuration(ports: [u16; 2], redis: &str, state: &std::path::Path, settings
     file
 }
 
-impl Edge {
-    /// Starts one with the tests' configuration and these keys over it, and waits until it is ready.
-    pub(crate) fn start(settings: &[(&str, &str)]) -> Self {
-        let (redis, directory) = (PrivateRedis::start(), directory());
-        let ports = [free_port(), free_port()];
+impl Process {
+    /// Starts `command` with a configuration of its own and waits for nothing.
+    fn spawn(
+        mut command: Command,
+        ports: [u16; 2],
+        redis: &str,
+        state: Option<&Path>,
+        settings: &[(&str, &str)],
+    ) -> Self {
+        let directory = directory();
+        let state = state.unwrap_or(&directory);
         let file = directory.join("edge.toml");
-        std::fs::write(&file, configuration(ports, &redis.url(), &directory, settings)).unwrap();
+        std::fs::write(&file, configuration(ports, redis, state, settings)).unwrap();
         let log = std::fs::File::create(directory.join("log")).unwrap();
-        let child = binary().arg("--config").arg(&file).stderr(log).stdout(Stdio::null()).spawn().unwrap();
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let pen = runtime.block_on(async { redis.connect() });
+        let child = command.arg("--config").arg(&file).stderr(log).stdout(Stdio::null()).spawn().unwrap();
         let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        let (public, admin) = (local(ports[0]), local(ports[1]));
-        let edge = Self { public, admin, redis, child, directory, runtime, pen, views: HashMap::new() };
-        eventually("the edge is ready", || {
-            std::net::TcpStream::connect(admin).is_ok()
-                && edge.ready().status == 200
-                && edge.instances().len() == 1
-        });
-        edge
+        Self { public: local(ports[0]), admin: local(ports[1]), child, directory }
     }
 
-    /// Starts one that sells [`Sale::default`].
-    pub(crate) fn selling(settings: &[(&str, &str)]) -> Self {
-        let mut edge = Self::start(settings);
-        edge.put(&Sale::default());
-        edge
+    /// Where its lock and its socket are.
+    pub(crate) fn state(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Whether it says so; not before it listens.
+    pub(crate) fn is_ready(&self) -> bool {
+        std::net::TcpStream::connect(self.admin).is_ok() && self.ready().status == 200
     }
 
     pub(crate) fn ready(&self) -> Answer {
         Connection::open(self.admin).call("GET", "/-/ready", &[], "")
+    }
+
+    /// A number that it counts.
+    pub(crate) fn metric(&self, name: &str) -> f64 {
+        let answer = Connection::open(self.admin).call("GET", "/metrics", &[], "");
+        let text = String::from_utf8(answer.body).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
+    }
+
+    /// Changes its configuration file.
+    pub(crate) fn edit(&self, from: &str, to: &str) {
+        let file = self.directory.join("edge.toml");
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert!(text.contains(from), "{from} in {text}");
+        std::fs::write(&file, text.replace(from, to)).unwrap();
     }
 
     pub(crate) fn log(&self) -> String {
@@ -180,6 +215,98 @@ impl Edge {
         }
     }
 
+    pub(crate) fn sale(&self, id: &str) -> serde_json::Value {
+        self.connect().call("GET", &format!("/v1/sales/{id}"), &[], "").json()
+    }
+
+    /// A token for a user.
+    pub(crate) fn token(&self, id: &str, user: &str) -> String {
+        let path = format!("/v1/sales/{id}/token");
+        let answer = self.connect().call("POST", &path, &[("Authorization", &bearer(user))], "");
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.json()["token"].as_str().unwrap().to_owned()
+    }
+
+    /// One purchase with a token.
+    pub(crate) fn buy(&self, id: &str, user: &str, token: &str, body: &str) -> Answer {
+        let fields = [("Authorization", bearer(user)), ("X-Sale-Token", token.to_owned())];
+        let fields: Vec<(&str, &str)> = fields.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        self.connect().call("POST", &format!("/v1/sales/{id}/orders"), &fields, body)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- the edge's log\n{}", self.log());
+        }
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+impl Edge {
+    /// Starts one with the tests' configuration and these keys over it, and waits until it is ready.
+    pub(crate) fn start(settings: &[(&str, &str)]) -> Self {
+        let redis = PrivateRedis::start();
+        let process = Process::spawn(binary(), [free_port(), free_port()], &redis.url(), None, settings);
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let pen = runtime.block_on(async { redis.connect() });
+        let edge = Self { redis, process, runtime, pen, views: HashMap::new() };
+        eventually("the edge is ready", || {
+            edge.admit();
+            edge.instances().len() == 1 && edge.is_ready()
+        });
+        edge
+    }
+
+    /// Starts one that sells [`Sale::default`].
+    pub(crate) fn selling(settings: &[(&str, &str)]) -> Self {
+        let mut edge = Self::start(settings);
+        edge.put(&Sale::default());
+        edge
+    }
+
+    /// Another one of the same gate, with its own name, address and settings, started by `command`, once
+    /// it is ready.
+    pub(crate) fn another(&self, command: Command, settings: &[(&str, &str)]) -> Process {
+        let ports = [free_port(), free_port()];
+        let process = Process::spawn(command, ports, &self.redis.url(), None, settings);
+        eventually("another edge is ready", || {
+            self.admit();
+            process.is_ready()
+        });
+        process
+    }
+
+    /// An edge of this name on the same address, which takes the listeners of the one called `former`
+    /// over; not waited for.
+    pub(crate) fn successor(&self, former: &str, name: &str, settings: &[(&str, &str)]) -> Process {
+        let mut command = binary();
+        command.args(["--name", name, "--take-over", former]);
+        let (ports, state) = ([self.public.port(), self.admin.port()], &self.process.directory);
+        Process::spawn(command, ports, &self.redis.url(), Some(state), settings)
+    }
+
+    /// Does what a warden would: whoever gives a sign of life may sell, and is then told so.
+    pub(crate) fn admit(&self) {
+        let instances = self.instances();
+        for view in self.views.values() {
+            let shelf = Shelf::new(view.sale.clone(), 0);
+            self.runtime.block_on(async {
+                let hour = Duration::from_secs(3600);
+                let warden = WardenScripts::default();
+                warden.lease(&self.pen, &shelf, 1, hour, &instances, &[]).await.unwrap().unwrap();
+            });
+        }
+        for instance in &instances {
+            let _: i64 = self.run(cmd("HSET").arg(REGISTER).arg(instance.as_str()).arg("1"));
+        }
+    }
+
     fn instances(&self) -> Vec<InstanceId> {
         let names: Vec<String> = self.run(cmd("HKEYS").arg(EDGES));
         names.iter().map(|name| InstanceId::parse(name).unwrap()).collect()
@@ -206,29 +333,37 @@ impl Edge {
             journal_max: 100_000,
             items: sale.items.iter().map(|(sku, n, most)| (SkuId::parse(sku).unwrap(), *n, *most)).collect(),
         };
-        let instances = self.instances();
         self.runtime.block_on(async {
             let warden = WardenScripts::default();
             warden.load(&self.pen).await.unwrap();
             warden.preload(&self.pen, &shelf, &preload).await.unwrap();
             ShelfScripts::new(shelf.clone(), 1).load(&self.pen).await.unwrap();
-            let hour = Duration::from_secs(3600);
-            warden.lease(&self.pen, &shelf, 1, hour, &instances, &[]).await.unwrap().unwrap();
         });
-        for instance in &instances {
-            let _: i64 = self.run(cmd("HSET").arg(REGISTER).arg(instance.as_str()).arg("1"));
-        }
+        self.views.insert(sale.id, view.clone());
+        self.admit();
         self.publish(sale.id, view);
     }
 
     /// Moves a sale to another step.
     pub(crate) fn step(&mut self, id: &'static str, step: SaleStep) {
+        let view = SaleView { step, ..self.views[id].clone() };
+        let view = self.control(view);
+        self.publish(id, view);
+    }
+
+    /// Changes how many units of a sale a buyer may have, and tells no edge.
+    pub(crate) fn limit_in_secret(&mut self, id: &'static str, per_user: u32) {
         let mut view = self.views[id].clone();
-        view.step = step;
+        view.items.iter_mut().for_each(|item| item.per_user = per_user);
+        self.control(view);
+    }
+
+    /// Writes a sale's new terms where the script finds them.
+    fn control(&self, mut view: SaleView) -> SaleView {
         view.cfg += 1;
         let control = Control {
             cfg: view.cfg,
-            step,
+            step: view.step,
             starts_at: view.starts_at,
             ends_at: view.ends_at,
             limits: view.items.iter().map(|item| (item.sku.clone(), item.per_user)).collect(),
@@ -238,7 +373,7 @@ impl Edge {
             let warden = WardenScripts::default();
             warden.control(&self.pen, &shelf, 1, &control).await.unwrap().unwrap();
         });
-        self.publish(id, view);
+        view
     }
 
     /// Takes a sale's scripts away from buyers: its epoch is being raised.
@@ -247,7 +382,7 @@ impl Edge {
         view.epochs = vec![0];
         view.cfg += 1;
         self.publish(id, view);
-        eventually("the sale is frozen", || self.sale(id)["state"] == "frozen");
+        eventually("the sale is frozen", || self.process.sale(id)["state"] == "frozen");
     }
 
     fn publish(&mut self, id: &'static str, view: SaleView) {
@@ -266,37 +401,6 @@ impl Edge {
             beat["generation"].as_i64() >= Some(generation)
         };
         beats.iter().all(known)
-    }
-
-    pub(crate) fn sale(&self, id: &str) -> serde_json::Value {
-        self.connect().call("GET", &format!("/v1/sales/{id}"), &[], "").json()
-    }
-
-    /// A token for a user.
-    pub(crate) fn token(&self, id: &str, user: &str) -> String {
-        let path = format!("/v1/sales/{id}/token");
-        let answer = self.connect().call("POST", &path, &[("Authorization", &bearer(user))], "");
-        assert_eq!(answer.status, 200, "{answer:?}");
-        answer.json()["token"].as_str().unwrap().to_owned()
-    }
-
-    /// One purchase with a token.
-    pub(crate) fn buy(&self, id: &str, user: &str, token: &str, body: &str) -> Answer {
-        let fields = [("Authorization", bearer(user)), ("X-Sale-Token", token.to_owned())];
-        let fields: Vec<(&str, &str)> = fields.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        self.connect().call("POST", &format!("/v1/sales/{id}/orders"), &fields, body)
-    }
-}
-
-impl Drop for Edge {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if std::thread::panicking() {
-            eprintln!("--- the edge's log\n{}", self.log());
-        }
-        let _ = std::fs::remove_dir_all(&self.directory);
     }
 }
 

@@ -94,7 +94,9 @@ fn the_private_listener_tells_how_it_goes() {
     for reason in ["rabbitmq is away", "the back office does not answer"] {
         eventually(reason, || edge.ready().json()["reasons"].to_string().contains(reason));
     }
-    assert_eq!(admin.call("POST", "/-/reload", &[], "").code(), "not_found");
+    assert_eq!(admin.call("POST", "/-/reload", &[], "").status, 200);
+    assert_eq!(admin.call("GET", "/-/reload", &[], "").code(), "method_not_allowed");
+    assert_eq!(admin.call("GET", "/-/nothing", &[], "").code(), "not_found");
     assert_eq!(admin.call("POST", "/metrics", &[], "").code(), "method_not_allowed");
     edge.connect().call("GET", "/v1/sales/none", &[], "");
     let counted = "sluice_http_refused_total{code=\"unknown_sale\"} ";
@@ -140,6 +142,85 @@ fn an_idle_edge_leaves_at_once() {
 }
 
 #[test]
+fn a_draining_edge_says_so_first_and_serves_until_everybody_has_noticed() {
+    let mut edge = Edge::selling(&[("shutdown.drain_ms", "2000")]);
+    let (mut kept, mut idle) = (edge.connect(), edge.connect());
+    for connection in [&mut kept, &mut idle] {
+        let answer = connection.call("GET", "/v1/sales/demo", &[], "");
+        assert_eq!(answer.field("connection"), Some("keep-alive"));
+    }
+    let stopped = Instant::now();
+    edge.signal("TERM");
+    eventually("it says that it drains", || edge.ready().status == 503);
+    assert_eq!(edge.ready().json()["state"], "draining");
+    // Short and long way, kept and new connections.
+    for (mut connection, path) in
+        [(kept, "/v1/sales/demo"), (edge.connect(), "/v1/sales/demo"), (edge.connect(), "/v1/nothing/./x")]
+    {
+        let answer = connection.call("GET", path, &[], "");
+        assert_eq!(answer.field("connection"), Some("close"), "{path}");
+        assert!(connection.is_closed());
+    }
+    assert!(stopped.elapsed() < Duration::from_millis(1900), "too slow to be a test");
+    // Whom nobody asked to go is let go only after the drain.
+    assert!(idle.is_closed());
+    assert!(stopped.elapsed() >= Duration::from_millis(1900), "{:?}", stopped.elapsed());
+    assert!(edge.ended(Duration::from_secs(5)).is_some_and(|status| status.success()));
+}
+
+#[test]
+fn whoever_connected_before_the_close_is_served() {
+    let mut edge = Edge::selling(&[("shutdown.drain_ms", "300")]);
+    edge.signal("TERM");
+    eventually("it says that it drains", || edge.ready().status == 503);
+    // Connects as long as somebody listens, and asks a little later, as over a network.
+    let mut asked = 0;
+    while let Ok(stream) = std::net::TcpStream::connect(edge.public) {
+        std::thread::sleep(Duration::from_millis(20));
+        let answer = Connection::of(stream).call("GET", "/v1/sales/demo", &[], "");
+        assert_eq!(answer.status, 200);
+        asked += 1;
+    }
+    assert!(asked > 2, "{asked}");
+    assert!(edge.ended(Duration::from_secs(5)).is_some_and(|status| status.success()));
+}
+
+#[test]
+fn a_request_that_has_begun_to_come_is_served() {
+    let mut edge = Edge::selling(&[]);
+    let mut slow = edge.connect();
+    slow.send("GET /v1/sales/demo HTTP/1.1\r\nHost: ga");
+    let mut other = edge.connect();
+    assert_eq!(other.call("GET", "/v1/sales/demo", &[], "").status, 200);
+    edge.signal("TERM");
+    assert!(other.is_closed());
+    slow.send("te\r\n\r\n");
+    let answer = slow.answer().expect("an answer");
+    assert_eq!((answer.status, answer.field("connection")), (200, Some("close")));
+    assert!(edge.ended(Duration::from_secs(5)).is_some_and(|status| status.success()));
+}
+
+#[test]
+fn a_second_signal_ends_the_drain_and_a_third_one_cuts_off() {
+    let shop = Echo::start();
+    let mut edge = Edge::start(&[
+        ("upstream.address", &format!("\"{}\"", shop.address)),
+        ("shutdown.drain_ms", "20000"),
+    ]);
+    let mut under_way = edge.connect();
+    under_way.ask("GET", "/slow", &[], "");
+    eventually("the shop is asked", || shop.count() == 1);
+    edge.signal("TERM");
+    eventually("it drains", || edge.ready().status == 503);
+    edge.signal("TERM");
+    eventually("nobody listens", || std::net::TcpStream::connect(edge.public).is_err());
+    assert!(edge.ended(Duration::from_millis(500)).is_none());
+    edge.signal("TERM");
+    assert!(edge.ended(Duration::from_secs(5)).is_some_and(|status| status.success()));
+    assert!(under_way.answer().is_none());
+}
+
+#[test]
 fn what_is_under_way_is_served_before_the_end() {
     let shop = Echo::start();
     let mut edge = Edge::start(&[
@@ -171,16 +252,21 @@ fn an_open_stream_does_not_hold_up_the_end() {
     assert_eq!(events.head().unwrap().0, 200);
     assert!(events.chunk().is_some());
     edge.signal("TERM");
+    let farewell = String::from_utf8(events.chunk().unwrap()).unwrap();
+    assert!(farewell.starts_with(": ") && farewell.contains("\nretry: ") && farewell.ends_with("\n\n"));
     assert_eq!(events.chunk(), None);
     // The order is held for a broker that is not there: 5 s, then the journal has it.
     assert!(edge.ended(Duration::from_secs(12)).is_some_and(|status| status.success()));
 }
 
 #[test]
-fn a_hangup_changes_nothing_and_an_interrupt_ends_it() {
+fn a_hangup_reloads_and_an_interrupt_ends_it() {
     let mut edge = Edge::start(&[]);
     edge.signal("HUP");
-    eventually("it says so", || edge.log().contains("SIGHUP"));
+    eventually("it says so", || edge.log().contains("reloaded"));
+    edge.edit("jwt_secret", "jwt_sekret");
+    edge.signal("HUP");
+    eventually("it says what is wrong", || edge.log().contains("did you mean jwt_secret?"));
     assert_eq!(edge.ready().status, 200);
     edge.signal("INT");
     assert!(edge.ended(Duration::from_secs(3)).is_some());

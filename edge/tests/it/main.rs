@@ -14,3 +14,4 @@ mod http_orders;
 mod http_proxy;
 mod http_receipts;
 mod http_refusals;
+mod several_edges;

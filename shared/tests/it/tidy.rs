@@ -44,6 +44,7 @@ fn each_library_is_named_where_it_belongs_and_nowhere_else() {
             "pingora",
             &[
                 "edge/src/server.rs",
+                "edge/src/signals.rs",
                 "edge/src/gate.rs",
                 "edge/src/exchange.rs",
                 "edge/src/respond.rs",
@@ -51,6 +52,7 @@ fn each_library_is_named_where_it_belongs_and_nowhere_else() {
                 "edge/src/events.rs",
                 "edge/src/status.rs",
                 "edge/src/front.rs",
+                "edge/src/listeners.rs",
                 "edge/src/express.rs",
                 "edge/src/guarded.rs",
                 "edge/src/books.rs",
