@@ -13,7 +13,8 @@ use sluice_shared::jwt::sign_hs256;
 
 use crate::compare::{self, Compare};
 use crate::drill::{
-    Setting, all, audit, broker_outage, burst, expiry, kill, lost_data, lost_reply, payments, sell_out,
+    Setting, all, audit, broker_outage, burst, expiry, kill, lost_data, lost_reply, payments, rolling,
+    sell_out,
 };
 use crate::environment::Environment;
 use crate::proxy::frames::Protocol;
@@ -106,6 +107,8 @@ enum Drill {
     Kill(kill::Kill),
     /// Redis dies in mid-sale and comes back without its data
     LostData(lost_data::LostData),
+    /// Edges are restarted one behind the other, and replaced on their own address
+    Rolling(rolling::Rolling),
     /// Answers are lost, and the same tokens sent again
     LostReply(lost_reply::LostReply),
     /// As many orders as gate and Redis can take
@@ -126,6 +129,7 @@ impl Drill {
             Self::BrokerOutage(ask) => broker_outage::run(setting, ask),
             Self::Kill(ask) => kill::run(setting, ask),
             Self::LostData(ask) => lost_data::run(setting, ask),
+            Self::Rolling(ask) => rolling::run(setting, ask),
             Self::LostReply(ask) => lost_reply::run(setting, ask),
             Self::Burst(ask) => burst::run(setting, ask),
             Self::Payments(ask) => payments::run(setting, ask),

@@ -10,6 +10,7 @@ pub mod lost_data;
 pub mod lost_reply;
 pub mod payments;
 mod resolve;
+pub mod rolling;
 pub mod sell_out;
 
 use std::collections::BTreeMap;
