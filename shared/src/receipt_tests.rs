@@ -208,3 +208,16 @@ fn the_largest_order_has_a_receipt_that_a_body_holds() {
     assert!(text.len() + r#"{"receipt":""}"#.len() <= RECEIPT_MAX, "{}", text.len());
     assert_eq!(keys.verify(&format!("{text}{}", "A".repeat(RECEIPT_MAX))), Err(BadReceipt::Long));
 }
+
+proptest::proptest! {
+    #[test]
+    fn no_text_breaks_the_reader(text in ".{0,300}", payload in proptest::collection::vec(0_u8.., 0..200)) {
+        let keys = keys(&[("r1", SEED_1)]);
+        assert!(keys.verify(&text).is_err());
+        // Signed by us, and yet anything.
+        let signed = format!("{}{}", keys.keys[0].head, URL_SAFE_NO_PAD.encode(&payload));
+        let signature = URL_SAFE_NO_PAD.encode(keys.keys[0].pair.sign(signed.as_bytes()));
+        assert_eq!(keys.verify(&format!("{signed}.{signature}")), Err(BadReceipt::Version));
+        assert!(keys.verify(&format!("{signed}{text}.{signature}")).is_err());
+    }
+}
