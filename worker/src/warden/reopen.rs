@@ -36,6 +36,8 @@ pub struct Reopen {
     redis: String,
     /// The epoch of the books when the edges were asked: only this one may be ended.
     booked: u64,
+    /// What edges are asked.
+    question: Question,
     barrier: String,
     told: Option<((Stage, bool), Instant)>,
 }
@@ -51,6 +53,7 @@ pub async fn run(warden: Arc<Warden>, shelf: Shelf, rows: Projection) -> (Shelf,
         outlet,
         redis: String::new(),
         booked: 0,
+        question: Question { epoch: 0, asked: Millis(0) },
         barrier: String::new(),
         told: None,
     };
@@ -111,16 +114,23 @@ impl Reopen {
         let booked = self.warden.context.store.epoch(&self.shelf).await?.unwrap_or(1);
         self.booked = booked;
         let epoch = booked.max(shelved.unwrap_or(0));
-        let question = Question { epoch, asked: redis.time().await? };
-        let mut ask = cmd("HSET");
-        ask.arg(REOPENING).arg(self.shelf.name()).arg(question.to_string());
-        redis.run::<u64>("asking the edges", &ask).await?;
-        Ok(Event::Closed { epoch, asked: question.asked })
+        self.question = Question { epoch, asked: redis.time().await? };
+        self.ask("HSET").await?;
+        Ok(Event::Closed { epoch, asked: self.question.asked })
+    }
+
+    /// Puts the question: over whatever is asked (`HSET`), or where nothing is (`HSETNX`).
+    async fn ask(&self, how: &str) -> Result<(), Fault> {
+        let mut ask = cmd(how);
+        ask.arg(REOPENING).arg(self.shelf.name()).arg(self.question.to_string());
+        self.warden.redis().run::<u64>("asking the edges", &ask).await.map(drop)
     }
 
     /// Who must answer stands in PostgreSQL; what they answer stands in their heartbeats.
     async fn listen(&mut self) -> Result<Event, Trouble> {
         self.same_redis().await?;
+        // One that led before may have taken the question away with its own: nobody would ever answer.
+        self.ask("HSETNX").await?;
         let registered = self.warden.context.store.registered_edges().await?;
         let beats = heartbeats(&self.warden).await?;
         let name = self.shelf.name();
