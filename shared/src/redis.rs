@@ -127,6 +127,22 @@ impl Redis {
         T::from_redis_value(value).map_err(|error| Fault::Unreadable { doing, why: error.to_string() })
     }
 
+    /// Sends commands in one go, one right behind another; their answers are the members of `T`.
+    pub async fn run_all<T: FromRedisValue>(
+        &self,
+        doing: &'static str,
+        commands: impl IntoIterator<Item = Cmd>,
+    ) -> Result<T, Fault> {
+        let mut pipeline = redis::pipe();
+        for command in commands {
+            pipeline.add_command(command);
+        }
+        let mut manager = self.manager.clone();
+        let value: Value =
+            pipeline.query_async(&mut manager).await.map_err(|error| Fault::of(doing, &error))?;
+        T::from_redis_value(value).map_err(|error| Fault::Unreadable { doing, why: error.to_string() })
+    }
+
     /// Redis' clock.
     pub async fn time(&self) -> Result<crate::clock::Millis, Fault> {
         let (seconds, micros): (i64, i64) = self.run("reading the time", &redis::cmd("TIME")).await?;

@@ -8,11 +8,14 @@
 pub mod broker;
 pub mod equations;
 pub mod gather;
+pub mod gauge;
 pub mod print;
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use serde::Serialize;
 
 use sluice_shared::clock::Millis;
@@ -43,6 +46,9 @@ pub struct Args {
     /// As JSON
     #[arg(long)]
     json: bool,
+    /// Also write what came of it into this file, as metrics for node_exporter's textfile collector
+    #[arg(long, value_name = "FILE")]
+    metrics: Option<PathBuf>,
 }
 
 /// Why the books could not be read.
@@ -166,7 +172,11 @@ async fn look_until(
         };
         let mut report = once(store, redis, sale, depths).await?;
         report.looks = look;
-        broken.push(report.breaches());
+        let breaches = report.breaches();
+        if let Some(first) = breaches.first() {
+            tracing::debug!(look, count = breaches.len(), first, "this look found differences");
+        }
+        broken.push(breaches);
         let rested = report.at_rest || wait.is_none();
         if report.balanced && rested {
             return Ok(report);
@@ -287,11 +297,17 @@ pub async fn run(sources: &Sources, args: &Args) -> u8 {
 }
 
 async fn command(sources: &Sources, args: &Args) -> anyhow::Result<Report> {
+    let began = Instant::now();
     let sale = args.sale.as_deref().map(SaleId::parse).transpose()?;
     let redis = Redis::lazy(sources.redis_url.reveal(), DEADLINE)?;
     let store = Store::connect(&sources.database).await?;
     let broker = broker::Broker::of(sources);
-    Ok(look_until(&store, &redis, sale.as_ref(), broker.as_ref(), args.wait).await?)
+    let report = look_until(&store, &redis, sale.as_ref(), broker.as_ref(), args.wait).await?;
+    if let Some(file) = &args.metrics {
+        let text = gauge::text(&report, began.elapsed(), Millis::now().seconds());
+        gauge::write(file, &text).with_context(|| format!("writing {}", file.display()))?;
+    }
+    Ok(report)
 }
 
 /// Reads `500ms`, `30s`, `2m`; a number alone is seconds.

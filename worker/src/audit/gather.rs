@@ -17,6 +17,9 @@ use crate::warden::image::Image;
 /// A closed sale's keys may be gone this long after its end.
 const KEYS_KEPT: Duration = Duration::from_secs(24 * 3600);
 
+/// An order of a running sale is mostly written within this time.
+const WRITTEN: Duration = Duration::from_millis(500);
+
 /// What an order's ledger lines of one SKU add up to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Moves {
@@ -96,6 +99,10 @@ pub async fn gather(store: &Store, redis: &Redis, sale: &SaleId) -> Result<Gathe
     books.close().await?;
     let fact = fact.ok_or_else(|| AuditError::UnknownSale(sale.clone()))?;
     let (shelves, reopening) = shelves(redis, &fact).await?;
+    if shelves.iter().any(|(_, image)| !image.journal.is_empty()) {
+        // What was taken while the shelf was read is written by then, and the books can tell of it.
+        tokio::time::sleep(WRITTEN).await;
+    }
     let books = store.books(sale).await?;
     let mut gathered = read(books, sale).await?;
     for (shelf, image) in shelves {

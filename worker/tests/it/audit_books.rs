@@ -103,7 +103,7 @@ async fn good_books_balance_and_every_unit_is_somewhere() {
 
 #[tokio::test]
 async fn every_corruption_of_redis_is_named_by_its_equation() {
-    let cases = 11;
+    let cases = 12;
     for case in 0..cases {
         let books = books().await;
         let place = &books.place;
@@ -165,6 +165,13 @@ async fn every_corruption_of_redis_is_named_by_its_equation() {
                 place.run(&["DEL", &place.shelf.meta(), &stock, &orders, &journal]).await;
                 ("R0", "X1")
             }
+            10 => {
+                // A buyer's order and mark grew together.
+                let mut more = record.clone();
+                more.lines = sluice_shared::lines::Lines::parse("phone=500").unwrap();
+                place.run(&["HSET", &orders, &unpaid, &more.to_string(), "@ann", "phone=500"]).await;
+                ("R3l", "R1")
+            }
             _ => {
                 // Redis shows an earlier moment, consistent in itself: what it lost is in the books.
                 let before = (record.seq - 1).to_string();
@@ -186,7 +193,7 @@ async fn every_corruption_of_redis_is_named_by_its_equation() {
 async fn every_corruption_of_the_books_is_named_by_its_equation() {
     let order = |id: &OrderId| format!("'{id}'");
     type Mutant = (&'static str, fn(&Books, &str) -> String);
-    let cases: [(Mutant, &str); 12] = [
+    let cases: [(Mutant, &str); 13] = [
         (("P3o", |_, unpaid| format!("DELETE FROM orders WHERE id = {unpaid}")), "P1"),
         (("H", |_, unpaid| format!("UPDATE ledger SET quantity = 2 WHERE order_id = {unpaid}")), "P1l"),
         (("H", |_, unpaid| format!("DELETE FROM ledger WHERE order_id = {unpaid}")), "P3t"),
@@ -204,6 +211,7 @@ async fn every_corruption_of_the_books_is_named_by_its_equation() {
         ),
         (("P3r", |books, _| format!("UPDATE orders SET live = true WHERE id = '{}'", books.cancelled)), "P1"),
         (("P3s", |_, unpaid| format!("UPDATE orders SET state = 'paid' WHERE id = {unpaid}")), "P4"),
+        (("P1m", |_, _| "UPDATE offers SET stock = 1, taken = 1".to_owned()), "P1"),
         (("P4", |_, _| "DELETE FROM payments WHERE payment_id = 'p-1'".to_owned()), ""),
         (("P5", |books, _| format!("UPDATE orders SET epoch = 9 WHERE id = '{}'", books.paid)), ""),
         (
@@ -231,6 +239,16 @@ async fn every_corruption_of_the_books_is_named_by_its_equation() {
         assert!(!report.balanced && broken.contains(&named), "{named} not in {broken:?}");
         assert!(also.is_empty() || broken.contains(&also), "{named}: {also} not in {broken:?}");
     }
+}
+
+#[tokio::test]
+async fn a_row_that_cannot_be_read_is_a_difference() {
+    let books = books().await;
+    books.sql(format!("UPDATE orders SET lines = 'phone' WHERE id = '{}'", books.unpaid)).await;
+    let (store, redis) = (&books.place.db.store, &books.place.redis);
+    let report = sluice_worker::audit::judge(store, redis, None).await.unwrap();
+    assert!(!report.balanced && broken(&report.sales[0]) == ["P0"], "{report:#?}");
+    assert!(report.sales[0].equations[0].offenders[0].contains(&books.unpaid.to_string()));
 }
 
 #[tokio::test]

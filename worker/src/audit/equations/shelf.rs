@@ -118,12 +118,15 @@ fn sequence(seen: &Seen, all: &Gathered, sheet: &mut Sheet) {
 fn marks(seen: &Seen, all: &Gathered, sheet: &mut Sheet) {
     let image = &seen.image;
     let due = image.held_by_user();
-    // A buyer whose orders change while they are read is looked at again next time.
+    // A buyer whose orders change while they are read is looked at again next time. His mark may be read
+    // after the order was taken, and his order's place before: then only the books know of it.
+    let since = all.orders.values().filter(|row| row.accepted >= image.at).map(|row| &row.user);
     let busy: BTreeSet<&UserId> = image
         .orders
         .values()
         .filter(|entry| entry.updated >= image.at || entry.accepted >= image.at)
         .map(|entry| &entry.user)
+        .chain(since)
         .collect();
     let none = Mark::new();
     let users: BTreeSet<&UserId> = due.keys().chain(image.marks.keys()).collect();
