@@ -6,7 +6,7 @@ use clap::Parser;
 use sluice_edge::command::Arguments;
 use sluice_edge::config::Config;
 use sluice_shared::config::EXIT_USAGE;
-use sluice_shared::telemetry;
+use sluice_shared::{failpoint, telemetry};
 
 /// A third of what a refusal costs is memory taken and given back: this one is quicker at it.
 #[global_allocator]
@@ -38,6 +38,10 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     telemetry::start();
+    if let Err(why) = failpoint::arm() {
+        eprintln!("{why}");
+        return usage();
+    }
     match sluice_edge::server::run(config, arguments.take_over.as_deref()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -10,6 +10,7 @@
 pub mod amqp;
 pub mod clock;
 pub mod config;
+pub mod failpoint;
 pub mod ids;
 pub mod jwt;
 pub mod keys;

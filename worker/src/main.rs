@@ -15,6 +15,10 @@ fn main() -> ExitCode {
         Err(code) => return code,
     };
     sluice_shared::telemetry::start();
+    if let Err(why) = sluice_shared::failpoint::arm() {
+        eprintln!("{why}");
+        return ExitCode::from(u8::try_from(sluice_shared::config::EXIT_USAGE).unwrap_or(64));
+    }
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => {
             let code = runtime.block_on(command::run(cli));

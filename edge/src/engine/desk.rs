@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use sluice_shared::failpoint;
 use sluice_shared::ids::UserId;
 use sluice_shared::keys::Shelf;
 use sluice_shared::lines::Lines;
@@ -239,6 +240,10 @@ impl Clerk {
         let (core, redis, scripts) = (Arc::clone(&self.core), self.redis.clone(), Arc::clone(&self.scripts));
         let (mark, releases) = (self.mark, self.latch.releases());
         async move {
+            // A probe is no order.
+            if !callers.is_empty() {
+                failpoint::reach("F6.before-script");
+            }
             let start = Instant::now();
             let asked = scripts.reserve(&redis, &core.instance, &asks);
             let late = |_| Fault::Unknown { doing: "reserving", why: "too late".to_owned() };
@@ -255,6 +260,7 @@ impl Clerk {
         if !callers.is_empty() {
             metrics.batches.inc();
             metrics.batch_size.observe(asks.len() as f64);
+            failpoint::reach("F7.after-script");
         }
         let answers = match judge(result) {
             Ok(answers) => answers,
@@ -284,6 +290,7 @@ impl Clerk {
         let kept = prepared.hold(&mut self.core.held(), &self.shelf, now);
         if kept.count > 0 {
             self.core.publish.notify_one();
+            failpoint::reach("F7.before-answer");
         }
         kept.tell();
     }

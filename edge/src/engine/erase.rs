@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use sluice_shared::failpoint;
 use sluice_shared::keys::Shelf;
 use sluice_shared::redis::{Redis, cmd};
 
@@ -86,8 +87,10 @@ pub(crate) async fn run(core: Arc<Core>, redis: Redis) {
         let bulks = core.dues().next();
         let mut fault = None;
         for (shelf, entries) in bulks {
+            failpoint::reach("F9.before-erase");
             match erase(&redis, &shelf, &entries).await {
                 Ok(()) => {
+                    failpoint::reach("F9.after-erase");
                     core.dues().done(&shelf, &entries);
                     core.metrics.erased.inc_by(entries.len() as u64);
                 }

@@ -9,6 +9,7 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use rand::RngExt;
 use sluice_shared::amqp::{AmqpError, Link, Outgoing, Publisher};
+use sluice_shared::failpoint;
 use sluice_shared::topology::{ORDERS, write_key};
 
 use super::core::Core;
@@ -110,6 +111,7 @@ impl Session<'_> {
                         attempt: 0,
                         reason: None,
                     };
+                    failpoint::reach("F7.before-publish");
                     let Ok(confirm) = self.publisher.publish(message).await else { return "publish failed" };
                     confirms.push(confirm.map(move |said| (ticket, said)));
                 }
@@ -142,6 +144,7 @@ impl Session<'_> {
 
     /// Notes what the broker said; `false` when it can say no more.
     fn note(&mut self, said: &mut Vec<(Ticket, Result<(), AmqpError>)>) -> bool {
+        failpoint::reach("F8.before-confirm");
         let core = self.core;
         let (mut confirmed, mut up) = (Vec::with_capacity(said.len()), true);
         for (ticket, word) in said.drain(..) {
@@ -156,6 +159,7 @@ impl Session<'_> {
             self.confirmed += confirmed.len() as u64;
             core.metrics.published_by("confirmed", confirmed.len() as u64);
             let parcels = core.held().confirmed(&confirmed);
+            failpoint::reach("F9.after-confirm");
             erase::owe(core, &parcels);
             core.spares().keep(&parcels, Instant::now());
         }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use sluice_shared::amqp::{AmqpError, Consumer, Link, Outgoing, Publisher};
+use sluice_shared::failpoint;
 use sluice_shared::topology::{DEAD, write_queue};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinSet;
@@ -108,6 +109,7 @@ impl Writer<'_> {
     async fn settle(&mut self, batch: Batch, stop: &Stop) -> anyhow::Result<()> {
         let metrics = &self.context.metrics;
         let began = Instant::now();
+        failpoint::reach("F54.before-write");
         let report = self.write(&batch, stop).await?;
         metrics.transaction("orders", began.elapsed());
         let n = [
@@ -133,7 +135,9 @@ impl Writer<'_> {
             }
             self.context.store.note_barrier(barrier, self.shard).await?;
         }
+        failpoint::reach("F54.before-ack");
         self.consumer.ack_through(batch.last).await?;
+        failpoint::reach("F54.after-ack");
         metrics.job("orders", "done", began.elapsed());
         Ok(())
     }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use sluice_shared::amqp::{AmqpError, Link, Outgoing, Publisher};
+use sluice_shared::failpoint;
 use sluice_shared::topology::EVENTS;
 
 use crate::role::{Context, Stop};
@@ -54,6 +55,7 @@ async fn publish_some(context: &Context, publisher: &Publisher) -> anyhow::Resul
     let (confirmed, broken) = tokio::time::timeout(CONFIRM, hand_over(publisher, &batch.rows))
         .await
         .context("rabbitmq did not confirm in time")?;
+    failpoint::reach("F69.before-mark");
     batch.mark(&confirmed).await?;
     context.metrics.job("outbox", if broken.is_none() { "done" } else { "broken" }, began.elapsed());
     match broken {

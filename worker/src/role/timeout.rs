@@ -6,6 +6,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sluice_shared::failpoint;
+
 use crate::role::{Context, Stop, keep};
 use crate::saga::deadlines::Deadlines;
 
@@ -50,8 +52,10 @@ async fn expire_due(context: &Context, deadlines: &Deadlines) -> anyhow::Result<
     if claim.is_empty() {
         return Ok(0);
     }
+    failpoint::reach("F76.after-claim");
     let began = Instant::now();
     let expired = context.store.expire(&claim.orders).await?;
+    failpoint::reach("F76.before-finish");
     // Not due by PostgreSQL's clock yet, or held by somebody who may be paying it right now.
     let later = context.store.deadlines(&claim.orders).await?;
     deadlines.finish(&claim, &later).await?;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sluice_shared::clock::Millis;
+use sluice_shared::failpoint;
 use sluice_shared::ids::{InstanceId, OrderId, SkuId};
 use sluice_shared::keys::{EDGES, REOPENING, Shelf};
 use sluice_shared::message::Accepted;
@@ -72,6 +73,7 @@ pub async fn run(warden: Arc<Warden>, shelf: Shelf, rows: Projection) -> (Shelf,
             }
         };
     }
+    failpoint::reach("F85.done");
     (reopen.shelf, epoch)
 }
 
@@ -101,6 +103,7 @@ impl Reopen {
 
     /// Ends the right to sell at once, and asks the edges to close the epoch.
     async fn close(&mut self) -> Result<Event, Trouble> {
+        failpoint::reach("F85.close");
         let redis = self.warden.redis();
         self.redis = run_id(redis).await?;
         self.warden.take_off(&self.shelf).await;
@@ -116,6 +119,7 @@ impl Reopen {
         let epoch = booked.max(shelved.unwrap_or(0));
         self.question = Question { epoch, asked: redis.time().await? };
         self.ask("HSET").await?;
+        failpoint::reach("F85.asked");
         Ok(Event::Closed { epoch, asked: self.question.asked })
     }
 
@@ -128,6 +132,7 @@ impl Reopen {
 
     /// Who must answer stands in PostgreSQL; what they answer stands in their heartbeats.
     async fn listen(&mut self) -> Result<Event, Trouble> {
+        failpoint::reach("F85.listen");
         self.same_redis().await?;
         // One that led before may have taken the question away with its own: nobody would ever answer.
         self.ask("HSETNX").await?;
@@ -151,6 +156,7 @@ impl Reopen {
     /// Publishes accepted orders without a row, and takes out of the journal what is in the books or
     /// in the broker. Messages of an epoch that PostgreSQL has ended would only be fenced.
     async fn drain(&mut self) -> Result<Event, Trouble> {
+        failpoint::reach("F85.drain");
         self.same_redis().await?;
         let booked = self.booked;
         let image = Image::read(self.warden.redis(), &self.shelf).await?;
@@ -164,6 +170,7 @@ impl Reopen {
     }
 
     async fn push_barrier(&mut self) -> Result<Event, Trouble> {
+        failpoint::reach("F85.push-barrier");
         self.same_redis().await?;
         self.barrier = format!("{}@{}", self.shelf.name(), uuid::Uuid::now_v7());
         self.outlet.barrier(&self.barrier).await?;
@@ -171,6 +178,7 @@ impl Reopen {
     }
 
     async fn watch_barrier(&mut self) -> Result<Event, Trouble> {
+        failpoint::reach("F85.watch-barrier");
         self.same_redis().await?;
         let through = self.warden.context.store.barrier_shards(&self.barrier).await?;
         Ok(Event::BarrierThrough(through, usize::from(self.outlet.shards())))
@@ -180,6 +188,7 @@ impl Reopen {
     /// and only into the Redis that was compared. Another warden may have led meanwhile and opened an
     /// epoch that nobody was asked for: then it begins again.
     async fn raise(&mut self, epoch: &mut u64) -> Result<Event, Trouble> {
+        failpoint::reach("F85.raise");
         self.same_redis().await?;
         let (store, booked) = (&self.warden.context.store, self.booked);
         let image = Image::read(self.warden.redis(), &self.shelf).await?;
@@ -192,12 +201,14 @@ impl Reopen {
         match verdict {
             Verdict::Equal => {
                 raising.commit().await?;
+                failpoint::reach("F85.books-raised");
                 self.raise_redis(&image.head, booked, seq).await?;
             }
             Verdict::Lost(what) if books.given.is_some() => {
                 let shelf = self.shelf.name();
                 tracing::error!(shelf, lost = ?what, "redis has lost data: it is restored from the books");
                 raising.commit().await?;
+                failpoint::reach("F85.books-raised");
                 self.restore(&image.head, &books, booked, seq).await?;
             }
             Verdict::Unwritten(orders) => {
@@ -206,8 +217,10 @@ impl Reopen {
             }
             Verdict::Lost(what) | Verdict::BooksBehind(what) => return self.frozen(&what),
         }
+        failpoint::reach("F85.redis-raised");
         *epoch = booked + 1;
         ShelfScripts::new(self.shelf.clone(), *epoch).load(self.warden.redis()).await?;
+        failpoint::reach("F85.scripts-loaded");
         self.same_redis().await?;
         Ok(Event::Raised)
     }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
+use sluice_shared::failpoint;
 use sluice_shared::ids::{OrderId, SaleId, SkuId};
 use sluice_shared::message::{Accepted, OrderEvent};
 use sluice_shared::record::{OrderState, Refund};
@@ -104,6 +105,7 @@ impl Store {
         outbox::push(&mut writing, outbox::CREATED, &created).await?;
         outbox::push(&mut writing, outbox::RELEASE, &failed).await?;
         report.failed = failed.iter().map(|event| event.order).collect();
+        failpoint::reach("F54.before-commit");
         writing.commit().await?;
         Ok(report)
     }
