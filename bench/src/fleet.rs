@@ -186,7 +186,12 @@ impl Fleet {
 
     /// Starts a member that does not run.
     pub fn start(&self, name: &str) -> Result<()> {
-        self.member(name)?.start(&self.log(name))
+        self.start_armed(name, "")
+    }
+
+    /// Starts a member with failpoints (`SLUICE_FAILPOINTS`).
+    pub fn start_armed(&self, name: &str, failpoints: &str) -> Result<()> {
+        self.member(name)?.start(&self.log(name), failpoints)
     }
 
     /// Kills a member: its crash.

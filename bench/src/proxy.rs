@@ -71,8 +71,14 @@ impl Proxy {
     /// Listens there (port 0: any) and carries everything to the target.
     pub fn start(listen: SocketAddrV4, target: SocketAddrV4, protocol: Protocol, seed: u64) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let listener = runtime.block_on(TcpListener::bind(listen));
+        let listener = std::net::TcpListener::bind(listen);
         let listener = listener.with_context(|| format!("the proxy cannot listen on {listen}"))?;
+        listener.set_nonblocking(true)?;
+        // Not by waiting in the runtime: whoever starts a proxy may be in another one.
+        let listener = {
+            let _inside = runtime.enter();
+            TcpListener::from_std(listener)?
+        };
         let SocketAddr::V4(address) = listener.local_addr()? else { bail!("{listen} is not IPv4") };
         let (rules, follow) = watch::channel(Rules::new(target));
         let counts = Arc::new(Counts::default());

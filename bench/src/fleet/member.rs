@@ -93,12 +93,16 @@ impl Member {
         }
     }
 
-    pub(super) fn start(&self, log: &Path) -> Result<()> {
+    pub(super) fn start(&self, log: &Path, failpoints: &str) -> Result<()> {
         if let Ok(pid) = self.pid() {
             bail!("{} runs already (pid {pid})", self.name);
         }
         let log = OpenOptions::new().create(true).append(true).open(log).context("opening its log")?;
-        let started = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        if !failpoints.is_empty() {
+            command.env(sluice_shared::failpoint::VARIABLE, failpoints);
+        }
+        let started = command
             .args(&self.arguments)
             .stdin(Stdio::null())
             .stderr(log.try_clone()?)
