@@ -13,7 +13,8 @@ use sluice_shared::jwt::sign_hs256;
 
 use crate::compare::{self, Compare};
 use crate::drill::{
-    Setting, all, audit, broker_outage, burst, expiry, kill, lost_data, lost_reply, payments, rolling,
+    Setting, all, audit, broker_outage, burst, expiry, kill, lost_data, lost_reply, payments, power_cut,
+    rolling,
     sell_out,
 };
 use crate::environment::Environment;
@@ -109,6 +110,8 @@ enum Drill {
     LostData(lost_data::LostData),
     /// Edges are restarted one behind the other, and replaced on their own address
     Rolling(rolling::Rolling),
+    /// Everything dies at the same moment
+    PowerCut(power_cut::PowerCut),
     /// Answers are lost, and the same tokens sent again
     LostReply(lost_reply::LostReply),
     /// As many orders as gate and Redis can take
@@ -130,6 +133,7 @@ impl Drill {
             Self::Kill(ask) => kill::run(setting, ask),
             Self::LostData(ask) => lost_data::run(setting, ask),
             Self::Rolling(ask) => rolling::run(setting, ask),
+            Self::PowerCut(ask) => power_cut::run(setting, ask),
             Self::LostReply(ask) => lost_reply::run(setting, ask),
             Self::Burst(ask) => burst::run(setting, ask),
             Self::Payments(ask) => payments::run(setting, ask),

@@ -9,6 +9,7 @@ pub mod kill;
 pub mod lost_data;
 pub mod lost_reply;
 pub mod payments;
+pub mod power_cut;
 mod resolve;
 pub mod rolling;
 pub mod sell_out;

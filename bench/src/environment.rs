@@ -66,6 +66,12 @@ impl Environment {
         })
     }
 
+    /// PostgreSQL.
+    pub fn database(&self) -> Result<SocketAddrV4> {
+        let url = self.values.get("SLUICE_DATABASE_URL").context("SLUICE_DATABASE_URL is not known")?;
+        loopback(url)
+    }
+
     /// All names and values, for programs that are started.
     pub fn values(&self) -> impl Iterator<Item = (&str, &str)> {
         self.values.iter().map(|(name, value)| (name.as_str(), value.as_str()))

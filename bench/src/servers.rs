@@ -196,6 +196,7 @@ impl Recipe {
         } else {
             std::fs::read_link(format!("/proc/{pid}/exe"))?.into_os_string()
         };
+        let (program, arguments) = as_its_user(pid, program, arguments)?;
         let environment = texts(&read("environ")?).iter().filter_map(|text| pair(text)).collect();
         Ok(Self {
             program,
@@ -204,6 +205,35 @@ impl Recipe {
             directory: std::fs::read_link(format!("/proc/{pid}/cwd"))?,
         })
     }
+}
+
+/// What starts a program as the user that this process has: PostgreSQL does not run as root, but as
+/// another user, or as root in a namespace that shows it another.
+fn as_its_user(pid: i32, program: OsString, arguments: Vec<OsString>) -> Result<(OsString, Vec<OsString>)> {
+    let file = |what: &str| std::fs::read_to_string(format!("/proc/{pid}/{what}"));
+    let id = |status: &str, name: &str| {
+        status.lines().find_map(|line| line.strip_prefix(name)).and_then(first_number)
+    };
+    let space = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/user"));
+    let ids = if space(&pid.to_string())? == space("self")? {
+        let (its, ours) = (file("status")?, std::fs::read_to_string("/proc/self/status")?);
+        let (user, group) = (id(&its, "Uid:"), id(&its, "Gid:"));
+        (user != id(&ours, "Uid:")).then_some(("setpriv", user, group))
+    } else {
+        Some(("unshare", first_number(&file("uid_map")?), first_number(&file("gid_map")?)))
+    };
+    let Some((by, user, group)) = ids else { return Ok((program, arguments)) };
+    let (user, group) = user.zip(group).with_context(|| format!("whose process {pid} is"))?;
+    let words = match by {
+        "setpriv" => vec![format!("--reuid={user}"), format!("--regid={group}"), "--clear-groups".to_owned()],
+        _ => vec!["-U".to_owned(), format!("--map-user={user}"), format!("--map-group={group}")],
+    };
+    let all = words.into_iter().map(OsString::from).chain([program]).chain(arguments);
+    Ok((by.into(), all.collect()))
+}
+
+fn first_number(line: &str) -> Option<u32> {
+    line.split_ascii_whitespace().next()?.parse().ok()
 }
 
 /// `NAME=value`.

@@ -10,10 +10,12 @@ use super::kill::Kill;
 use super::lost_data::LostData;
 use super::lost_reply::LostReply;
 use super::payments::Payments;
+use super::power_cut::PowerCut;
 use super::rolling::Rolling;
 use super::sell_out::SellOut;
 use super::{
-    Setting, audit, broker_outage, burst, expiry, kill, lost_data, lost_reply, payments, rolling, sell_out,
+    Setting, audit, broker_outage, burst, expiry, kill, lost_data, lost_reply, payments, power_cut, rolling,
+    sell_out,
 };
 
 /// What is asked for.
@@ -38,6 +40,7 @@ pub fn run(setting: &Setting, ask: &All) -> Result<bool> {
     let kills = Kill { kills: pick(20, 1), servers: pick(2, 1), rate: pick(500, 100) };
     let data = LostData { times: pick(3, 1), rate: pick(500, 100) };
     let rolled = Rolling { restarts: pick(10, 1), successors: pick(10, 2), rate: pick(500, 100) };
+    let power = PowerCut { times: pick(3, 1), rate: pick(500, 100) };
     let lost = LostReply { units: pick(60, 8) };
     let burst = Burst { orders: pick(300_000, 5_000), rounds: pick(3, 0) };
     let audited = Audit { orders: pick(100_000, 2_000), rate: pick(500, 200), audits: pick(3, 1) };
@@ -50,6 +53,7 @@ pub fn run(setting: &Setting, ask: &All) -> Result<bool> {
         ("kill", Box::new(|| kill::run(setting, &kills))),
         ("lost-data", Box::new(|| lost_data::run(setting, &data))),
         ("rolling", Box::new(|| rolling::run(setting, &rolled))),
+        ("power-cut", Box::new(|| power_cut::run(setting, &power))),
         ("lost-reply", Box::new(|| lost_reply::run(setting, &lost))),
         ("burst", Box::new(|| burst::run(setting, &burst))),
         ("audit", Box::new(|| audit::run(setting, &audited))),
