@@ -14,8 +14,7 @@ use sluice_shared::jwt::sign_hs256;
 use crate::compare::{self, Compare};
 use crate::drill::{
     Setting, all, audit, broker_outage, burst, expiry, kill, lost_data, lost_reply, payments, power_cut,
-    rolling,
-    sell_out,
+    rolling, sell_out,
 };
 use crate::environment::Environment;
 use crate::proxy::frames::Protocol;

@@ -1,7 +1,7 @@
 //! What tests of every crate need: a private Redis on a free port, and the addresses of the others.
 
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -45,19 +45,31 @@ impl PrivateRedis {
     /// # Panics
     /// When it does not within 10 s.
     pub fn start() -> Self {
+        Self::start_under(|_| Vec::new())
+    }
+
+    /// The same, started by another program (`strace -D …`, `env NAME=value`), which must become it:
+    /// the process that is started is the one that is killed. After a crash it starts without. The
+    /// program's words may depend on where the data is.
+    ///
+    /// # Panics
+    /// When it does not answer within 10 s.
+    pub fn start_under(prefix: impl FnOnce(&Path) -> Vec<String>) -> Self {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("sluice-test-redis-{}-{number}", std::process::id());
         let directory = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&directory).expect("a directory for redis");
         let port = free_port();
-        let child = Self::spawn(&directory, port);
+        let child = Self::spawn(prefix(&directory), &directory, port);
         let redis = Self { child, directory, port };
         redis.wait();
         redis
     }
 
-    fn spawn(directory: &std::path::Path, port: u16) -> Child {
-        Command::new(required("SLUICE_TEST_REDIS_SERVER"))
+    fn spawn(mut words: Vec<String>, directory: &Path, port: u16) -> Child {
+        words.push(required("SLUICE_TEST_REDIS_SERVER"));
+        Command::new(&words[0])
+            .args(&words[1..])
             .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""])
             .args(["--appendonly", "yes", "--appendfsync", "always"])
             .args(["--maxmemory-policy", "noeviction", "--dir"])
@@ -107,16 +119,35 @@ impl PrivateRedis {
     /// When it does not come back within 10 s.
     pub fn crash_and_restart(&mut self) {
         self.crash();
-        self.child = Self::spawn(&self.directory, self.port);
+        self.child = Self::spawn(Vec::new(), &self.directory, self.port);
         self.wait();
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Where it keeps its data.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Whether it has ended by itself.
+    ///
+    /// # Panics
+    /// When the process cannot be asked for.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("redis-server's end").is_some()
     }
 
     /// kill -9.
     ///
     /// # Panics
-    /// When the process cannot be killed.
+    /// When the process does not end.
     pub fn crash(&mut self) {
-        self.child.kill().expect("redis-server can be killed");
+        // It may have ended by itself.
+        let _ = self.child.kill();
         self.child.wait().expect("redis-server ends");
     }
 }

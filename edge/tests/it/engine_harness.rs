@@ -73,6 +73,18 @@ impl Vhost {
         eventually("the management API lists the relay", SOON, cut).await;
     }
 
+    /// Asks the management API for something of this virtual host: `/api/{what}/{vhost}/{rest}`.
+    pub(crate) fn manage(&self, method: &str, what: &str, rest: &str, body: &str) {
+        let base = required("SLUICE_TEST_AMQP_MANAGEMENT_URL");
+        let url = format!("{base}/api/{what}/{}/{rest}", self.0);
+        let mut curl = Command::new("curl");
+        curl.args(["-sf", "-X", method, &url]);
+        if !body.is_empty() {
+            curl.args(["-H", "Content-Type: application/json", "-d", body]);
+        }
+        assert!(curl.status().unwrap().success(), "{method} {url} {body}");
+    }
+
     pub(crate) async fn link(&self) -> Link {
         Link::connect(&self.url(), "test").await.unwrap()
     }
@@ -83,13 +95,18 @@ impl Vhost {
 
     /// The next `count` orders out of all write queues.
     pub(crate) async fn orders(&self, count: usize) -> Vec<Accepted> {
+        self.orders_until(|found| found.len() >= count).await
+    }
+
+    /// Orders out of all write queues until there are enough.
+    pub(crate) async fn orders_until(&self, enough: impl Fn(&[Accepted]) -> bool) -> Vec<Accepted> {
         let (link, mut found) = (self.link().await, Vec::new());
         let mut consumers = Vec::new();
         for shard in 0..SHARDS {
             consumers.push(link.consumer(&write_queue(shard), "test", 1000).await.unwrap());
         }
         let read = async {
-            while found.len() < count {
+            while !enough(&found) {
                 for consumer in &mut consumers {
                     let next = tokio::time::timeout(Duration::from_millis(20), consumer.next()).await;
                     let Ok(next) = next else { continue };
@@ -149,7 +166,11 @@ impl Default for Offer {
 
 impl World {
     pub(crate) async fn start() -> Self {
-        let redis = PrivateRedis::start();
+        Self::start_on(PrivateRedis::start()).await
+    }
+
+    /// The same on a Redis that is there.
+    pub(crate) async fn start_on(redis: PrivateRedis) -> Self {
         let (shop, vhost) = (redis.connect(), Vhost::new());
         Self { redis, shop, vhost, warden: WardenScripts::default() }
     }
@@ -236,6 +257,11 @@ impl World {
         self.shop.run("testing", &command).await.unwrap()
     }
 
+    /// Units of `phone` left.
+    pub(crate) async fn left(&self, shelf: &Shelf) -> i64 {
+        self.ask("HGET", &[&shelf.stock(), "phone"]).await
+    }
+
     pub(crate) async fn journal(&self, shelf: &Shelf) -> usize {
         self.ask("XLEN", &[&shelf.journal()]).await
     }
@@ -259,12 +285,17 @@ impl World {
         edge
     }
 
-    pub(crate) async fn admit(&self, edge: &Edge, shelf: &Shelf, epoch: u64) {
-        let beats = || async { self.heartbeat(&edge.name).await.is_some() };
+    /// Takes an edge into the register, as a warden does once it hears of it.
+    pub(crate) async fn register(&self, name: &str, shelf: &Shelf, epoch: u64) {
+        let beats = || async { self.heartbeat(name).await.is_some() };
         eventually("a heartbeat", SOON, beats).await;
-        let instance = self.heartbeat(&edge.name).await.unwrap().instance;
+        let instance = self.heartbeat(name).await.unwrap().instance;
         self.ask::<u64>("HSET", &[REGISTER, instance.as_str(), "1"]).await;
         self.lease(shelf, epoch, &[instance]).await;
+    }
+
+    pub(crate) async fn admit(&self, edge: &Edge, shelf: &Shelf, epoch: u64) {
+        self.register(&edge.name, shelf, epoch).await;
         let sells = || async { edge.engine.sale(shelf.sale.as_str()).is_some_and(|sale| !sale.frozen()) };
         eventually("the edge sells", SOON, sells).await;
     }
