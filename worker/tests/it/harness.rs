@@ -3,6 +3,7 @@
 
 pub mod broker;
 pub mod database;
+pub mod process;
 pub mod world;
 
 pub use broker::Vhost;

@@ -1,21 +1,16 @@
 //! The program itself: its command line, its configuration, and how it ends.
 
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Output;
+use std::time::Duration;
 
 use sluice_shared::testing::{eventually, free_port};
 
+use crate::harness::process::{Worker, program};
 use crate::harness::world::verify_ledger;
 use crate::harness::{World, accepted};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const ROWS: &str = "SELECT count(*) FROM orders";
-
-fn program() -> Command {
-    let mut program = Command::new(env!("CARGO_BIN_EXE_sluice-worker"));
-    program.env_clear().stdin(Stdio::null());
-    program
-}
 
 fn run(arguments: &[&str]) -> Output {
     program().args(arguments).output().unwrap()
@@ -23,46 +18,6 @@ fn run(arguments: &[&str]) -> Output {
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// A worker process, killed when dropped.
-struct Worker(Child);
-
-impl Worker {
-    fn start(world: &World, roles: &[&str], more: &[(&str, String)]) -> Self {
-        let mut program = program();
-        program
-            .env("SLUICE__DATABASE__URL", &world.db.url)
-            .env("SLUICE__AMQP__URL", &world.broker.url)
-            .env("SLUICE__REDIS__URL", world.server.url())
-            .env("SLUICE__ORDERS__SHARDS", "2")
-            .envs(more.iter().map(|(name, value)| (name, value)));
-        Self(program.args(roles).stderr(Stdio::null()).spawn().unwrap())
-    }
-
-    fn signal(&self, name: &str) {
-        let kill = format!("kill -{name} {}", self.0.id());
-        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
-    }
-
-    async fn end(&mut self) -> Option<i32> {
-        let end = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.0.try_wait().unwrap() {
-                return status.code();
-            }
-            assert!(Instant::now() < end, "the process does not end");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 #[test]
@@ -123,13 +78,13 @@ async fn migrating_twice_is_no_mistake() {
 #[tokio::test]
 async fn sigterm_finishes_what_was_begun_and_exits_0() {
     let world = World::new(&[("phone", 10_000)]).await;
-    let mut worker = Worker::start(&world, &["orders", "outbox", "saga", "timeout"], &[]);
+    let mut worker = Worker::start(&world.urls(), &["orders", "outbox", "saga", "timeout"], &[]);
     let orders: Vec<_> = (0..3000).map(|n| accepted(&format!("u{n}"), "phone=1")).collect();
     world.broker.publish_orders(&orders).await;
     eventually("some rows", PATIENCE, async || world.db.count(ROWS).await > 0).await;
     worker.signal("TERM");
-    assert_eq!(worker.end().await, Some(0));
-    let _next = Worker::start(&world, &["orders"], &[]);
+    assert_eq!(worker.end().await.code(), Some(0));
+    let _next = Worker::start(&world.urls(), &["orders"], &[]);
     eventually("all rows", PATIENCE, async || world.db.count(ROWS).await == 3000).await;
     verify_ledger(&world.db).await;
 }
@@ -141,7 +96,7 @@ async fn a_process_that_is_killed_again_and_again_loses_nothing_and_writes_nothi
     world.broker.publish_orders(&orders).await;
     let (mut seen, mut kills) = (0, 0);
     while seen < 5000 {
-        let mut worker = Worker::start(&world, &["orders", "outbox"], &[]);
+        let mut worker = Worker::start(&world.urls(), &["orders", "outbox"], &[]);
         let before = seen;
         let more = async || world.db.count(ROWS).await > before;
         eventually("more rows", PATIENCE, more).await;
@@ -165,20 +120,20 @@ async fn a_process_starts_and_waits_while_every_server_is_away() {
         ("SLUICE__REDIS__URL", format!("redis://{nowhere}")),
         ("SLUICE__STATUS__LISTEN", format!("127.0.0.1:{}", free_port())),
     ];
-    let mut worker = Worker::start(&world, &["orders", "outbox", "saga", "timeout"], &more);
+    let mut worker = Worker::start(&world.urls(), &["orders", "outbox", "saga", "timeout"], &more);
     let live = async || get(&format!("http://{}/-/live", more[3].1)).await.is_some();
     eventually("it lives", PATIENCE, live).await;
     let (status, why) = get(&format!("http://{}/-/ready", more[3].1)).await.unwrap();
     assert_eq!((status, why.lines().count()), (503, 2), "{why}");
     worker.signal("TERM");
-    assert_eq!(worker.end().await, Some(0));
+    assert_eq!(worker.end().await.code(), Some(0));
 }
 
 #[tokio::test]
 async fn metrics_and_health_are_served_where_they_are_asked_for() {
     let world = World::new(&[("phone", 10)]).await;
     let listen = format!("127.0.0.1:{}", free_port());
-    let worker = Worker::start(&world, &["orders"], &[("SLUICE__STATUS__LISTEN", listen.clone())]);
+    let worker = Worker::start(&world.urls(), &["orders"], &[("SLUICE__STATUS__LISTEN", listen.clone())]);
     world.broker.publish_orders(&[accepted("alice", "phone=1")]).await;
     let ready =
         async || get(&format!("http://{listen}/-/ready")).await.is_some_and(|(status, _)| status == 200);

@@ -33,6 +33,8 @@ pub struct Place {
     pub db: TestDatabase,
     pub broker: Vhost,
     pub server: PrivateRedis,
+    /// Where Redis is reached: the server's own address, or that of a proxy before it.
+    pub url: String,
     pub redis: Redis,
     pub shelf: Shelf,
     pub number: u32,
@@ -95,6 +97,10 @@ impl Edge {
     }
 }
 
+fn connect(url: &str) -> Redis {
+    Redis::lazy(url, Duration::from_secs(2)).unwrap()
+}
+
 pub fn sku(text: &str) -> SkuId {
     SkuId::parse(text).unwrap()
 }
@@ -110,6 +116,11 @@ pub fn actor() -> Actor {
 impl Place {
     /// Sale `demo`, known to the back office only.
     pub async fn new(stock: u64) -> Self {
+        Self::new_through(stock, PrivateRedis::url).await
+    }
+
+    /// The same, reaching Redis at another address.
+    pub async fn new_through(stock: u64, through: impl FnOnce(&PrivateRedis) -> String) -> Self {
         let (db, broker, server) = (TestDatabase::new().await, Vhost::new().await, PrivateRedis::start());
         let sale = SaleId::parse("demo").unwrap();
         let now = Millis::now();
@@ -139,19 +150,29 @@ impl Place {
             items: vec![item],
         };
         let made = db.store.create_sale(&new, &actor()).await.unwrap().unwrap();
-        let redis = server.connect();
-        Self { db, broker, server, redis, shelf: Shelf::new(sale, 0), number: made.number }
+        let url = through(&server);
+        let redis = connect(&url);
+        Self { db, broker, server, url, redis, shelf: Shelf::new(sale, 0), number: made.number }
     }
 
     /// The same, open and served by a warden, with one edge registered; the orders role runs.
     pub async fn open(stock: u64) -> (Self, Process, Process, Edge) {
-        let place = Self::new(stock).await;
+        Self::new(stock).await.opened().await
+    }
+
+    pub async fn opened(self) -> (Self, Process, Process, Edge) {
+        let place = self;
         place.step(SaleStep::Preloaded).await;
         place.step(SaleStep::Open).await;
         let (warden, orders) = (place.warden(""), place.orders());
         let edge = place.edge("a", "lock", 1);
         place.until_sells(&edge).await;
         (place, warden, orders, edge)
+    }
+
+    /// Where PostgreSQL, RabbitMQ and Redis are.
+    pub fn urls(&self) -> [String; 3] {
+        [self.db.url.clone(), self.broker.url.clone(), self.url.clone()]
     }
 
     pub async fn step(&self, to: SaleStep) {
@@ -168,8 +189,7 @@ impl Place {
         };
         let file = format!(
             "{database}[amqp]\nurl = \"{}\"\n[redis]\nurl = \"{}\"\n[orders]\nshards = {SHARDS}\n{more}",
-            self.broker.url,
-            self.server.url()
+            self.broker.url, self.url
         );
         let config = Config::read(Settings::merge(DEFAULTS, Some(&file), []), &[Role::Reconcile]).unwrap();
         Context::new(config).unwrap()
@@ -212,7 +232,7 @@ impl Place {
             broker: true,
         };
         let (answers, draining, held) = (edge.answers.clone(), edge.draining.clone(), edge.held.clone());
-        let task = tokio::spawn(beat_on(self.server.connect(), beat, answers, draining, held));
+        let task = tokio::spawn(beat_on(connect(&self.url), beat, answers, draining, held));
         Edge { task, ..edge }
     }
 

@@ -190,6 +190,11 @@ impl World {
         Self { db, broker, server, redis, context, shelf, scripts }
     }
 
+    /// Where PostgreSQL, RabbitMQ and Redis are.
+    pub fn urls(&self) -> [String; 3] {
+        [self.db.url.clone(), self.broker.url.clone(), self.server.url()]
+    }
+
     /// Another process with the same settings.
     pub fn process(&self) -> Context {
         context(&self.db.url, &self.broker.url, &self.server.url())
