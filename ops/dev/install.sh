@@ -27,6 +27,9 @@ PEER_NEEDS=(
   "faketime:/usr/lib/*/faketime/libfaketime.so.1"
 )
 
+# What tests make disks fail with.
+TEST_NEEDS=(strace:strace)
+
 may_install() { [ "$(id -u)" = 0 ] || { command -v sudo >/dev/null && sudo -n true 2>/dev/null; }; }
 
 as_root() {

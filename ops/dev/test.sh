@@ -100,7 +100,7 @@ command_test() {
   trap finish_tests EXIT
   trap 'exit 130' INT
   trap 'exit 143' TERM
-  install_missing "${BUILD_NEEDS[@]}" "${SERVER_NEEDS[@]}" "${PEER_NEEDS[@]}"
+  install_missing "${BUILD_NEEDS[@]}" "${SERVER_NEEDS[@]}" "${PEER_NEEDS[@]}" "${TEST_NEEDS[@]}"
   find_cargo
   need_cargo_parts
   # What an earlier run left behind, killed in the middle.

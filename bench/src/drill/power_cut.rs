@@ -70,6 +70,7 @@ pub fn run(setting: &Setting, ask: &PowerCut) -> Result<bool> {
         );
         scene.verdicts.say(took <= LIMIT, text);
     }
+    scene.resolve(&mut tally)?;
     let taken = accepted(&tally.entries()?);
     scene.audit("after it all", u64::from(taken))?;
     scene.close(tally, &Rules { stock: buyers, per_user: 1, returns: false, taken: None })

@@ -4,6 +4,7 @@
 mod address;
 mod compose;
 mod delay;
+mod failures;
 mod fence;
 mod model;
 mod orders;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use sluice_shared::script::Script;
 
-fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
@@ -30,7 +30,7 @@ fn files(folders: &[&str], ending: &str) -> Vec<(String, String)> {
     found
 }
 
-fn rust() -> Vec<(String, String)> {
+pub(crate) fn rust() -> Vec<(String, String)> {
     files(&["shared", "edge", "worker", "nginx-compat", "bench", "model"], ".rs")
 }
 
