@@ -14,7 +14,7 @@ use sluice_shared::clock::Millis;
 use super::{Ask, Scene, Setting};
 use crate::admin::Offer;
 use crate::client::Kind;
-use crate::client::outcome::{ACCEPTED, REPLAYED, UNAVAILABLE};
+use crate::client::outcome::{ACCEPTED, Outcome, REPLAYED, UNAVAILABLE};
 use crate::oracle::{Rules, accepted};
 use crate::report::Tally;
 use balancer::{Balancer, Targets};
@@ -36,6 +36,8 @@ pub struct Rolling {
 
 /// The longest that one restart may take on average.
 const SECONDS_EACH: u32 = 12;
+/// How often a token is sent whose outcome Redis told too late.
+const ATTEMPTS: u32 = 100;
 /// Threads that buy, each over its own connections.
 const THREADS: u32 = 8;
 
@@ -105,8 +107,9 @@ impl Crowd<'_> {
                 .context("minting a token")?;
             let request = self.scene.buyers.order_request(buyer, &token, 1);
             let ask = Ask { buyer, order: &order, units: 1, request };
-            let (mut kind, mut allowed) = (Kind::Buy, [ACCEPTED, UNAVAILABLE].as_slice());
-            loop {
+            let mut kind = Kind::Buy;
+            let mut allowed: &[Outcome] = &[ACCEPTED, UNAVAILABLE];
+            for _ in 0..ATTEMPTS {
                 let sent = self.scene.now();
                 let answer = balancer.call(&ask.request);
                 let (entry, outcome) = (self.scene.entry(kind, &ask, sent, &answer), answer.outcome);
@@ -118,7 +121,8 @@ impl Crowd<'_> {
                     break;
                 }
                 // Redis was late, which is no edge's doing: how often is judged, and the token tells.
-                (kind, allowed) = (Kind::Again, &[ACCEPTED, REPLAYED, UNAVAILABLE]);
+                kind = Kind::Again;
+                allowed = &[ACCEPTED, REPLAYED, UNAVAILABLE];
             }
         }
         self.stale.fetch_add(balancer.stale(), Ordering::Relaxed);
