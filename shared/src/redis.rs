@@ -137,7 +137,7 @@ impl Redis {
         for command in commands {
             pipeline.add_command(command);
         }
-        let mut manager = self.manager.clone();
+        let mut manager = ConnectionManager::clone(&self.manager.load());
         let value: Value =
             pipeline.query_async(&mut manager).await.map_err(|error| Fault::of(doing, &error))?;
         T::from_redis_value(value).map_err(|error| Fault::Unreadable { doing, why: error.to_string() })

@@ -111,12 +111,7 @@ pub(crate) fn directory() -> PathBuf {
 }
 
 /// A configuration; `settings` are `section.key = value` lines that go over it.
-pub(crate) fn configuration(
-    ports: [u16; 2],
-    redis: &str,
-    state: &Path,
-    settings: &[(&str, &str)],
-) -> String {
+pub(crate) fn configuration(ports: [u16; 2], redis: &str, state: &Path, settings: &[(&str, &str)]) -> String {
     let text = |text: &str| format!("{text:?}");
     let mut all: Vec<(String, String)> = vec![
         ("listen.public".into(), format!("[\"127.0.0.1:{}\"]", ports[0])),
