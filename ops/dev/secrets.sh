@@ -56,7 +56,7 @@ PORTS=(
 # up when another program has it (the edge's does not: it is what people type).
 choose_ports() {
   local entry name process port moves variable file=$STATE/ports
-  local -A kept=()
+  local -A kept=() chosen=()
   load_kept_ports "$file"
   for entry in "${PORTS[@]}"; do
     read -r name process port moves <<<"$entry"
@@ -71,6 +71,9 @@ choose_ports() {
       [ "$moves" = moves ] || die "port $port is taken by another program: free it, or set $variable"
       port=$(port_free_from "$port")
     fi
+    # Nobody listens yet on a port that was chosen just now.
+    while [ -n "${chosen[$port]:-}" ] && [ "$moves" = moves ]; do port=$(port_free_from $((port + 100))); done
+    chosen[$port]=$name
     printf -v "$name" '%s' "$port"
   done
   for entry in "${PORTS[@]}"; do
