@@ -70,6 +70,8 @@ impl Shop {
             .env("SLUICE__REDIS__DEADLINE_MS", "2000")
             .env("SLUICE__AMQP__URL", &place.broker.url)
             .env("SLUICE__RELAY__SHARDS", SHARDS.to_string())
+            // With a copy of its own the edge would not let it be lost.
+            .env("SLUICE__RELAY__SPARE_MAX", "0")
             .env("SLUICE__API__ADDRESS", office.to_string())
             .env("SLUICE__API__SECRET", SECRET)
             .stdin(Stdio::null())
