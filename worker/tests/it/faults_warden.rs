@@ -3,11 +3,12 @@
 use std::os::unix::process::ExitStatusExt;
 
 use sluice_shared::failpoint;
+use sluice_shared::ids::OrderId;
 use sluice_shared::redis::cmd;
 use sluice_shared::testing::eventually;
 
 use crate::harness::process::Worker;
-use crate::warden_world::{PATIENCE, Place, Process};
+use crate::warden_world::{Edge, PATIENCE, Place, Process};
 
 /// Each round a new leader re-opens the sale and is killed on the way; the warden that waits finishes.
 async fn killed_on_the_way(points: &[&str], written: bool, lose: impl AsyncFn(&mut Place)) {
@@ -15,14 +16,7 @@ async fn killed_on_the_way(points: &[&str], written: bool, lose: impl AsyncFn(&m
     let mut orders = Vec::new();
     for (n, point) in points.iter().enumerate() {
         for buyer in 0..3 {
-            let who = format!("u{n}-{buyer}");
-            // What is nowhere but in Redis may be lost with it: no edge holds anything here.
-            let order = if written {
-                Ok(place.bought(&edge.instance, &who).await)
-            } else {
-                place.ask(&edge.instance, &who).await
-            };
-            orders.push(order.unwrap().order);
+            orders.push(bought(&place, &edge, &format!("u{n}-{buyer}"), written).await);
         }
         let before = place.epoch().await;
         let mut doomed = doomed(&place, leader, point).await;
@@ -44,6 +38,24 @@ async fn killed_on_the_way(points: &[&str], written: bool, lose: impl AsyncFn(&m
         report.balanced
     };
     eventually("the books balance", PATIENCE, balanced).await;
+}
+
+/// An order, as soon as the sale sells; in the books as well where what is nowhere but in Redis may be
+/// lost with it, for no edge holds anything here.
+async fn bought(place: &Place, edge: &Edge, who: &str, written: bool) -> OrderId {
+    let bought = std::cell::RefCell::new(None);
+    eventually("it sells", PATIENCE, || async {
+        let asked = place.ask(&edge.instance, who).await;
+        asked.map(|order| bought.replace(Some(order))).is_ok()
+    })
+    .await;
+    let order = bought.take().unwrap();
+    if written {
+        // A warden that looks for orders without a row may be first.
+        place.db.store.write_orders(std::slice::from_ref(&order)).await.unwrap();
+        eventually("it has a row", PATIENCE, || place.written(&order.order)).await;
+    }
+    order.order
 }
 
 /// A leading warden that dies at this place, as a process of its own, in the place of another.
