@@ -13,8 +13,8 @@ use sluice_shared::jwt::sign_hs256;
 
 use crate::compare::{self, Compare};
 use crate::drill::{
-    Setting, all, audit, broker_outage, burst, expiry, kill, lost_data, lost_reply, payments, power_cut,
-    rolling, sell_out,
+    Setting, all, audit, broker_outage, burst, chaos, expiry, kill, lost_data, lost_reply, payments,
+    power_cut, rolling, sell_out,
 };
 use crate::environment::Environment;
 use crate::proxy::frames::Protocol;
@@ -119,6 +119,8 @@ enum Drill {
     Payments(payments::Payments),
     /// A large sale is audited while it sells
     Audit(audit::Audit),
+    /// Everything is broken again and again, several things at a time
+    Chaos(chaos::Chaos),
     /// All of them, one after the other
     All(all::All),
 }
@@ -137,6 +139,7 @@ impl Drill {
             Self::Burst(ask) => burst::run(setting, ask),
             Self::Payments(ask) => payments::run(setting, ask),
             Self::Audit(ask) => audit::run(setting, ask),
+            Self::Chaos(ask) => chaos::run(setting, ask),
             Self::All(ask) => all::run(setting, ask),
         }
     }

@@ -131,7 +131,7 @@ impl Drop for Bench {
 }
 
 fn peer_options(scene: &Scene, target: std::net::SocketAddrV4) -> Options {
-    Options { target, bots: 0, ..scene.options(Duration::from_secs(300)) }
+    Options { targets: vec![target], bots: 0, ..scene.options(Duration::from_secs(300)) }
 }
 
 /// Requests for the peer, `count` users from `first` on.

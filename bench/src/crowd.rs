@@ -34,6 +34,9 @@ const AGAIN_HELD: &[Outcome] = &[REPLAYED, UNAVAILABLE];
 const OVER_LIMIT: &[Outcome] = &[PURCHASE_LIMIT, SOLD_OUT, UNAVAILABLE];
 /// A notice is told to come again while the order's row cannot be asked for.
 const PAY: &[Outcome] = &[OK, UNAVAILABLE];
+/// A cancel that is made again may meet what it did before.
+const CANCEL: &[Outcome] =
+    &[OK, UNAVAILABLE, FROZEN, OVERLOADED, CUT, NO_ANSWER, REFUSED, BAD_GATEWAY, Outcome("gateway_timeout")];
 /// What may happen to any request while servers die.
 const ANYTHING: &[Outcome] = &[
     OK,
@@ -101,7 +104,9 @@ pub struct Plan {
     pub faults: bool,
     /// Which share of the orders is paid.
     pub paid: f64,
-    /// How long a buyer needs to pay at most; at least a tenth of it.
+    /// Which share of the others is cancelled.
+    pub cancelled: f64,
+    /// How long a buyer needs to pay or to cancel at most; at least a tenth of it.
     pub pay_after: Duration,
     /// Price of a unit.
     pub price: i64,
@@ -124,6 +129,7 @@ impl Plan {
             mint: false,
             faults: false,
             paid: 0.0,
+            cancelled: 0.0,
             pay_after: Duration::from_millis(1_500),
             price: 100,
             per_user: 1,
@@ -197,6 +203,7 @@ impl Crowd {
         let allowed = match (self.plan.faults, kind) {
             (false, _) => allowed,
             (true, Kind::Again) => ANYTHING_AGAIN,
+            (true, Kind::Cancel) => allowed,
             (true, _) => ANYTHING,
         };
         Shot { due, kind, buyer, order: None, units: 1, request, allowed, lane: Lane::Crowd, attempt: 0 }
@@ -264,11 +271,22 @@ impl Crowd {
         if manner == Manner::Second && held && shot.kind == Kind::Buy {
             more.extend(self.second(shot.buyer, later));
         }
-        if held && self.random.random_bool(self.plan.paid) {
-            let most = u64::try_from(self.plan.pay_after.as_micros()).unwrap_or(u64::MAX).max(1);
-            let due = now + self.random.random_range(most / 10..=most);
-            more.extend(self.payment(shot, due));
+        if !held {
+            return;
         }
+        let most = u64::try_from(self.plan.pay_after.as_micros()).unwrap_or(u64::MAX).max(1);
+        let due = now + self.random.random_range(most / 10..=most);
+        if self.random.random_bool(self.plan.paid) {
+            more.extend(self.payment(shot, due));
+        } else if self.random.random_bool(self.plan.cancelled) {
+            more.extend(self.cancel(shot, due));
+        }
+    }
+
+    fn cancel(&self, shot: &Shot, due: Micros) -> Option<Shot> {
+        let order = shot.order?;
+        let request = self.buyers.cancel_request(shot.buyer, &order);
+        Some(Shot { order: Some(order), ..self.shot(due, Kind::Cancel, shot.buyer, request, CANCEL) })
     }
 
     fn second(&self, buyer: u32, due: Micros) -> Option<Shot> {
@@ -337,7 +355,9 @@ impl Load for Crowd {
         }
         match shot.kind {
             Kind::Token if outcome == OK => self.buy(shot, answer, now, more),
-            Kind::Pay if outcome != OK && outcome.is_transient() => self.retry(shot, now, more),
+            Kind::Pay | Kind::Cancel if outcome != OK && outcome.is_transient() => {
+                self.retry(shot, now, more)
+            }
             Kind::Token | Kind::Buy | Kind::Again if self.plan.faults && outcome.is_transient() => {
                 self.retry(shot, now, more);
             }

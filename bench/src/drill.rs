@@ -4,6 +4,7 @@ pub mod all;
 pub mod audit;
 pub mod broker_outage;
 pub mod burst;
+pub mod chaos;
 pub mod expiry;
 pub mod kill;
 pub mod lost_data;
@@ -173,7 +174,7 @@ impl Scene {
     pub fn options(&self, limit: Duration) -> Options {
         Options {
             base: self.base,
-            target: self.setting.environment.edge,
+            targets: self.setting.environment.edges.clone(),
             connections: self.setting.connections,
             bots: 32,
             patience: Duration::from_secs(10),

@@ -13,6 +13,8 @@ pub struct Environment {
     pub directory: PathBuf,
     /// The gate's public listener.
     pub edge: SocketAddrV4,
+    /// The public listeners of every gate, that one among them.
+    pub edges: Vec<SocketAddrV4>,
     /// The gate's private listener.
     pub edge_admin: SocketAddrV4,
     /// The back office.
@@ -54,6 +56,7 @@ impl Environment {
         Ok(Self {
             directory: parent.unwrap_or(Path::new(".")).to_owned(),
             edge: loopback(&need("SLUICE_EDGE_URL")?)?,
+            edges: vec![loopback(&need("SLUICE_EDGE_URL")?)?],
             edge_admin: loopback(&need("SLUICE_EDGE_ADMIN_URL")?)?,
             api: loopback(&need("SLUICE_API_URL")?)?,
             amqp: loopback(&need("SLUICE_AMQP_URL")?)?,
@@ -70,6 +73,16 @@ impl Environment {
     pub fn database(&self) -> Result<SocketAddrV4> {
         let url = self.values.get("SLUICE_DATABASE_URL").context("SLUICE_DATABASE_URL is not known")?;
         loopback(url)
+    }
+
+    /// The value of a name.
+    pub fn value(&self, name: &str) -> Result<&str> {
+        self.values.get(name).map(String::as_str).with_context(|| format!("{name} is not known"))
+    }
+
+    /// Gives a name another value, for programs that are started.
+    pub fn set(&mut self, name: &str, value: String) {
+        self.values.insert(name.to_owned(), value);
     }
 
     /// All names and values, for programs that are started.

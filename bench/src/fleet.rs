@@ -7,6 +7,7 @@
 
 mod base;
 mod member;
+pub mod redis;
 
 use std::net::SocketAddrV4;
 use std::path::PathBuf;
@@ -223,6 +224,11 @@ impl Fleet {
     /// The value of a metric of a member, added up over its labels.
     pub fn metric(&self, name: &str, metric: &str) -> Result<f64> {
         self.member(name)?.metric(metric)
+    }
+
+    /// Names of the edges.
+    pub fn edges(&self) -> impl Iterator<Item = &str> {
+        self.members.iter().filter(|member| member.kind == Kind::Edge).map(|member| member.name.as_str())
     }
 
     /// Ends every fault of every way.

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::OpenOptions;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -115,6 +116,29 @@ impl Servers {
 
     /// Starts a server that was ended, as it was.
     pub fn start(&mut self, name: &str) -> Result<()> {
+        if name != "postgres" {
+            return self.spawn(name);
+        }
+        // What a killed server's children still hold, they let go within seconds; until then it ends.
+        let file = self.directory.join("postgres/data/postmaster.pid");
+        wait_for("PostgreSQL", Duration::from_secs(60), || {
+            if self.pid(name).is_err() {
+                forget_zombie(&file)?;
+                self.spawn(name)?;
+            }
+            let child = self.children.get_mut(name);
+            if let Some(status) = child.map(Child::try_wait).transpose()?.flatten() {
+                bail!("it has ended: {status}");
+            }
+            let (pid, text) = (self.pid(name)?, std::fs::read_to_string(&file)?);
+            let mut lines = text.lines();
+            let own = lines.next().is_some_and(|line| line.trim() == pid.to_string());
+            let ready = lines.nth(6).is_some_and(|line| line.starts_with("ready"));
+            if own && ready { Ok(()) } else { bail!("it is starting") }
+        })
+    }
+
+    fn spawn(&mut self, name: &str) -> Result<()> {
         let recipe = self.recipes.get(name).with_context(|| format!("{name} was not stopped here"))?;
         let log = self.directory.join("logs").join(format!("{name}.log"));
         let log = OpenOptions::new().create(true).append(true).open(&log).context("opening its log")?;
@@ -207,33 +231,48 @@ impl Recipe {
     }
 }
 
-/// What starts a program as the user that this process has: PostgreSQL does not run as root, but as
-/// another user, or as root in a namespace that shows it another.
+/// PostgreSQL does not run as root: `./dev` starts it in a user namespace that shows it another user, or
+/// as that user. A process's command line does not tell.
 fn as_its_user(pid: i32, program: OsString, arguments: Vec<OsString>) -> Result<(OsString, Vec<OsString>)> {
-    let file = |what: &str| std::fs::read_to_string(format!("/proc/{pid}/{what}"));
-    let id = |status: &str, name: &str| {
-        status.lines().find_map(|line| line.strip_prefix(name)).and_then(first_number)
+    let namespace = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/user"));
+    let shown = |map: &str| -> Result<String> {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/{map}"))?;
+        text.split_ascii_whitespace().next().map(str::to_owned).with_context(|| format!("{map} is empty"))
     };
-    let space = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/user"));
-    let ids = if space(&pid.to_string())? == space("self")? {
-        let (its, ours) = (file("status")?, std::fs::read_to_string("/proc/self/status")?);
-        let (user, group) = (id(&its, "Uid:"), id(&its, "Gid:"));
-        (user != id(&ours, "Uid:")).then_some(("setpriv", user, group))
+    let owner = std::fs::metadata(format!("/proc/{pid}"))?;
+    let prefix = if namespace(&pid.to_string())? != namespace("self")? {
+        let (user, group) = (shown("uid_map")?, shown("gid_map")?);
+        vec![
+            "unshare".to_owned(),
+            "-U".to_owned(),
+            format!("--map-user={user}"),
+            format!("--map-group={group}"),
+        ]
+    } else if owner.uid() != std::fs::metadata("/proc/self")?.uid() {
+        let (user, group) = (owner.uid(), owner.gid());
+        let user = [format!("--reuid={user}"), format!("--regid={group}"), "--clear-groups".to_owned()];
+        std::iter::once("setpriv".to_owned()).chain(user).collect()
     } else {
-        Some(("unshare", first_number(&file("uid_map")?), first_number(&file("gid_map")?)))
+        return Ok((program, arguments));
     };
-    let Some((by, user, group)) = ids else { return Ok((program, arguments)) };
-    let (user, group) = user.zip(group).with_context(|| format!("whose process {pid} is"))?;
-    let words = match by {
-        "setpriv" => vec![format!("--reuid={user}"), format!("--regid={group}"), "--clear-groups".to_owned()],
-        _ => vec!["-U".to_owned(), format!("--map-user={user}"), format!("--map-group={group}")],
-    };
-    let all = words.into_iter().map(OsString::from).chain([program]).chain(arguments);
-    Ok((by.into(), all.collect()))
+    let mut words = prefix.into_iter().map(OsString::from).chain(std::iter::once(program)).chain(arguments);
+    let first = words.next().unwrap_or_default();
+    Ok((first, words.collect()))
 }
 
-fn first_number(line: &str) -> Option<u32> {
-    line.split_ascii_whitespace().next()?.parse().ok()
+/// A server that died but was not reaped still counts as alive to PostgreSQL, and where nobody reaps it
+/// would for ever. Its pid is replaced by one that cannot exist; the rest of the file, which guards the
+/// shared memory, stays.
+fn forget_zombie(file: &Path) -> Result<()> {
+    let Ok(text) = std::fs::read_to_string(file) else { return Ok(()) };
+    let Some((pid, rest)) = text.split_once('\n') else { return Ok(()) };
+    let gone = pid.trim().parse().is_ok_and(|pid| !runs(pid));
+    if gone && Path::new(&format!("/proc/{}", pid.trim())).exists() {
+        let none = std::fs::read_to_string("/proc/sys/kernel/pid_max")?;
+        // In place: the file stays its owner's.
+        std::fs::write(file, format!("{}\n{rest}", none.trim())).context("forgetting a dead PostgreSQL")?;
+    }
+    Ok(())
 }
 
 /// `NAME=value`.

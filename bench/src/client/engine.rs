@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
@@ -31,8 +31,8 @@ const SWEEP: Micros = 100_000;
 /// How the load is made.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The gate.
-    pub target: SocketAddrV4,
+    /// The gates; connections are spread over them, so that a second attempt may meet another.
+    pub targets: Vec<SocketAddrV4>,
     /// Connections of the crowd.
     pub connections: usize,
     /// Connections of the bots.
@@ -121,12 +121,12 @@ impl Engine {
                 .context("timer")?;
         epoll.add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER)).context("epoll")?;
         let all = options.connections + options.bots;
+        if options.targets.is_empty() {
+            bail!("a load needs a target");
+        }
         let connection = |at: usize| {
-            Connection::new(
-                source(at, options.connections),
-                options.target,
-                u64::try_from(at).unwrap_or(TIMER),
-            )
+            let target = options.targets[at % options.targets.len()];
+            Connection::new(source(at, options.connections), target, u64::try_from(at).unwrap_or(TIMER))
         };
         Ok(Self {
             epoll,
@@ -151,7 +151,9 @@ impl Engine {
     /// Connects before the clock starts, so that no buyer's time is the kernel's.
     fn warm_up(&mut self) -> Result<()> {
         for connection in &mut self.connections {
-            connection.open(&self.epoll).with_context(|| format!("connecting to {}", self.options.target))?;
+            connection
+                .open(&self.epoll)
+                .with_context(|| format!("connecting to {:?}", self.options.targets))?;
         }
         let (deadline, mut scratch) = (Instant::now() + Duration::from_secs(5), vec![0; 4096]);
         let mut events = vec![EpollEvent::empty(); 1024];

@@ -154,7 +154,7 @@ impl Thief {
 }
 
 /// The file that Redis wrote to last.
-fn newest(folder: &Path) -> Result<PathBuf> {
+pub fn newest(folder: &Path) -> Result<PathBuf> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))? {
         let path = entry?.path();

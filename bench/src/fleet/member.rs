@@ -27,6 +27,7 @@ const POOL: i64 = 6;
 #[derive(Debug)]
 pub(super) struct Member {
     pub(super) name: String,
+    pub(super) kind: Kind,
     /// Where an edge listens for buyers.
     pub(super) public: SocketAddrV4,
     /// `/metrics`, `/-/live`, `/-/ready`.
@@ -75,7 +76,7 @@ impl Member {
         write_private(&file, &table)?;
         let mut arguments: Vec<String> = roles.iter().map(|role| (*role).to_owned()).collect();
         arguments.extend(["--config".to_owned(), file.display().to_string()]);
-        Ok(Self { name: name.to_owned(), public, private, program, arguments, child: Mutex::new(None) })
+        Ok(Self { name: name.to_owned(), kind, public, private, program, arguments, child: Mutex::new(None) })
     }
 
     fn child(&self) -> MutexGuard<'_, Option<Child>> {

@@ -75,7 +75,7 @@ fn drive(
 ) -> (Ran, Kept) {
     let (patience, limit) = (Duration::from_millis(300), Duration::from_secs(20));
     let base = std::time::Instant::now();
-    let options = Options { target, connections, bots: 0, patience, limit, base };
+    let options = Options { targets: vec![target], connections, bots: 0, patience, limit, base };
     let mut load = Plain { schedule: Schedule::new(profile, 0, count), follow_ups };
     let mut kept = Kept::default();
     let ran = run(&options, &mut load, &mut kept).unwrap();
