@@ -215,7 +215,7 @@ impl Engine {
         let settled = tokio::time::timeout(config.redis_deadline * 2, self.settle()).await.is_ok();
         tasks.shutdown().await;
         if settled {
-            beat::leave(&self.seat, &cold).await;
+            beat::leave(core, book, &self.seat, &cold).await;
         } else {
             let held = core.held().len();
             tracing::warn!(held, "stopped with orders unconfirmed; the journal has them");

@@ -152,6 +152,8 @@ pub struct Heartbeat {
     pub held: u64,
     /// Whether it is shutting down.
     pub draining: bool,
+    /// Whether this is its last word: it has ended, and holds nothing.
+    pub gone: bool,
     /// `sale:segment` → the question that it answers: this epoch is closed for good and nothing of it is
     /// held.
     pub closed: BTreeMap<String, Question>,

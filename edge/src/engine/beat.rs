@@ -69,10 +69,7 @@ async fn beat(
     if generation.is_some() && generation != book.now().generation {
         core.refresh.notify_one();
     }
-    let text = serde_json::to_string(&sign(core, book, seat, collection)).unwrap_or_default();
-    let mut set = cmd("HSET");
-    set.arg(EDGES).arg(seat.instance.as_str()).arg(text);
-    redis.run::<u64>("giving a sign of life", &set).await?;
+    give(&sign(core, book, seat, collection), redis).await?;
     Ok(reopening)
 }
 
@@ -91,17 +88,25 @@ fn sign(core: &Core, book: &Book, seat: &Seat, collection: &Collection) -> Heart
         generation: book.now().generation.unwrap_or(0),
         held: held.len() as u64,
         draining: core.draining.load(Ordering::Relaxed),
+        gone: false,
         closed: collection.answers(&held),
         broker: core.connected.load(Ordering::Relaxed),
     }
 }
 
-/// A last sign: nothing is held, nobody need wait for this instance.
-pub(crate) async fn leave(seat: &Seat, redis: &Redis) {
-    let gone = cmd("HDEL").arg(EDGES).arg(seat.instance.as_str()).to_owned();
-    if let Err(why) = redis.run::<u64>("leaving", &gone).await {
+/// A last sign: nothing is held, nobody need wait for this instance. It stays until a warden has read it.
+pub(crate) async fn leave(core: &Core, book: &Book, seat: &Seat, redis: &Redis) {
+    let last = Heartbeat { gone: true, ..sign(core, book, seat, &Collection::default()) };
+    if let Err(why) = give(&last, redis).await {
         tracing::warn!(%why, "could not take leave; the warden will find this edge silent");
     }
+}
+
+async fn give(sign: &Heartbeat, redis: &Redis) -> Result<(), Fault> {
+    let text = serde_json::to_string(sign).unwrap_or_default();
+    let mut set = cmd("HSET");
+    set.arg(EDGES).arg(sign.instance.as_str()).arg(text);
+    redis.run::<u64>("giving a sign of life", &set).await.map(drop)
 }
 
 fn measure(core: &Core, book: &Book) {

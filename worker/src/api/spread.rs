@@ -60,5 +60,6 @@ async fn all_know(redis: &Redis, generation: u64) -> Result<bool, Fault> {
     let edges: Vec<String> = redis.run("reading the edges", &read).await?;
     let now = redis.time().await?;
     let mut edges = edges.iter().filter_map(|text| serde_json::from_str::<Heartbeat>(text).ok());
-    Ok(edges.all(|edge| now.0 - edge.at.0 >= LIVE_MS || edge.generation >= generation))
+    let knows = |edge: Heartbeat| edge.gone || now.0 - edge.at.0 >= LIVE_MS || edge.generation >= generation;
+    Ok(edges.all(knows))
 }

@@ -96,11 +96,10 @@ impl Register {
         let mut commands = Vec::new();
         for (instance, edge) in &self.edges {
             let successor = latest.get(edge.lock.as_str()).filter(|(start, _)| *start > edge.start);
-            let parted = |last: &Heartbeat| last.draining && last.held == 0;
             if let Some((_, successor)) = successor {
                 let why = format!("its successor {successor} holds the lock");
                 commands.push(Command::Strike(instance.clone(), Reason::Dead(why)));
-            } else if !heartbeats.contains_key(instance) && edge.last.as_ref().is_some_and(parted) {
+            } else if heartbeats.get(instance).is_some_and(|last| last.gone) {
                 let why = Reason::Dead("stopped with nothing held".to_owned());
                 commands.push(Command::Strike(instance.clone(), why));
             }
@@ -108,7 +107,8 @@ impl Register {
         for (instance, beat) in heartbeats {
             if let Some(edge) = self.edges.get_mut(instance) {
                 edge.last = Some(beat.clone());
-            } else if latest.get(beat.lock.as_str()).is_some_and(|(start, _)| *start > beat.start)
+            } else if beat.gone
+                || latest.get(beat.lock.as_str()).is_some_and(|(start, _)| *start > beat.start)
                 || self.refused.contains(instance)
             {
                 commands.push(Command::Bury(instance.clone()));
@@ -190,6 +190,7 @@ mod tests {
             generation: 0,
             held: 0,
             draining: false,
+            gone: false,
             closed: BTreeMap::new(),
             broker: true,
         }
@@ -240,15 +241,19 @@ mod tests {
     }
 
     #[test]
-    fn only_a_good_bye_with_nothing_held_is_a_good_bye() {
-        for (draining, held, struck) in [(true, 0, true), (true, 1, false), (false, 0, false)] {
+    fn only_a_good_bye_is_a_good_bye_and_a_later_warden_reads_it_too() {
+        for (draining, gone, there, struck) in
+            [(true, true, true, true), (true, false, true, false), (true, false, false, false)]
+        {
             let mut a = beat("a", "l", 1);
             let mut register = Register::default();
             register.registered(&a, true);
-            (a.draining, a.held) = (draining, held);
-            register.look(&beats(&[&a]));
-            assert_eq!(!strikes(&register.look(&beats(&[]))).is_empty(), struck, "{draining} {held}");
+            (a.draining, a.gone) = (draining, gone);
+            let there = if there { beats(&[&a]) } else { beats(&[]) };
+            assert_eq!(!strikes(&register.look(&there)).is_empty(), struck, "{draining} {gone}");
         }
+        let gone = Heartbeat { gone: true, ..beat("b", "m", 1) };
+        assert_eq!(Register::default().look(&beats(&[&gone])), [Command::Bury(gone.instance.clone())]);
     }
 
     #[test]

@@ -208,6 +208,7 @@ impl World {
             generation,
             held: 0,
             draining: false,
+            gone: false,
             closed: BTreeMap::new(),
             broker: true,
         };

@@ -75,16 +75,30 @@ async fn an_edge_that_leaves_with_nothing_held_is_struck_off() {
     let (place, _warden, _orders, edge) = Place::open(10).await;
     let name = edge.instance.to_string();
     edge.draining.store(true, Ordering::Relaxed);
-    // The warden looks four times a second; the real edge drains for longer.
-    tokio::time::sleep(Duration::from_millis(700)).await;
     edge.leave().await;
     assert_eq!(until_struck(&place, &name).await, "stopped with nothing held");
+}
+
+#[tokio::test]
+async fn a_good_bye_that_no_warden_heard_is_read_by_the_next_one() {
+    let (mut place, warden, _orders, edge) = Place::open(10).await;
+    let name = edge.instance.to_string();
+    warden.stop().await;
+    edge.draining.store(true, Ordering::Relaxed);
+    edge.leave().await;
+    place.server.crash_and_restart();
+    let _warden = place.warden("");
+    assert_eq!(until_struck(&place, &name).await, "stopped with nothing held");
+    eventually("no re-opening waits for it", PATIENCE, || async {
+        place.view().await.is_some_and(|view| view.epochs == [2])
+    })
+    .await;
 }
 
 async fn is_kept(place: &Place, edge: Edge) {
     let name = edge.instance.to_string();
     tokio::time::sleep(Duration::from_millis(700)).await;
-    edge.leave().await;
+    edge.vanish().await;
     tokio::time::sleep(Duration::from_millis(2500)).await;
     assert_eq!(struck(place, &name).await, None);
     assert!(place.meta(&format!("edge:{name}")).await.is_some());

@@ -88,8 +88,20 @@ impl Edge {
         let _ = self.task.await;
     }
 
-    /// It takes its heartbeat away, as an edge that ends in order.
+    /// It says good-bye, as an edge that ends in order.
     pub async fn leave(self) {
+        self.task.abort();
+        let _ = self.task.await;
+        let get = cmd("HGET").arg(EDGES).arg(self.instance.as_str()).to_owned();
+        let text: String = self.redis.run("test", &get).await.unwrap();
+        let last = Heartbeat { gone: true, ..serde_json::from_str(&text).unwrap() };
+        let text = serde_json::to_string(&last).unwrap();
+        let set = cmd("HSET").arg(EDGES).arg(self.instance.as_str()).arg(text).to_owned();
+        self.redis.run::<u64>("test", &set).await.unwrap();
+    }
+
+    /// Its heartbeat is gone, and nobody said why.
+    pub async fn vanish(self) {
         self.task.abort();
         let _ = self.task.await;
         let del = cmd("HDEL").arg(EDGES).arg(self.instance.as_str()).to_owned();
@@ -228,6 +240,7 @@ impl Place {
             generation: 0,
             held: 0,
             draining: false,
+            gone: false,
             closed: BTreeMap::new(),
             broker: true,
         };
