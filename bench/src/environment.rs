@@ -69,12 +69,6 @@ impl Environment {
         })
     }
 
-    /// PostgreSQL.
-    pub fn database(&self) -> Result<SocketAddrV4> {
-        let url = self.values.get("SLUICE_DATABASE_URL").context("SLUICE_DATABASE_URL is not known")?;
-        loopback(url)
-    }
-
     /// The value of a name.
     pub fn value(&self, name: &str) -> Result<&str> {
         self.values.get(name).map(String::as_str).with_context(|| format!("{name} is not known"))

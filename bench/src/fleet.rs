@@ -18,6 +18,7 @@ use nix::sys::signal::Signal;
 
 pub use base::{Base, Stores, address_in, free_port, redirected};
 use member::Member;
+pub use member::metric;
 
 use crate::proxy::Proxy;
 use crate::proxy::frames::Protocol;
@@ -223,7 +224,12 @@ impl Fleet {
 
     /// The value of a metric of a member, added up over its labels.
     pub fn metric(&self, name: &str, metric: &str) -> Result<f64> {
-        self.member(name)?.metric(metric)
+        member::metric(self.member(name)?.private, metric)
+    }
+
+    /// Names of the edges.
+    pub fn edges(&self) -> impl Iterator<Item = &str> {
+        self.members.iter().filter(|member| member.kind == Kind::Edge).map(|member| member.name.as_str())
     }
 
     /// Names of the edges.

@@ -86,7 +86,23 @@ impl Servers {
         Ok(())
     }
 
+    /// Kills several at once: a power cut.
+    pub fn kill_all(&mut self, names: &[&str]) -> Result<()> {
+        let pids: Vec<i32> = names.iter().map(|name| self.note(name)).collect::<Result<_>>()?;
+        for (name, pid) in names.iter().zip(&pids) {
+            kill(Pid::from_raw(*pid), Signal::SIGKILL).with_context(|| format!("SIGKILL to {name}"))?;
+        }
+        names.iter().zip(pids).try_for_each(|(name, pid)| self.wait_end(name, pid))
+    }
+
     fn end(&mut self, name: &str, signal: Signal) -> Result<()> {
+        let pid = self.note(name)?;
+        kill(Pid::from_raw(pid), signal).with_context(|| format!("{signal} to {name}"))?;
+        self.wait_end(name, pid)
+    }
+
+    /// Notes how a server was started; its pid.
+    fn note(&mut self, name: &str) -> Result<i32> {
         let pid = self.pid(name)?;
         let mut recipe = Recipe::of(pid).with_context(|| format!("how {name} was started"))?;
         if name == "redis" {
@@ -96,7 +112,10 @@ impl Servers {
             recipe.environment.retain(|(other, _)| *other != *variable);
         }
         self.recipes.insert(name.to_owned(), recipe);
-        kill(Pid::from_raw(pid), signal).with_context(|| format!("{signal} to {name}"))?;
+        Ok(pid)
+    }
+
+    fn wait_end(&mut self, name: &str, pid: i32) -> Result<()> {
         let mut child = self.children.remove(name);
         wait_for(&format!("the end of {name}"), Duration::from_secs(60), || {
             if let Some(child) = &mut child {

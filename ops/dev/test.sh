@@ -76,10 +76,21 @@ drill_system() {
   SLUICE_EDGE_PORT=$(port_free_from 18080)
   export SLUICE_EDGE_PORT SLUICE_STATE=$TARGET/test-system
   ./dev down --wipe >/dev/null || true
-  ./dev up && "$TARGET/release/sluice-bench" --env "$SLUICE_STATE/env" drill all --small || status=$?
+  ./dev up && "$TARGET/release/sluice-bench" --env "$SLUICE_STATE/env" drill all --small && drill_chaos ||
+    status=$?
   if [ "$status" != 0 ]; then tail -n 40 "$SLUICE_STATE"/logs/*.log || true; fi
   ./dev down --wipe
   return "$status"
+}
+
+# Everything broken at once, by a seed that is always the same and by one that never is.
+drill_chaos() {
+  local seed
+  for seed in 7 "$((RANDOM * 32768 + RANDOM))"; do
+    step "chaos, seed $seed"
+    "$TARGET/release/sluice-bench" --env "$SLUICE_STATE/env" --seed "$seed" \
+      drill chaos --minutes 2 --faults 100 --rate 100 || return 1
+  done
 }
 
 finish_tests() {

@@ -7,7 +7,7 @@ use super::broker_outage::{BrokerOutage, How};
 use super::burst::Burst;
 use super::expiry::Expiry;
 use super::kill::Kill;
-use super::lost_data::LostData;
+use super::lost_data::{Loss, LostData};
 use super::lost_reply::LostReply;
 use super::payments::Payments;
 use super::power_cut::PowerCut;
@@ -38,7 +38,8 @@ pub fn run(setting: &Setting, ask: &All) -> Result<bool> {
     let expiry = Expiry { units: pick(1_000, 40), again: pick(2, 1), pay_within: 3 };
     let outage = |how| BrokerOutage { how, seconds: pick(60, 3), rate: pick(2_000, 200) };
     let kills = Kill { kills: pick(20, 1), servers: pick(2, 1), rate: pick(500, 100) };
-    let data = LostData { times: pick(3, 1), rate: pick(500, 100) };
+    let data =
+        LostData { what: vec![Loss::Tail, Loss::Redis], times: pick(3, 1), rate: pick(500, 100), orders: 0 };
     let rolled = Rolling { restarts: pick(10, 1), successors: pick(10, 2), rate: pick(500, 100) };
     let power = PowerCut { times: pick(3, 1), rate: pick(500, 100) };
     let lost = LostReply { units: pick(60, 8) };

@@ -61,7 +61,7 @@ const CONNECTIONS: usize = 128;
 pub fn run(setting: &Setting, ask: &Chaos) -> Result<bool> {
     let plan = Plan::new(setting.seed, ask.minutes, ask.faults);
     let folder = setting.environment.directory.join("chaos");
-    println!("seed {}: {} faults in {} rounds", setting.seed, plan.len(), plan.rounds.len());
+    println!("seed {}: {} faults in {} rounds", setting.seed, plan.count(), plan.rounds.len());
     let interrupt = Interrupt::listen()?;
     let ground = Ground::prepare(&setting.environment, &folder, setting.seed)?;
     let journal = Journal::create(&folder.join("faults.log"))?;
@@ -146,8 +146,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn round(&mut self, at: usize, count: usize, lanes: &BTreeMap<Lane, Vec<Fault>>) -> Result<()> {
-        self.ground.wait_for_all()?;
+    /// A sale of this round, and what its crowd does.
+    fn open(&self, at: usize) -> Result<(Scene, crowd::Plan)> {
         let seed = self.setting.seed.wrapping_add(at as u64);
         let (environment, log) = (self.ground.environment.clone(), None);
         let setting = Setting { environment, connections: CONNECTIONS, log, seed };
@@ -159,20 +159,27 @@ impl Run<'_> {
             Scene::open(&setting, Offer { stock, per_user: 1, price: 19_900, pay_within }, buyers)?;
         scene.faults = true;
         let plan = crowd::Plan {
-            mint: at % 2 == 0,
+            mint: at.is_multiple_of(2),
             faults: true,
             paid: 0.3,
             cancelled: 0.1,
             pay_after: Duration::from_secs(3),
             ..scene.plan(Profile::Rate(f64::from(self.ask.rate)))
         };
+        Ok((scene, plan))
+    }
+
+    fn round(&mut self, at: usize, count: usize, lanes: &BTreeMap<Lane, Vec<Fault>>) -> Result<()> {
+        self.ground.wait_for_all()?;
+        let (mut scene, plan) = self.open(at)?;
+        let (stock, buyers) = (scene.offer.stock, scene.buyers.count());
         let stop = plan.stop.clone();
         let mut crowd = Crowd::new(&scene.buyers, (0..buyers).collect(), plan);
         let mut tally = scene.tally(&format!("chaos {}/{count}", at + 1), u64::from(self.ask.rate * 60))?;
         let before = self.journal.count();
         let (ran, broken) = std::thread::scope(|scope| {
             let breaker = scope.spawn(|| {
-                let failed = self.break_all(lanes, seed);
+                let failed = self.break_all(lanes, at);
                 stop.store(true, Ordering::Relaxed);
                 (failed, Instant::now())
             });
@@ -195,6 +202,7 @@ impl Run<'_> {
             self.told
                 .say(false, format!("round {}: {} requests were not sent: time was up", at + 1, ran.unsent));
         }
+        scene.resolve(&mut tally)?;
         let (counted, log) = tally.finish()?;
         let rows = scene.admin.orders(&scene.sale)?;
         let rules = Rules { stock, per_user: 1, returns: true, taken: None };
@@ -227,7 +235,8 @@ impl Run<'_> {
     }
 
     /// All lanes beside each other; what could not be carried out or was not recovered from.
-    fn break_all(&self, lanes: &BTreeMap<Lane, Vec<Fault>>, seed: u64) -> Vec<anyhow::Error> {
+    fn break_all(&self, lanes: &BTreeMap<Lane, Vec<Fault>>, at: usize) -> Vec<anyhow::Error> {
+        let seed = self.setting.seed.wrapping_add(at as u64);
         std::thread::scope(|scope| {
             let lanes: Vec<_> = lanes
                 .iter()

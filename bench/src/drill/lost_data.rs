@@ -1,4 +1,5 @@
-//! Redis dies in mid-sale and comes back without the end of what it had written, or without any of it.
+//! Redis or RabbitMQ dies in mid-sale and comes back without the end of what it had written, without any of
+//! it, or with all of it.
 
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use super::{Scene, Setting, wait_for};
 use crate::admin::Offer;
 use crate::crowd::{Crowd, Plan};
 use crate::environment::Environment;
+use crate::fleet::metric;
 use crate::oracle::{Rules, accepted};
 use crate::schedule::Profile;
 use crate::servers::Servers;
@@ -21,79 +23,104 @@ use crate::servers::Servers;
 /// What is asked for.
 #[derive(Debug, Clone, clap::Args)]
 pub struct LostData {
-    /// How often Redis loses the end of its file, and how often everything
+    /// What is lost; several are lost in turn
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Loss::Tail, Loss::Redis])]
+    pub what: Vec<Loss>,
+    /// How often each is lost
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub times: u32,
     /// Orders a second meanwhile
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(10..=5_000))]
     pub rate: u32,
+    /// Orders that are sold before anything is lost
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    pub orders: u32,
 }
 
 /// The longest that one loss with its recovery may take on average.
-const SECONDS_EACH: u32 = 20;
+const SECONDS_EACH: u32 = 40;
 /// Bytes at the end of the file that may be lost, at the most.
 const TAIL: u64 = 64 * 1024;
+/// Between the loss of Redis' data and of RabbitMQ's.
+const APART: Duration = Duration::from_secs(15);
+/// How fast the orders come that are sold before.
+const BEFORE: f64 = 5_000.0;
 
-/// What is lost, and how soon the sale must go on after Redis is up.
-#[derive(Debug, Clone, Copy)]
-enum Loss {
+/// What is lost, and how soon the sale must go on after the server is up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Loss {
+    /// Nothing: Redis is killed and comes back with its data
+    Nothing,
+    /// The end of Redis' file
     Tail,
-    Everything,
+    /// All of Redis' data
+    Redis,
+    /// All of RabbitMQ's data
+    Broker,
+    /// Redis' data, and RabbitMQ's 15 seconds later
+    Both,
 }
 
 impl Loss {
     fn limit(self) -> Duration {
-        match self {
-            Self::Tail => Duration::from_secs(10),
-            Self::Everything => Duration::from_secs(15),
-        }
+        Duration::from_secs(match self {
+            Self::Nothing => 3,
+            Self::Tail => 10,
+            Self::Redis | Self::Broker | Self::Both => 15,
+        })
     }
 
     fn word(self) -> &'static str {
         match self {
-            Self::Tail => "the end of its data",
-            Self::Everything => "all of its data",
+            Self::Nothing => "redis lost nothing",
+            Self::Tail => "redis lost the end of its data",
+            Self::Redis => "redis lost all of its data",
+            Self::Broker => "rabbitmq lost all of its data",
+            Self::Both => "redis and then rabbitmq lost all of their data",
         }
     }
 }
 
 /// Runs the drill; whether all is good.
 pub fn run(setting: &Setting, ask: &LostData) -> Result<bool> {
-    let buyers = ask.rate * ask.times * 2 * SECONDS_EACH;
+    let losses: Vec<Loss> = (0..ask.times).flat_map(|_| ask.what.iter().copied()).collect();
+    let count = u32::try_from(losses.len()).unwrap_or(u32::MAX);
+    let buyers = ask.orders + ask.rate * count * SECONDS_EACH;
     let offer = Offer { stock: buyers, per_user: 1, price: 19_900, pay_within: 3_600 };
     let mut scene = Scene::open(setting, offer, buyers)?;
     scene.faults = true;
+    let mut tally = scene.tally("lost-data", u64::from(buyers))?;
+    if ask.orders > 0 {
+        let plan = Plan { mint: true, faults: true, ..scene.plan(Profile::Rate(BEFORE)) };
+        let mut crowd = Crowd::new(&scene.buyers, (0..ask.orders).collect(), plan);
+        scene.run(&mut crowd, &mut tally, Duration::from_secs(600))?;
+    }
     let plan = Plan { mint: true, faults: true, paid: 0.1, ..scene.plan(Profile::Rate(f64::from(ask.rate))) };
     let (stop, sold) = (plan.stop.clone(), plan.accepted.clone());
-    let mut crowd = Crowd::new(&scene.buyers, (0..buyers).collect(), plan);
-    let mut tally = scene.tally("lost-data", u64::from(buyers))?;
+    let mut crowd = Crowd::new(&scene.buyers, (ask.orders..buyers).collect(), plan);
     let thief = Thief {
         environment: setting.environment.clone(),
         servers: Servers::new(setting.environment.directory.clone()),
         random: StdRng::seed_from_u64(setting.seed),
         accepted: sold,
     };
-    let times = ask.times;
-    let losses = std::thread::scope(|scope| {
+    let took = std::thread::scope(|scope| {
         let thief = scope.spawn(move || {
-            let losses = thief.steal(times);
+            let took = thief.steal(&losses);
             stop.store(true, Ordering::Relaxed);
-            losses
+            took
         });
-        let limit = Duration::from_secs(u64::from(times * 2 * SECONDS_EACH * 3) + 180);
+        let limit = Duration::from_secs(u64::from(count * SECONDS_EACH * 3) + 180);
         let ran = scene.run(&mut crowd, &mut tally, limit);
-        let losses = thief.join().map_err(|_| anyhow::anyhow!("the thief's thread panicked"))?;
-        ran.and(losses)
+        let took = thief.join().map_err(|_| anyhow::anyhow!("the thief's thread panicked"))?;
+        ran.and(took)
     })?;
-    for (loss, took) in losses {
-        let good = took <= loss.limit();
-        let text = format!(
-            "redis lost {}: the sale went on {:.1} s after it was up, at most {}",
-            loss.word(),
-            took.as_secs_f64(),
-            loss.limit().as_secs()
-        );
-        scene.verdicts.say(good, text);
+    for (loss, took) in took {
+        let (seconds, limit) = (took.as_secs_f64(), loss.limit());
+        let what = loss.word();
+        let text =
+            format!("{what}: the sale went on {seconds:.1} s after it was up, at most {}", limit.as_secs());
+        scene.verdicts.say(took <= limit, text);
     }
     scene.resolve(&mut tally)?;
     let taken = accepted(&tally.entries()?);
@@ -110,27 +137,69 @@ struct Thief {
 }
 
 impl Thief {
-    /// Both kinds of losses in turn; how long each took to be mended.
-    fn steal(mut self, times: u32) -> Result<Vec<(Loss, Duration)>> {
-        let mut losses = Vec::new();
-        for loss in (0..times).flat_map(|_| [Loss::Tail, Loss::Everything]) {
+    /// One loss after the other; how long each took to be mended.
+    fn steal(mut self, losses: &[Loss]) -> Result<Vec<(Loss, Duration)>> {
+        let mut took = Vec::new();
+        for loss in losses {
             self.pause(1_000..4_000);
-            self.servers.kill("redis")?;
-            self.lose(loss)?;
-            self.servers.start("redis")?;
-            let address = self.environment.redis;
-            wait_for("redis to listen", Duration::from_secs(30), || {
-                Ok(std::net::TcpStream::connect(address).map(drop)?)
-            })?;
-            let (up, before) = (Instant::now(), self.accepted.load(Ordering::Relaxed));
-            wait_for("the sale to go on", Duration::from_secs(60), || {
-                let more = self.accepted.load(Ordering::Relaxed) > before;
-                if more { Ok(()) } else { bail!("no order is accepted") }
-            })
-            .with_context(|| format!("after redis lost {}", loss.word()))?;
-            losses.push((loss, up.elapsed()));
+            self.confirmed().context("before a loss")?;
+            let mended = match loss {
+                Loss::Broker => self.lose_broker(),
+                Loss::Both => self.lose_redis(Loss::Redis).and_then(|redis| {
+                    std::thread::sleep(APART);
+                    Ok(redis.max(self.lose_broker()?))
+                }),
+                redis => self.lose_redis(*redis),
+            };
+            took.push((*loss, mended.with_context(|| loss.word())?));
         }
-        Ok(losses)
+        Ok(took)
+    }
+
+    /// Waits until the edge has no order any more that only it and Redis have.
+    fn confirmed(&self) -> Result<()> {
+        let admin = self.environment.edge_admin;
+        wait_for("the edge to have everything confirmed", Duration::from_secs(60), || {
+            let (connected, lag) =
+                (metric(admin, "sluice_amqp_connected")?, metric(admin, "sluice_relay_lag_seconds")?);
+            if connected > 0.5 && lag < 1.0 { Ok(()) } else { bail!("connected {connected}, lag {lag} s") }
+        })
+    }
+
+    fn lose_redis(&mut self, loss: Loss) -> Result<Duration> {
+        self.servers.kill("redis")?;
+        self.lose(loss)?;
+        self.servers.start("redis")?;
+        let address = self.environment.redis;
+        wait_for("redis to listen", Duration::from_secs(30), || {
+            Ok(std::net::TcpStream::connect(address).map(drop)?)
+        })?;
+        self.goes_on()
+    }
+
+    /// How long it takes from now until an order is accepted.
+    fn goes_on(&self) -> Result<Duration> {
+        let (up, before) = (Instant::now(), self.accepted.load(Ordering::Relaxed));
+        wait_for("the sale to go on", Duration::from_secs(60), || {
+            let more = self.accepted.load(Ordering::Relaxed) > before;
+            if more { Ok(()) } else { bail!("no order is accepted") }
+        })?;
+        Ok(up.elapsed())
+    }
+
+    /// RabbitMQ comes back empty; how long it takes until orders go through it again.
+    fn lose_broker(&mut self) -> Result<Duration> {
+        let folder = self.environment.directory.join("rabbitmq/mnesia");
+        self.servers.kill("rabbitmq")?;
+        std::fs::remove_dir_all(&folder).with_context(|| format!("deleting {}", folder.display()))?;
+        self.servers.start("rabbitmq")?;
+        let amqp = self.environment.amqp;
+        wait_for("RabbitMQ to listen", Duration::from_secs(60), || {
+            Ok(std::net::TcpStream::connect(amqp).map(drop)?)
+        })?;
+        let up = Instant::now();
+        self.confirmed()?;
+        Ok(up.elapsed().max(self.goes_on()?))
     }
 
     fn pause(&mut self, millis: std::ops::Range<u64>) {
@@ -140,15 +209,16 @@ impl Thief {
     fn lose(&mut self, loss: Loss) -> Result<()> {
         let folder = self.environment.directory.join("redis/appendonlydir");
         match loss {
-            Loss::Everything => {
-                std::fs::remove_dir_all(&folder).with_context(|| format!("deleting {}", folder.display()))
-            }
             Loss::Tail => {
                 let file = newest(&folder)?;
                 let file = OpenOptions::new().write(true).open(file)?;
                 let length = file.metadata()?.len();
                 Ok(file.set_len(length - self.random.random_range(1..=TAIL).min(length))?)
             }
+            Loss::Redis => {
+                std::fs::remove_dir_all(&folder).with_context(|| format!("deleting {}", folder.display()))
+            }
+            Loss::Nothing | Loss::Broker | Loss::Both => Ok(()),
         }
     }
 }

@@ -1,13 +1,12 @@
-//! Everything dies at the same moment, as when the power goes, and is started again.
+//! The whole machine goes dark under load: stores, edges, workers, all at once. Redis writes before it
+//! answers, so nothing that was accepted may be missing when the power is back.
 
-use std::net::{SocketAddrV4, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use rand::rngs::StdRng;
-use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 
 use super::{Scene, Setting, wait_for};
@@ -20,19 +19,22 @@ use crate::servers::Servers;
 /// What is asked for.
 #[derive(Debug, Clone, clap::Args)]
 pub struct PowerCut {
-    /// How often everything dies
+    /// How often the power is cut
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub times: u32,
     /// Orders a second meanwhile
-    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(10..=5_000))]
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(10..=5_000))]
     pub rate: u32,
 }
 
-/// The longest that one cut with its recovery may take on average.
-const SECONDS_EACH: u32 = 45;
-/// How soon the sale must go on after the stores listen.
+/// Everything, in the order in which it is started again.
+const ALL: [&str; 7] = ["postgres", "redis", "rabbitmq", "warden-1", "warden-2", "worker", "edge"];
+/// How soon it has to sell again.
 const LIMIT: Duration = Duration::from_secs(30);
-const ALL: [&str; 7] = ["redis", "rabbitmq", "postgres", "edge", "worker", "warden-1", "warden-2"];
+/// How long it is waited for all the same.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// The longest that one cut with its recovery may take on average.
+const SECONDS_EACH: u32 = 60;
 
 /// Runs the drill; whether all is good.
 pub fn run(setting: &Setting, ask: &PowerCut) -> Result<bool> {
@@ -44,31 +46,29 @@ pub fn run(setting: &Setting, ask: &PowerCut) -> Result<bool> {
     let (stop, sold) = (plan.stop.clone(), plan.accepted.clone());
     let mut crowd = Crowd::new(&scene.buyers, (0..buyers).collect(), plan);
     let mut tally = scene.tally("power-cut", u64::from(buyers))?;
-    let environment = &setting.environment;
-    let mains = Mains {
-        servers: Servers::new(environment.directory.clone()),
-        stores: vec![environment.redis, environment.amqp, environment.database()?],
-        random: StdRng::seed_from_u64(setting.seed),
-        accepted: sold,
-    };
+    let mut random = StdRng::seed_from_u64(setting.seed);
+    let directory = setting.environment.directory.clone();
     let times = ask.times;
     let cuts = std::thread::scope(|scope| {
-        let mains = scope.spawn(move || {
-            let cuts = mains.cut(times);
+        let cutter = scope.spawn(move || {
+            let mut servers = Servers::new(directory);
+            let cut = (0..times).map(|_| {
+                std::thread::sleep(Duration::from_millis(random.random_range(2_000..5_000)));
+                cut(&mut servers, &sold)
+            });
+            let cuts: Result<Vec<Duration>> = cut.collect();
             stop.store(true, Ordering::Relaxed);
             cuts
         });
-        let limit = Duration::from_secs(u64::from(times * SECONDS_EACH * 3) + 180);
-        let ran = scene.run(&mut crowd, &mut tally, limit);
-        let cuts = mains.join().map_err(|_| anyhow::anyhow!("the thread that cuts the power panicked"))?;
+        let ran = scene.run(&mut crowd, &mut tally, PATIENCE * times + Duration::from_secs(180));
+        let cuts = cutter.join().map_err(|_| anyhow!("the cutter's thread panicked"))?;
         ran.and(cuts)
     })?;
     for took in cuts {
-        let (took_s, limit) = (took.as_secs_f64(), LIMIT.as_secs());
-        let text = format!(
-            "everything died: the sale went on {took_s:.1} s after the stores were up, at most {limit}"
-        );
-        scene.verdicts.say(took <= LIMIT, text);
+        let seconds = took.as_secs_f64();
+        let words =
+            format!("{seconds:.1} s after the power was back it sold again, at most {}", LIMIT.as_secs());
+        scene.verdicts.say(took <= LIMIT, words);
     }
     scene.resolve(&mut tally)?;
     let taken = accepted(&tally.entries()?);
@@ -76,45 +76,22 @@ pub fn run(setting: &Setting, ask: &PowerCut) -> Result<bool> {
     scene.close(tally, &Rules { stock: buyers, per_user: 1, returns: false, taken: None })
 }
 
-struct Mains {
-    servers: Servers,
-    /// Where the stores listen.
-    stores: Vec<SocketAddrV4>,
-    random: StdRng,
-    /// Orders accepted so far.
-    accepted: Arc<AtomicU64>,
-}
-
-impl Mains {
-    /// Cuts the power so often; how long the sale stood still after the stores were up again.
-    fn cut(mut self, times: u32) -> Result<Vec<Duration>> {
-        let mut cuts = Vec::new();
-        for _ in 0..times {
-            std::thread::sleep(Duration::from_millis(self.random.random_range(1_000..4_000)));
-            let mut names = ALL;
-            names.shuffle(&mut self.random);
-            for name in names {
-                self.servers.kill(name)?;
-            }
-            for name in ALL {
-                self.servers.start(name)?;
-            }
-            for store in self.stores.clone() {
-                wait_for("the stores", Duration::from_secs(60), || {
-                    // PostgreSQL does not start while a process of its predecessor lives.
-                    if self.servers.pid("postgres").is_err() {
-                        self.servers.start("postgres")?;
-                    }
-                    Ok(TcpStream::connect(store).map(drop)?)
-                })?;
-            }
-            let (up, before) = (Instant::now(), self.accepted.load(Ordering::Relaxed));
-            wait_for("the sale to go on", Duration::from_secs(90), || {
-                let more = self.accepted.load(Ordering::Relaxed) > before;
-                if more { Ok(()) } else { bail!("no order is accepted") }
-            })?;
-            cuts.push(up.elapsed());
-        }
-        Ok(cuts)
+/// One power cut; how long after it until an order was accepted.
+fn cut(servers: &mut Servers, sold: &Arc<AtomicU64>) -> Result<Duration> {
+    servers.kill_all(&ALL)?;
+    let (dark, before) = (Instant::now(), sold.load(Ordering::Relaxed));
+    // All at once, as at a machine's start: the one that waits for itself comes last.
+    for name in ALL.iter().rev() {
+        servers.start(name).with_context(|| format!("starting {name}"))?;
     }
+    wait_for("an order to be accepted", PATIENCE, || {
+        // What ends for want of its stores is started again, as a machine's supervisor does.
+        for name in ALL {
+            if servers.pid(name).is_err() {
+                servers.start(name)?;
+            }
+        }
+        if sold.load(Ordering::Relaxed) > before { Ok(()) } else { bail!("none is") }
+    })?;
+    Ok(dark.elapsed())
 }

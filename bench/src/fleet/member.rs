@@ -139,17 +139,18 @@ impl Member {
         }
         Ok(())
     }
+}
 
-    pub(super) fn metric(&self, metric: &str) -> Result<f64> {
-        let request = b"GET /metrics HTTP/1.1\r\nHost: member\r\nConnection: close\r\n\r\n";
-        let reply = call(self.private, request);
-        let answer = reply.answer();
-        if answer.outcome != OK {
-            bail!("{} does not tell its metrics: {}", self.name, answer.outcome);
-        }
-        let text = String::from_utf8_lossy(answer.body);
-        sum_of(&text, metric).with_context(|| format!("{} has no metric {metric}", self.name))
+/// The value of a metric on a private listener, added up over its labels.
+pub fn metric(private: SocketAddrV4, metric: &str) -> Result<f64> {
+    let request = b"GET /metrics HTTP/1.1\r\nHost: member\r\nConnection: close\r\n\r\n";
+    let reply = call(private, request);
+    let answer = reply.answer();
+    if answer.outcome != OK {
+        bail!("{private} does not tell its metrics: {}", answer.outcome);
     }
+    let text = String::from_utf8_lossy(answer.body);
+    sum_of(&text, metric).with_context(|| format!("{private} has no metric {metric}"))
 }
 
 /// The values of a metric in an exposition, added up.

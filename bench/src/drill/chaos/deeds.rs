@@ -23,20 +23,22 @@ use crate::proxy::rules::Flow;
 
 /// How long something may take to work again before it counts as gone.
 const RECOVERY: Duration = Duration::from_secs(60);
+/// How long it has to go on until it counts.
+const SURE: Duration = Duration::from_secs(2);
 /// Bytes that the end of a file may lose, at the most.
 const TAIL: u64 = 64 * 1024;
 
 /// Carries faults out, one after another: a lane has one of its own.
-pub struct Doer<'a> {
+pub(super) struct Doer<'a> {
     /// What is broken.
-    pub ground: &'a Ground,
+    pub(super) ground: &'a Ground,
     /// Where it is told.
-    pub journal: &'a Journal,
+    pub(super) journal: &'a Journal,
 }
 
 impl Doer<'_> {
     /// One fault from its beginning until what it hit works again.
-    pub fn carry_out(&self, fault: Fault) -> Result<()> {
+    pub(super) fn carry_out(&self, fault: Fault) -> Result<()> {
         let mut random = StdRng::seed_from_u64(fault.seed);
         let lock = &self.ground.confirmed;
         let _shared =
@@ -49,7 +51,7 @@ impl Doer<'_> {
             Deed::MemoryAlarm => {
                 self.alarm(fault, random, ["set_vm_memory_high_watermark", "0.000001", "0.4"])
             }
-            Deed::DiskAlarm => self.alarm(fault, random, ["set_disk_free_limit", "1000TB", "50MB"]),
+            Deed::DiskAlarm => self.alarm(fault, random, ["set_disk_free_limit", "1000000GB", "50MB"]),
             Deed::FullDisk => self.full_disk(fault),
             Deed::Network => network::disturb(self, fault, random),
             Deed::LostTail | Deed::WipedRedis | Deed::StalePromotion | Deed::WipedBroker => {
@@ -63,10 +65,32 @@ impl Doer<'_> {
     }
 
     /// Waits until it works again; the time counts from now.
-    pub fn recovered(&self, number: usize, fault: Fault, works: impl FnMut() -> Result<()>) -> Result<()> {
+    pub(super) fn recovered(
+        &self,
+        number: usize,
+        fault: Fault,
+        works: impl FnMut() -> Result<()>,
+    ) -> Result<()> {
         let undone = Instant::now();
         wait_for("recovery", RECOVERY, works).with_context(|| format!("after {fault}"))?;
         self.journal.recover(number, undone.elapsed());
+        Ok(())
+    }
+
+    /// Waits until the edges sell, and go on doing so: what they tell at first may be from before they
+    /// noticed anything.
+    fn sells_again(&self, number: usize, fault: Fault) -> Result<()> {
+        let (undone, mut since) = (Instant::now(), None);
+        let sells = || {
+            if let Err(error) = self.ground.sells() {
+                since = None;
+                return Err(error);
+            }
+            let sure = since.get_or_insert_with(Instant::now).elapsed() >= SURE;
+            if sure { Ok(()) } else { bail!("they sell since a moment") }
+        };
+        wait_for("the edges to sell", RECOVERY, sells).with_context(|| format!("after {fault}"))?;
+        self.journal.recover(number, since.unwrap_or(undone) - undone);
         Ok(())
     }
 
@@ -118,7 +142,7 @@ impl Doer<'_> {
         std::thread::sleep(away);
         redis.primary().start()?;
         redis.primary().wait()?;
-        self.recovered(number, fault, || self.works("redis"))?;
+        self.sells_again(number, fault)?;
         redis.wait_for_replica()
     }
 
@@ -197,7 +221,7 @@ impl Doer<'_> {
         node.wait_end()?;
         node.start()?;
         node.wait()?;
-        self.recovered(number, fault, || self.works("redis"))?;
+        self.sells_again(number, fault)?;
         ground.redis.wait_for_replica()
     }
 
@@ -230,7 +254,7 @@ impl Doer<'_> {
         }
         node.start()?;
         node.wait()?;
-        self.recovered(number, fault, || ground.sells())?;
+        self.sells_again(number, fault)?;
         ground.redis.wait_for_replica()
     }
 
@@ -253,7 +277,7 @@ impl Doer<'_> {
         ways().filter(|link| link.member != "edge-1").for_each(|link| link.proxy.reset());
         std::thread::sleep(beside);
         ways().for_each(|link| link.proxy.reset());
-        self.recovered(number, fault, || ground.sells())?;
+        self.sells_again(number, fault)?;
         ground.redis.join()
     }
 
@@ -267,11 +291,11 @@ impl Doer<'_> {
         std::fs::create_dir_all(&folder)?;
         servers.start("rabbitmq")?;
         self.wait_for_broker("rabbitmq")?;
-        self.recovered(number, fault, || ground.sells())
+        self.sells_again(number, fault)
     }
 }
 
 /// A time between these, in milliseconds.
-pub fn millis(random: &mut StdRng, range: std::ops::Range<u64>) -> Duration {
+pub(super) fn millis(random: &mut StdRng, range: std::ops::Range<u64>) -> Duration {
     Duration::from_millis(random.random_range(range))
 }

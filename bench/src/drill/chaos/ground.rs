@@ -1,6 +1,7 @@
 //! The system that chaos is let loose on: a fleet, two Redis servers, RabbitMQ and PostgreSQL.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -16,8 +17,8 @@ use crate::proxy::Proxy;
 use crate::proxy::frames::Protocol;
 use crate::servers::Servers;
 
-/// The processes of `./dev up` that make room.
-const FORMER: [&str; 5] = ["edge", "worker", "warden-1", "warden-2", "redis"];
+/// The processes of `./dev up` that make room once the edge has.
+const FORMER: [&str; 4] = ["worker", "warden-1", "warden-2", "redis"];
 /// How long nothing may be unconfirmed before a store may lose what it has.
 const CALM: Duration = Duration::from_secs(3);
 /// How long that is waited for.
@@ -25,43 +26,45 @@ const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Everything that can be broken. Fields end in this order: the former processes come back last.
 #[derive(Debug)]
-pub struct Ground {
+pub(super) struct Ground {
     /// The members.
-    pub fleet: Fleet,
+    pub(super) fleet: Fleet,
     /// The way of the drill itself to the present primary.
     way: Proxy,
     /// Redis and its replica; held by who breaks Redis.
-    pub shelves: Mutex<()>,
+    pub(super) shelves: Mutex<()>,
     /// Their handle.
-    pub redis: Shelves,
+    pub(super) redis: Shelves,
     /// RabbitMQ.
-    pub broker: Mutex<Servers>,
+    pub(super) broker: Mutex<Servers>,
     /// PostgreSQL.
-    pub database: Mutex<Servers>,
+    pub(super) database: Mutex<Servers>,
     /// Held for reading by who breaks an edge or its ways, for writing by who makes a store lose data:
     /// an order of a dead edge is in no other place than the store until it is published.
-    pub confirmed: RwLock<()>,
+    pub(super) confirmed: RwLock<()>,
     /// How the fleet is reached.
-    pub environment: Environment,
+    pub(super) environment: Environment,
     /// The directory of `./dev up`.
-    pub home: PathBuf,
+    pub(super) home: PathBuf,
     former: Servers,
 }
 
 /// A lock whose holder panicked is as good as any: what it guards are processes.
-pub fn hold<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn hold<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
     lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Ground {
     /// Stops the former processes and starts the fleet in their place.
-    pub fn prepare(environment: &Environment, folder: &Path, seed: u64) -> Result<Self> {
+    pub(super) fn prepare(environment: &Environment, folder: &Path, seed: u64) -> Result<Self> {
         let home = environment.directory.clone();
         if folder.exists() {
             std::fs::remove_dir_all(folder).with_context(|| format!("deleting {}", folder.display()))?;
         }
         let base = Base::of(environment)?;
         let mut former = Servers::new(home.clone());
+        former.stop("edge").context("stopping edge to make room")?;
+        wait_until_gone(environment, &["edge"])?;
         for name in FORMER {
             former.stop(name).with_context(|| format!("stopping {name} to make room"))?;
         }
@@ -97,7 +100,7 @@ impl Ground {
     }
 
     /// Points every way at the present primary. Those that are open stay where they are.
-    pub fn aim_at_primary(&self) {
+    pub(super) fn aim_at_primary(&self) {
         let address = self.redis.primary().address;
         self.fleet.aim(Store::Redis, address);
         self.way.aim(address);
@@ -122,13 +125,13 @@ impl Ground {
     }
 
     /// Every edge is calm now.
-    pub fn sells(&self) -> Result<()> {
+    pub(super) fn sells(&self) -> Result<()> {
         self.fleet.edges().try_for_each(|edge| self.is_calm(edge))
     }
 
     /// Waits until every edge has been calm for a while: what was accepted is confirmed, and what dead
     /// edges had left was swept.
-    pub fn wait_for_calm(&self) -> Result<()> {
+    pub(super) fn wait_for_calm(&self) -> Result<()> {
         let mut since = None;
         wait_for("the edges to be calm", PATIENCE, || {
             if let Err(error) = self.sells() {
@@ -141,7 +144,7 @@ impl Ground {
     }
 
     /// Waits until everything works: each member, each store, the back office.
-    pub fn wait_for_all(&self) -> Result<()> {
+    pub(super) fn wait_for_all(&self) -> Result<()> {
         for (name, _) in MEMBERS {
             self.fleet.wait(name)?;
         }
@@ -154,7 +157,7 @@ impl Ground {
 impl Drop for Ground {
     /// The former processes come back once the fleet has made room: Redis first, for all need it.
     fn drop(&mut self) {
-        for ended in [self.fleet.stop_all(), self.redis.stop(), self.bring_back()] {
+        for ended in [self.stop_edges(), self.fleet.stop_all(), self.redis.stop(), self.bring_back()] {
             if let Err(error) = ended {
                 eprintln!("sluice-bench: {error:#}: ./dev up");
             }
@@ -162,9 +165,31 @@ impl Drop for Ground {
     }
 }
 
+/// Waits until the wardens have taken these edges out of the register: whoever comes after would wait for
+/// an edge that it never heard.
+fn wait_until_gone(environment: &Environment, names: &[&str]) -> Result<()> {
+    let program = environment.program("sluice-worker")?;
+    wait_for("the edges to leave the register", PATIENCE, || {
+        let listed = Command::new(&program).arg("edges").envs(environment.values()).output()?;
+        if !listed.status.success() {
+            bail!("sluice-worker edges: {}", String::from_utf8_lossy(&listed.stderr));
+        }
+        let text = String::from_utf8_lossy(&listed.stdout).into_owned();
+        let left = text.lines().find(|line| names.iter().any(|name| line.starts_with(&format!("{name}."))));
+        left.map_or(Ok(()), |line| bail!("{line}"))
+    })
+}
+
 impl Ground {
+    fn stop_edges(&self) -> Result<()> {
+        self.fleet.heal();
+        let names: Vec<&str> = self.fleet.edges().collect();
+        names.iter().try_for_each(|name| self.fleet.stop(name))?;
+        wait_until_gone(&self.environment, &names)
+    }
+
     fn bring_back(&mut self) -> Result<()> {
-        for name in FORMER.iter().rev() {
+        for name in FORMER.iter().rev().chain(["edge"].iter()) {
             self.former.start(name).with_context(|| format!("starting {name} again"))?;
             if *name == "redis" {
                 let address = self.redis.first().address;

@@ -8,11 +8,11 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Whether somebody wants the drill to end.
 #[derive(Debug, Clone)]
-pub struct Interrupt(Arc<AtomicBool>);
+pub(super) struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
     /// Listens from now on, until the process ends. The second signal ends it at once.
-    pub fn listen() -> Result<Self> {
+    pub(super) fn listen() -> Result<Self> {
         let interrupt = Self(Arc::default());
         let came = interrupt.0.clone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -37,7 +37,7 @@ impl Interrupt {
     }
 
     /// Whether a signal came.
-    pub fn came(&self) -> bool {
+    pub(super) fn came(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
 }

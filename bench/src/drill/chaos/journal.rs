@@ -26,14 +26,14 @@ struct Record {
 
 /// Everything that was done, also in a file.
 #[derive(Debug)]
-pub struct Journal {
+pub(super) struct Journal {
     since: Instant,
     records: Mutex<(Vec<Record>, File)>,
 }
 
 impl Journal {
     /// Begins one; a file that is there is replaced.
-    pub fn create(path: &Path) -> Result<Self> {
+    pub(super) fn create(path: &Path) -> Result<Self> {
         let file = File::create(path).with_context(|| format!("creating {}", path.display()))?;
         Ok(Self { since: Instant::now(), records: Mutex::new((Vec::new(), file)) })
     }
@@ -43,14 +43,14 @@ impl Journal {
     }
 
     /// Writes a line that is no fault.
-    pub fn note(&self, text: &str) {
+    pub(super) fn note(&self, text: &str) {
         let at = self.since.elapsed().as_secs_f64();
         // A disk that is full of logs shall not end the drill.
         writeln!(self.records().1, "{at:9.3} {text}").unwrap_or_default();
     }
 
     /// A fault begins; its number.
-    pub fn begin(&self, fault: Fault, details: &str) -> usize {
+    pub(super) fn begin(&self, fault: Fault, details: &str) -> usize {
         self.note(&format!("{fault}: {details}"));
         let mut records = self.records();
         let begun = self.since.elapsed();
@@ -59,7 +59,7 @@ impl Journal {
     }
 
     /// What it had hit works again, so long after the fault was undone.
-    pub fn recover(&self, number: usize, took: Duration) {
+    pub(super) fn recover(&self, number: usize, took: Duration) {
         let what = {
             let mut records = self.records();
             let Some(record) = records.0.get_mut(number) else { return };
@@ -70,12 +70,12 @@ impl Journal {
     }
 
     /// How many faults were carried out.
-    pub fn count(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         self.records().0.len()
     }
 
     /// The last faults, as lines.
-    pub fn last(&self) -> String {
+    pub(super) fn last(&self) -> String {
         let records = self.records();
         let mut text = String::new();
         for record in records.0.iter().rev().take(LAST).rev() {
@@ -90,7 +90,7 @@ impl Journal {
     }
 
     /// The table: kind, how often, how often it was recovered from, the slowest.
-    pub fn table(&self) -> String {
+    pub(super) fn table(&self) -> String {
         let mut rows: BTreeMap<String, (u32, u32, Duration)> = BTreeMap::new();
         for record in &self.records().0 {
             let row = rows.entry(record.fault.to_string()).or_default();

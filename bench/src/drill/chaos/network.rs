@@ -43,7 +43,7 @@ enum Trouble {
 }
 
 /// Disturbs one way of the member.
-pub fn disturb(doer: &Doer<'_>, fault: Fault, random: &mut StdRng) -> Result<()> {
+pub(super) fn disturb(doer: &Doer<'_>, fault: Fault, random: &mut StdRng) -> Result<()> {
     let ways: Vec<&Link> =
         doer.ground.fleet.links().iter().filter(|link| link.member == fault.victim).collect();
     let link = ways.choose(random).with_context(|| format!("{} has no ways", fault.victim))?;

@@ -9,7 +9,7 @@ use rand::{RngExt, SeedableRng};
 use crate::fleet::Kind;
 
 /// Members of the fleet, in the order in which they are started.
-pub const MEMBERS: [(&str, Kind); 9] = [
+pub(super) const MEMBERS: [(&str, Kind); 9] = [
     ("warden-1", Kind::Worker(&["reconcile"])),
     ("warden-2", Kind::Worker(&["reconcile"])),
     ("orders", Kind::Worker(&["orders"])),
@@ -21,11 +21,11 @@ pub const MEMBERS: [(&str, Kind); 9] = [
     ("edge-2", Kind::Edge),
 ];
 /// The stores.
-pub const STORES: [&str; 3] = ["redis", "rabbitmq", "postgres"];
+pub(super) const STORES: [&str; 3] = ["redis", "rabbitmq", "postgres"];
 
 /// What is done to somebody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Deed {
+pub(super) enum Deed {
     /// SIGKILL, and started again.
     Kill,
     /// SIGSTOP for 1 to 5 s, some longer than a lease.
@@ -52,7 +52,7 @@ pub enum Deed {
 
 impl Deed {
     /// The words of tables and logs.
-    pub fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Kill => "kill",
             Self::Pause => "pause",
@@ -67,22 +67,17 @@ impl Deed {
             Self::Network => "proxy",
         }
     }
-
-    /// Whether a store loses what it had confirmed.
-    pub fn loses(self) -> bool {
-        matches!(self, Self::LostTail | Self::WipedRedis | Self::StalePromotion | Self::WipedBroker)
-    }
 }
 
 /// One fault that is to come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fault {
+pub(super) struct Fault {
     /// What is done.
-    pub deed: Deed,
+    pub(super) deed: Deed,
     /// To whom.
-    pub victim: &'static str,
+    pub(super) victim: &'static str,
     /// Chooses its details.
-    pub seed: u64,
+    pub(super) seed: u64,
 }
 
 impl std::fmt::Display for Fault {
@@ -93,7 +88,7 @@ impl std::fmt::Display for Fault {
 
 /// Faults that follow one another; lanes run beside each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Lane {
+pub(super) enum Lane {
     /// The edges.
     Edges,
     /// The worker's roles and the wardens.
@@ -120,14 +115,14 @@ const MINUTES: f64 = 30.0;
 
 /// A drill's faults, by round and lane.
 #[derive(Debug)]
-pub struct Plan {
+pub(super) struct Plan {
     /// What comes in each round.
-    pub rounds: Vec<BTreeMap<Lane, Vec<Fault>>>,
+    pub(super) rounds: Vec<BTreeMap<Lane, Vec<Fault>>>,
 }
 
 impl Plan {
     /// So many minutes' faults, or so many faults; never fewer than one of each kind.
-    pub fn new(seed: u64, minutes: u32, faults: Option<u32>) -> Self {
+    pub(super) fn new(seed: u64, minutes: u32, faults: Option<u32>) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
         let share = faults.map_or(f64::from(minutes) / MINUTES, |faults| f64::from(faults) / ALL);
         let lanes = lanes(share, &mut random);
@@ -145,13 +140,8 @@ impl Plan {
     }
 
     /// How many faults there are.
-    pub fn len(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         self.rounds.iter().flat_map(BTreeMap::values).map(Vec::len).sum()
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 }
 
@@ -223,7 +213,7 @@ mod tests {
             assert!(counts[loss] >= 10, "{loss}");
         }
         assert!(counts["memory alarm"] + counts["disk alarm"] + counts["full disk"] >= 10);
-        assert!(counts["pause"] >= 20 && counts["proxy"] <= 300 && plan.len() >= 600, "{counts:?}");
+        assert!(counts["pause"] >= 20 && counts["proxy"] <= 300 && plan.count() >= 600, "{counts:?}");
         assert!(plan.rounds.len() >= 30);
         assert!(plan.rounds.iter().all(|round| round.values().map(Vec::len).sum::<usize>() >= 12));
     }
@@ -231,7 +221,7 @@ mod tests {
     #[test]
     fn a_small_plan_has_every_kind_and_a_seed_makes_one_plan() {
         let plan = Plan::new(3, 2, Some(100));
-        assert!(plan.len() >= 100 && plan.len() <= 130, "{}", plan.len());
+        assert!(plan.count() >= 100 && plan.count() <= 130, "{}", plan.count());
         assert_eq!(counts(&plan).len(), counts(&Plan::new(9, 30, None)).len());
         let same = |one: u64, other: u64| Plan::new(one, 2, None).rounds == Plan::new(other, 2, None).rounds;
         assert!(same(3, 3) && !same(3, 4));
