@@ -232,11 +232,6 @@ impl Fleet {
         self.members.iter().filter(|member| member.kind == Kind::Edge).map(|member| member.name.as_str())
     }
 
-    /// Names of the edges.
-    pub fn edges(&self) -> impl Iterator<Item = &str> {
-        self.members.iter().filter(|member| member.kind == Kind::Edge).map(|member| member.name.as_str())
-    }
-
     /// Ends every fault of every way.
     pub fn heal(&self) {
         for link in &self.links {
