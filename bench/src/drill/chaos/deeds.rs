@@ -57,9 +57,8 @@ impl Doer<'_> {
             Deed::LostTail | Deed::WipedRedis | Deed::StalePromotion | Deed::WipedBroker => {
                 let _alone = lock.write().unwrap_or_else(PoisonError::into_inner);
                 self.ground.wait_for_calm().with_context(|| format!("before {fault}"))?;
-                self.lose(fault, random)?;
-                // Until then it is not sure that what was lost is in another place.
-                self.ground.wait_for_calm().with_context(|| format!("after {fault}"))
+                // Until the edges sell again and have nothing unconfirmed, none of them is broken.
+                self.lose(fault, random)
             }
         }
     }

@@ -20,7 +20,7 @@ use crate::servers::Servers;
 /// The processes of `./dev up` that make room once the edge has.
 const FORMER: [&str; 4] = ["worker", "warden-1", "warden-2", "redis"];
 /// How long nothing may be unconfirmed before a store may lose what it has.
-const CALM: Duration = Duration::from_secs(3);
+const CALM: Duration = Duration::from_secs(2);
 /// How long that is waited for.
 const PATIENCE: Duration = Duration::from_secs(90);
 
