@@ -217,7 +217,10 @@ impl Doer<'_> {
             bail!("prlimit: {}", String::from_utf8_lossy(&done.stderr));
         }
         // Without orders nothing is written but leases, which come each second.
-        node.wait_end()?;
+        if node.wait_end().is_err() {
+            // Whatever keeps it, the fault is undone.
+            node.end(Signal::SIGKILL)?;
+        }
         node.start()?;
         node.wait()?;
         self.sells_again(number, fault)?;
