@@ -357,8 +357,8 @@ fn fact(line: OrderLine) -> Result<(OrderId, OrderFact), StoreError> {
     let fact = OrderFact {
         state: OrderState::parse(&state).ok_or_else(|| broken("state"))?,
         live,
-        lines: id(Lines::parse(&lines))?,
-        user: id(UserId::parse(&user))?,
+        lines: Lines::parse(&lines).map_err(|bad| broken(&bad.to_string()))?,
+        user: UserId::parse(&user).map_err(|bad| broken(&bad.to_string()))?,
         epoch: unsigned(epoch),
         seq: unsigned(seq),
         amount,

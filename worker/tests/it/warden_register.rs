@@ -87,6 +87,7 @@ async fn a_good_bye_that_no_warden_heard_is_read_by_the_next_one() {
     edge.draining.store(true, Ordering::Relaxed);
     edge.leave().await;
     place.server.crash_and_restart();
+    eventually("redis is heard again", PATIENCE, || async { place.redis.time().await.is_ok() }).await;
     let _warden = place.warden("");
     assert_eq!(until_struck(&place, &name).await, "stopped with nothing held");
     eventually("no re-opening waits for it", PATIENCE, || async {
