@@ -158,10 +158,15 @@ impl Session<'_> {
         if !confirmed.is_empty() {
             self.confirmed += confirmed.len() as u64;
             core.metrics.published_by("confirmed", confirmed.len() as u64);
-            let parcels = core.held().confirmed(&confirmed);
+            let parcels = {
+                // In one step: a re-opening that looks meanwhile finds each order held or copied.
+                let mut held = core.held();
+                let parcels = held.confirmed(&confirmed);
+                core.spares().keep(&parcels, Instant::now());
+                parcels
+            };
             failpoint::reach("F9.after-confirm");
             erase::owe(core, &parcels);
-            core.spares().keep(&parcels, Instant::now());
         }
         up
     }
