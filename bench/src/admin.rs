@@ -58,6 +58,10 @@ pub struct Row {
     pub refund: Option<String>,
     /// Until when it can be paid: written at, plus the time to pay.
     pub pay_before: Option<Millis>,
+    /// When its units were taken, by Redis' clock.
+    pub accepted: Millis,
+    /// When its row was written, by PostgreSQL's clock; none: it is not yet.
+    pub written: Option<Millis>,
 }
 
 impl Row {
@@ -149,9 +153,18 @@ impl Admin {
 
     /// Whether an order of a sale is in this state.
     pub fn has(&self, sale: &SaleId, state: OrderState) -> Result<bool> {
-        let page = self.get(&format!("/orders?sale={sale}&state={}&limit=1", state.as_str()))?;
-        let page = expect(200, page).context("listing the orders")?;
+        self.lists(&format!("/orders?sale={sale}&state={}&limit=1", state.as_str()))
+    }
+
+    /// Whether a list has an item.
+    fn lists(&self, path: &str) -> Result<bool> {
+        let page = expect(200, self.get(path)?).context("listing the orders")?;
         Ok(page.get("items").and_then(Value::as_array).is_some_and(|items| !items.is_empty()))
+    }
+
+    /// Whether an order of a sale whose units were taken at this time or later has a row.
+    pub fn has_since(&self, sale: &SaleId, from: Millis) -> Result<bool> {
+        self.lists(&format!("/orders?sale={sale}&from={}&limit=1", from.to_text()))
     }
 
     /// The sale as its buyers see it.
@@ -194,6 +207,8 @@ fn row(item: &Value) -> Option<Row> {
         units: u32::try_from(units).ok()?,
         refund: text("refund").map(str::to_owned),
         pay_before: text("pay_before").and_then(Millis::from_text),
+        accepted: text("accepted_at").and_then(Millis::from_text)?,
+        written: text("created_at").and_then(Millis::from_text),
     })
 }
 
@@ -233,10 +248,12 @@ mod tests {
             "lines": [{"sku": "a", "quantity": 2}, {"sku": "b", "quantity": 1}],
             "amount": 300, "currency": "EUR", "pay_before": "2026-11-21T04:00:00.000Z",
             "refund": null, "message": null, "updated_at": "2026-11-21T03:45:00.000Z",
+            "accepted_at": "2026-11-21T03:45:00.000Z", "created_at": null,
         });
         let row = row(&item).unwrap();
         assert_eq!((row.id, row.user.as_str(), row.units), (id, "b-1", 3));
         assert_eq!(row.pay_before, Some(Millis(1_795_233_600_000)));
+        assert_eq!((row.accepted, row.written), (Millis(1_795_232_700_000), None));
         assert!(row.is_live());
         assert_eq!(super::row(&json!({"order_id": id})), None);
     }

@@ -1,3 +1,5 @@
+use sluice_shared::clock::Millis;
+
 use super::*;
 use crate::client::outcome::{ACCEPTED, CUT, FROZEN, OK, Outcome, REPLAYED};
 
@@ -19,7 +21,16 @@ fn entry(buyer: u32, order: OrderId, sent: Micros, outcome: Outcome) -> Entry {
 }
 
 fn row(buyer: u32, id: OrderId, state: OrderState) -> Row {
-    Row { id, user: format!("b-{buyer}"), state, units: 1, refund: None, pay_before: None }
+    Row {
+        id,
+        user: format!("b-{buyer}"),
+        state,
+        units: 1,
+        refund: None,
+        pay_before: None,
+        accepted: Millis(0),
+        written: None,
+    }
 }
 
 fn rules_broken(log: &[Entry], rows: &[Row], rules: &Rules) -> Vec<&'static str> {
