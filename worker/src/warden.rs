@@ -11,8 +11,10 @@
 //!   is lost and nothing is sold twice; what Redis has lost, [`restore`](mod@restore) puts back.
 //! - [`roll`] keeps the [`register`] of edges; `striking` takes silent ones out of it.
 //! - [`broker`] declares again what RabbitMQ has lost.
-//! - [`reconcile`] publishes what has no row, releases what is dead, and measures drift.
+//! - [`reconcile`] publishes what has no row, releases what is dead, tells again what Redis does not know
+//!   ([`behind`](mod@behind)), and measures drift.
 
+pub mod behind;
 pub mod broker;
 pub mod image;
 pub mod lead;
@@ -72,8 +74,8 @@ pub struct Warden {
     // Held while leases are being renewed: a segment that is taken off the floor is renewed no more
     // once this was free.
     renewing: tokio::sync::Mutex<()>,
-    /// The broker has lost messages: orders without a row may be nowhere but in Redis.
-    orders_lost: Notify,
+    /// A store has lost something: what was told there may have to be told again.
+    losses: Notify,
 }
 
 /// What may sell, and through whom.
@@ -91,7 +93,7 @@ impl Warden {
             scripts: WardenScripts::default(),
             floor: Mutex::default(),
             renewing: tokio::sync::Mutex::default(),
-            orders_lost: Notify::new(),
+            losses: Notify::new(),
         })
     }
 

@@ -10,6 +10,8 @@ pub struct Depths {
     pub orders: usize,
     /// In the release queue and on the retry ladder: up to a hundred orders each.
     pub releases: usize,
+    /// In the saga's queue and on the retry ladder: up to a hundred orders each.
+    pub changes: usize,
 }
 
 /// The management interface, where its address is known.
@@ -49,6 +51,7 @@ impl Broker {
         Some(Depths {
             orders: depth(&["sluice.orders.write."]),
             releases: depth(&["sluice.stock.release", "sluice.retry."]),
+            changes: depth(&["sluice.saga", "sluice.retry."]),
         })
     }
 }

@@ -78,8 +78,10 @@ pub struct Gathered {
     pub chains: BTreeMap<SkuId, Chain>,
     /// Its payments, by order.
     pub payments: HashMap<OrderId, Vec<PaymentFact>>,
-    /// Releases that have not left the outbox.
-    pub unsent: HashSet<OrderId>,
+    /// Orders whose release has not left the outbox.
+    pub unsent_releases: HashSet<OrderId>,
+    /// Orders of which a change has not.
+    pub unsent_changes: HashSet<OrderId>,
     /// Messages that came too late and left no row.
     pub fenced: Vec<String>,
     /// Stock changes that are not finished: key, SKU, units, whether the ledger has them.
@@ -154,7 +156,10 @@ async fn read(mut books: Books, sale: &SaleId) -> Result<Gathered, AuditError> {
     for offer in &offers {
         chains.insert(offer.sku.clone(), chain(&mut books, sale, &offer.sku).await?);
     }
-    let unsent = books.unsent_releases().await?.into_iter().collect();
+    let (releases, changes): (Vec<_>, Vec<_>) =
+        books.unsent().await?.into_iter().partition(|(_, release)| *release);
+    let named = |unsent: Vec<(OrderId, bool)>| unsent.into_iter().map(|(order, _)| order).collect();
+    let (unsent_releases, unsent_changes) = (named(releases), named(changes));
     let fenced = books.fenced_without_row(fact.number).await?;
     let changes = books.pending_changes().await?;
     let claims = books.claims().await?;
@@ -166,7 +171,8 @@ async fn read(mut books: Books, sale: &SaleId) -> Result<Gathered, AuditError> {
         orders,
         chains,
         payments,
-        unsent,
+        unsent_releases,
+        unsent_changes,
         fenced,
         changes,
         claims,

@@ -10,6 +10,7 @@ use sluice_shared::lines::Lines;
 use sluice_shared::record::{OrderState, Refund};
 use sluice_shared::sale::SaleStep;
 
+use super::orders::Standing;
 use super::segments::{id, unsigned};
 use super::{Store, StoreError};
 
@@ -50,6 +51,13 @@ pub struct OrderFact {
     pub updated: Millis,
     /// When payment is due.
     pub pay_before: Millis,
+}
+
+impl OrderFact {
+    /// What its record should say.
+    pub(crate) fn standing(&self) -> Standing {
+        Standing { state: self.state, live: self.live, refund: self.refund }
+    }
 }
 
 /// A sale's row.
@@ -276,16 +284,17 @@ impl Books {
             .collect()
     }
 
-    /// Orders whose release stands in the outbox and has not gone out.
-    pub async fn unsent_releases(&mut self) -> Result<Vec<OrderId>, StoreError> {
-        let rows: Vec<String> = sqlx::query_scalar(
-            "SELECT event->>'order' FROM outbox, jsonb_array_elements(payload->'events') event
-             WHERE published_at IS NULL AND topic = 'stock.release' AND event->>'sale' = $1",
+    /// Orders of which something stands in the outbox and has not gone out; whether it is a release.
+    pub async fn unsent(&mut self) -> Result<Vec<(OrderId, bool)>, StoreError> {
+        let rows: Vec<(String, bool)> = sqlx::query_as(
+            "SELECT event->>'order', topic = 'stock.release'
+             FROM outbox, jsonb_array_elements(payload->'events') event
+             WHERE published_at IS NULL AND event->>'sale' = $1",
         )
         .bind(self.sale.as_str())
         .fetch_all(&mut *self.snapshot)
         .await?;
-        rows.iter().map(|row| order(row)).collect()
+        rows.iter().map(|(name, release)| Ok((order(name)?, *release))).collect()
     }
 
     /// Orders of the sale with a fenced message and no row: accepted by nobody, or lost.

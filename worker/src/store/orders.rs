@@ -54,6 +54,17 @@ pub struct OrderRow {
     pub updated_at: Millis,
 }
 
+/// What a row says that its record should say too.
+#[derive(Debug, Clone, Copy)]
+pub struct Standing {
+    /// Where the order is in its life.
+    pub state: OrderState,
+    /// Whether its units count as taken.
+    pub live: bool,
+    /// Money to give back.
+    pub refund: Refund,
+}
+
 /// What came of a wish to cancel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cancelled {
@@ -135,6 +146,11 @@ impl TryFrom<RawOrder> for OrderRow {
 }
 
 impl OrderRow {
+    /// What its record should say.
+    pub(crate) fn standing(&self) -> Standing {
+        Standing { state: self.state, live: self.live, refund: self.refund }
+    }
+
     /// What is told of this order; `release` when its units go back.
     pub(crate) fn event(&self, release: bool) -> OrderEvent {
         let waiting = self.state == OrderState::PendingPayment;

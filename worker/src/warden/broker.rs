@@ -1,8 +1,8 @@
 //! Keeps RabbitMQ as the [topology](sluice_shared::topology) describes it.
 //!
 //! A broker whose data was lost comes back empty, and nobody else may declare anything in it. What was
-//! confirmed before is lost with it; orders of that kind are in Redis and have no row yet, so the
-//! reconciler is told to look at once.
+//! confirmed before is lost with it: orders that are in Redis and have no row yet, and what the books
+//! told and Redis does not know yet. So the reconciler is told to look at once.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -61,7 +61,7 @@ impl Keeper {
                 in_time(link.declare(&self.topology)).await?;
                 self.limited = None;
                 self.warden.metrics().redeclared.inc();
-                self.warden.orders_lost.notify_one();
+                self.warden.losses.notify_one();
             }
             *held_up = false;
             self.limit().await;

@@ -7,7 +7,7 @@ use sluice_shared::clock::Millis;
 use sluice_shared::ids::{SkuId, UserId, parse_field};
 use sluice_shared::keys::Shelf;
 use sluice_shared::lines::Lines;
-use sluice_shared::record::{OrderState, Record};
+use sluice_shared::record::{OrderState, Record, Refund};
 use sluice_shared::redis::{Fault, Redis, cmd};
 
 /// Fields or entries in one page: 1.3 ms of Redis' time, for which a buyer may have to wait.
@@ -30,6 +30,8 @@ pub struct Entry {
     pub accepted: Millis,
     /// When the record last changed.
     pub updated: Millis,
+    /// Money to give back.
+    pub refund: Refund,
     /// What was taken; equal texts share it.
     pub lines: Arc<Lines>,
     /// By whom.
@@ -47,7 +49,7 @@ impl Entry {
             accepted: self.accepted,
             updated: self.updated,
             pay_before: None,
-            refund: sluice_shared::record::Refund::None,
+            refund: self.refund,
             lines: (*self.lines).clone(),
             user: self.user.clone(),
         }
@@ -205,6 +207,7 @@ impl Image {
             seq: record.seq,
             accepted: record.accepted,
             updated: record.updated,
+            refund: record.refund,
             lines,
             user: record.user,
         };

@@ -35,6 +35,8 @@ pub struct Metrics {
     pub republished: Counter,
     /// Releases that were asked for again.
     pub released_again: Counter,
+    /// Changes of orders that Redis did not know and was told again.
+    pub settled_again: Counter,
     /// By how much an equation of the books is off, 0 at rest.
     pub drift: Family<OfEquation, Gauge<f64, AtomicU64>>,
 }
@@ -59,6 +61,7 @@ impl Metrics {
         warden.register("topology_repairs", "Times RabbitMQ was declared anew", metrics.redeclared.clone());
         warden.register("republished_orders", "Orders published again", metrics.republished.clone());
         warden.register("released_again", "Releases asked for again", metrics.released_again.clone());
+        warden.register("settled_again", "Changes of orders told again", metrics.settled_again.clone());
         warden.register("drift", "By how much an equation of the books is off", metrics.drift.clone());
         metrics
     }

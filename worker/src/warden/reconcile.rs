@@ -1,4 +1,4 @@
-//! Every ten seconds, and when the broker has lost its messages: whatever fell between two stores is
+//! Every ten seconds, and at once when a store has lost something: whatever fell between two stores is
 //! picked up, and drift is measured.
 
 use std::collections::{BTreeMap, HashMap};
@@ -7,18 +7,35 @@ use std::time::{Duration, Instant};
 
 use sluice_shared::ids::{OrderId, SkuId};
 use sluice_shared::keys::Shelf;
+use sluice_shared::message::OrderEvent;
 use sluice_shared::sale::SaleView;
 
+use super::behind::{Behind, behind, next_page};
 use super::image::Image;
 use super::outlet::Outlet;
 use super::{Trouble, Warden, reopen};
+use crate::store::orders::OrderRow;
 
-/// An accepted order without a row is published again at this age: relay and sweep have had their time.
-const UNWRITTEN_MS: i64 = 5_000;
-/// How soon a look for lost orders that failed is repeated.
+/// How closely it is looked.
+#[derive(Debug, Clone, Copy)]
+struct Look {
+    /// An accepted order without a row is published again at this age, in milliseconds.
+    unwritten_ms: i64,
+    /// What the books say of an order is told again when Redis does not know it after this time.
+    untold: Duration,
+    /// Whether every record is compared with its row, or some of them in each round.
+    whole: bool,
+}
+
+/// Relay and sweep, and the saga, have had their time.
+const ROUTINE: Look = Look { unwritten_ms: 5_000, untold: Duration::from_secs(30), whole: false };
+/// What a warden that led before has noticed, nobody knows any more.
+const FIRST: Look = Look { untold: Duration::ZERO, whole: true, ..ROUTINE };
+/// Messages of any age may be gone, and nobody else knows of them.
+const AFTER_LOSS: Look = Look { unwritten_ms: 0, ..FIRST };
+
+/// How soon a look after a loss that failed is repeated.
 const AGAIN: Duration = Duration::from_millis(500);
-/// A dead order whose units are still held is released again after this time.
-const UNRELEASED: Duration = Duration::from_secs(30);
 /// Reading the maps takes at most one part in so many of Redis' time.
 const SHARE: u32 = 10;
 /// Orders asked for at once.
@@ -27,20 +44,22 @@ const PAGE: usize = 5_000;
 /// Works until it is dropped.
 pub async fn run(warden: Arc<Warden>) {
     let every = warden.context.config.reconcile.reconcile;
-    let mut reconciler =
-        Reconciler { outlet: Outlet::new(&warden, "reconcile"), asked: HashMap::new(), warden };
-    let mut took = Duration::ZERO;
+    let outlet = Outlet::new(&warden, "reconcile");
+    let mut reconciler = Reconciler { outlet, told: HashMap::new(), compared: HashMap::new(), warden };
+    let (mut took, mut routine) = (Duration::ZERO, FIRST);
     loop {
-        let lost = tokio::time::timeout(every.max(took * SHARE), reconciler.warden.orders_lost.notified());
-        // What was lost may be of any age: relay and sweep do not know of it.
-        let age = if lost.await.is_ok() { 0 } else { UNWRITTEN_MS };
+        let lost = tokio::time::timeout(every.max(took * SHARE), reconciler.warden.losses.notified()).await;
+        let look = if lost.is_ok() { AFTER_LOSS } else { routine };
         let began = Instant::now();
-        if let Err(trouble) = reconciler.round(age).await {
-            if age == 0 {
-                tokio::time::sleep(AGAIN).await;
-                reconciler.warden.orders_lost.notify_one();
+        match reconciler.round(look).await {
+            Ok(()) => routine = ROUTINE,
+            Err(trouble) => {
+                tracing::warn!(%trouble, "reconciling is held up");
+                if lost.is_ok() {
+                    tokio::time::sleep(AGAIN).await;
+                    reconciler.warden.losses.notify_one();
+                }
             }
-            tracing::warn!(%trouble, "reconciling is held up");
         }
         took = began.elapsed();
     }
@@ -49,8 +68,10 @@ pub async fn run(warden: Arc<Warden>) {
 struct Reconciler {
     warden: Arc<Warden>,
     outlet: Outlet,
-    /// Orders whose release was asked for again, and when.
-    asked: HashMap<OrderId, Instant>,
+    /// Orders of which was told again what the books say, and when.
+    told: HashMap<OrderId, Instant>,
+    /// Which order of a segment was compared last.
+    compared: HashMap<Shelf, [u8; 16]>,
 }
 
 /// What one sale's segments hold together.
@@ -63,7 +84,7 @@ struct Tally {
 }
 
 impl Reconciler {
-    async fn round(&mut self, age: i64) -> Result<(), Trouble> {
+    async fn round(&mut self, look: Look) -> Result<(), Trouble> {
         let serving = self.warden.floor(|floor| floor.serving.clone());
         for view in self.warden.views().await? {
             let mut tally = Tally::default();
@@ -71,7 +92,7 @@ impl Reconciler {
             for segment in 0..view.segments {
                 let shelf = Shelf::new(view.sale.clone(), segment);
                 match serving.get(&shelf) {
-                    Some(epoch) => self.segment(&view, &shelf, *epoch, age, &mut tally).await?,
+                    Some(epoch) => self.segment(&view, &shelf, *epoch, look, &mut tally).await?,
                     None => whole = false,
                 }
             }
@@ -79,7 +100,8 @@ impl Reconciler {
                 self.sale(&view, &tally).await?;
             }
         }
-        self.asked.retain(|_, at| at.elapsed() < UNRELEASED * 2);
+        self.told.retain(|_, at| at.elapsed() < ROUTINE.untold * 2);
+        self.compared.retain(|shelf, _| serving.contains_key(shelf));
         let (store, redis) = (&self.warden.context.store, self.warden.redis());
         if let Err(trouble) = crate::api::stock::complete_pending(store, redis).await {
             tracing::warn!(%trouble, "stock changes wait");
@@ -87,18 +109,18 @@ impl Reconciler {
         Ok(store.forget_old_barriers().await?)
     }
 
-    /// Publishes what has no row at that age, in milliseconds.
+    /// Publishes what has no row, and tells again what Redis does not know.
     async fn segment(
         &mut self,
         view: &SaleView,
         shelf: &Shelf,
         epoch: u64,
-        age: i64,
+        look: Look,
         tally: &mut Tally,
     ) -> Result<(), Trouble> {
         let image = Image::read(self.warden.redis(), shelf).await?;
         let all = reopen::unwritten(&self.warden, shelf, view.number, &image, |_| true).await?;
-        let old = |order: &sluice_shared::message::Accepted| image.at.0 - order.at.0 >= age;
+        let old = |order: &sluice_shared::message::Accepted| image.at.0 - order.at.0 >= look.unwritten_ms;
         let (due, lost): (Vec<_>, Vec<_>) =
             all.iter().filter(|order| old(order)).cloned().partition(|order| order.epoch == epoch);
         if !due.is_empty() {
@@ -115,6 +137,7 @@ impl Reconciler {
                 *tally.unwritten.entry(sku.clone()).or_default() += i64::from(n);
             }
         }
+        self.compare(view, shelf, &image, look).await?;
         let held = image.held();
         for (sku, init) in &image.head.init {
             let left = image.head.stock.get(sku).copied().flatten().unwrap_or(0);
@@ -138,22 +161,69 @@ impl Reconciler {
         self.drift(view, "R1", tally.off_shelf);
         self.drift(view, "X2", surplus);
         self.drift(view, "unwritten", tally.unwritten.values().sum());
-        if surplus > 0 { self.release(view, &tally.orders).await } else { Ok(()) }
+        if surplus > 0 { self.release(&tally.orders).await } else { Ok(()) }
+    }
+
+    /// Compares records with their rows: all of them, or in each round those that come next.
+    async fn compare(
+        &mut self,
+        view: &SaleView,
+        shelf: &Shelf,
+        image: &Image,
+        look: Look,
+    ) -> Result<(), Trouble> {
+        let uuids = if look.whole {
+            image.orders.keys().copied().collect()
+        } else {
+            let page = next_page(image, self.compared.get(shelf), PAGE);
+            match page.last() {
+                Some(last) => self.compared.insert(shelf.clone(), *last),
+                None => self.compared.remove(shelf),
+            };
+            page
+        };
+        for page in uuids.chunks(PAGE) {
+            let name = |uuid: &[u8; 16]| OrderId { uuid: *uuid, sale: view.number, segment: shelf.segment };
+            let page: Vec<OrderId> = page.iter().map(name).collect();
+            let rows = self.warden.context.store.rows_older_than(&page, look.untold).await?;
+            let known = |row: &OrderRow| behind(image.orders.get(&row.id.uuid)?, row.standing());
+            let mut untold: Vec<_> = rows.iter().filter_map(|row| Some((row, known(row)?))).collect();
+            untold.retain(|(row, _)| look.whole || self.may_tell(&row.id));
+            self.tell(&untold).await?;
+        }
+        Ok(())
     }
 
     /// Asks again for releases that got lost on their way.
-    async fn release(&mut self, view: &SaleView, held: &[OrderId]) -> Result<(), Trouble> {
+    async fn release(&mut self, held: &[OrderId]) -> Result<(), Trouble> {
         for page in held.chunks(PAGE) {
-            let mut dead = self.warden.context.store.dead_since(page, UNRELEASED).await?;
-            dead.retain(|(order, _)| self.asked.get(order).is_none_or(|at| at.elapsed() > UNRELEASED));
-            if dead.is_empty() {
-                continue;
-            }
-            tracing::warn!(sale = %view.sale, orders = dead.len(), "releases are asked for again");
-            self.warden.context.store.release_again(&view.sale, &dead).await?;
-            self.warden.metrics().released_again.inc_by(dead.len() as u64);
-            self.asked.extend(dead.into_iter().map(|(order, _)| (order, Instant::now())));
+            let rows = self.warden.context.store.rows_older_than(page, ROUTINE.untold).await?;
+            let dead = rows.iter().filter(|row| !row.live && self.may_tell(&row.id));
+            let dead: Vec<_> = dead.map(|row| (row, Behind::Release)).collect();
+            self.tell(&dead).await?;
         }
+        Ok(())
+    }
+
+    fn may_tell(&self, order: &OrderId) -> bool {
+        self.told.get(order).is_none_or(|at| at.elapsed() > ROUTINE.untold)
+    }
+
+    /// Puts into the outbox once more what the books say of these orders.
+    async fn tell(&mut self, orders: &[(&OrderRow, Behind)]) -> Result<(), Trouble> {
+        if orders.is_empty() {
+            return Ok(());
+        }
+        tracing::warn!(orders = orders.len(), "told again: redis is behind the books");
+        let events = |wanted: Behind| -> Vec<OrderEvent> {
+            let orders = orders.iter().filter(|(_, what)| *what == wanted);
+            orders.map(|(row, what)| row.event(*what == Behind::Release)).collect()
+        };
+        let (changes, releases) = (events(Behind::Change), events(Behind::Release));
+        self.warden.context.store.tell_again(&changes, &releases).await?;
+        self.warden.metrics().settled_again.inc_by(changes.len() as u64);
+        self.warden.metrics().released_again.inc_by(releases.len() as u64);
+        self.told.extend(orders.iter().map(|(row, _)| (row.id, Instant::now())));
         Ok(())
     }
 

@@ -88,6 +88,8 @@ struct Shelves {
     asked: BTreeMap<Shelf, Question>,
     reopenings: JoinSet<(Shelf, u64)>,
     reopened: BTreeMap<Shelf, u64>,
+    /// Segments that were re-opened and do not serve yet.
+    unserved: BTreeSet<Shelf>,
     /// When sales that are long over were last looked for.
     tidied: Option<Instant>,
 }
@@ -103,6 +105,7 @@ impl Shelves {
             asked: BTreeMap::new(),
             reopenings: JoinSet::new(),
             reopened: BTreeMap::new(),
+            unserved: BTreeSet::new(),
             tidied: None,
         }
     }
@@ -157,6 +160,7 @@ impl Shelves {
             let Some(epoch) = self.reopened.remove(&shelf) else { return Ok(0) };
             // From here on it is like any segment that a leader finds.
             self.standing.remove(&shelf);
+            self.unserved.insert(shelf.clone());
             self.warden.metrics().reopenings.inc();
             tracing::info!(shelf = shelf.name(), epoch, "re-opened");
         }
@@ -233,6 +237,10 @@ impl Shelves {
         self.warden.redis().run::<u64>("ending a collection", &unask).await?;
         self.standing.insert(shelf.clone(), Standing::Serving(epoch));
         self.warden.floor(|floor| floor.serving.insert(shelf.clone(), epoch));
+        if self.unserved.remove(shelf) {
+            // The units fit the books; what became of their orders may be lost all the same.
+            self.warden.losses.notify_one();
+        }
         Ok(())
     }
 

@@ -213,6 +213,7 @@ mod tests {
             seq: u64::from(n),
             accepted: Millis(0),
             updated: Millis(0),
+            refund: Refund::None,
             lines: Arc::new(Lines::parse("phone=1").unwrap()),
             user: user(n),
         }

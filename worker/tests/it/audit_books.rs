@@ -1,8 +1,8 @@
 //! The audit balances on good books, and names the equation that a corruption breaks.
 
 use sluice_shared::ids::OrderId;
-use sluice_shared::record::OrderState;
-use sluice_shared::script::{Release, ShelfScripts};
+use sluice_shared::record::{OrderState, Refund};
+use sluice_shared::script::{Release, Settle, ShelfScripts};
 use sluice_worker::audit::broker::Depths;
 use sluice_worker::audit::equations::judge;
 use sluice_worker::audit::gather::gather;
@@ -33,7 +33,26 @@ async fn notice(place: &Place, order: &OrderId, payment: &str, status: NoticeSta
     place.db.store.notice(&notice).await.unwrap();
 }
 
-/// What outbox and saga do with every release.
+/// What outbox and saga do with every change.
+async fn settle(place: &Place) {
+    let scripts = ShelfScripts::new(place.shelf.clone(), place.epoch().await);
+    let rows: Vec<(String, String, String)> =
+        sqlx::query_as("SELECT id, state, refund FROM orders").fetch_all(&place.db.pool).await.unwrap();
+    let of = |(id, state, refund): &(String, String, String)| {
+        let state = OrderState::parse(state).unwrap();
+        let forward = matches!(state, OrderState::PendingPayment | OrderState::Paid);
+        Settle {
+            uuid: OrderId::parse(id).unwrap().uuid,
+            state: forward.then_some(state),
+            pay_before: None,
+            refund: Refund::parse(refund).unwrap(),
+        }
+    };
+    let settles: Vec<_> = rows.iter().map(of).collect();
+    scripts.settle(&place.redis, &settles).await.unwrap().unwrap();
+}
+
+/// What they do with every release.
 async fn release(place: &Place, orders: &[(&OrderId, &str, OrderState)]) {
     let scripts = ShelfScripts::new(place.shelf.clone(), place.epoch().await);
     let lines = sluice_shared::lines::Lines::parse("phone=1").unwrap();
@@ -60,6 +79,7 @@ pub async fn books() -> Books {
     place.db.store.cancel(&cancelled, &user("eve")).await.unwrap();
     let back = [(&cancelled, "eve", OrderState::Cancelled), (&refunded, "ida", OrderState::Refunded)];
     release(&place, &back).await;
+    settle(&place).await;
     Books { place, _edge: edge, _warden: warden, unpaid, paid, cancelled }
 }
 
@@ -264,10 +284,27 @@ async fn an_order_that_is_nowhere_is_lost_unless_the_broker_may_have_it() {
     record.accepted.0 -= 10_000;
     place.run(&["HSET", &place.shelf.orders(), &order.order.field(), &record.to_string()]).await;
     assert_eq!(broken(&books.judge(None).await), ["X2"]);
-    let depths = Depths { orders: 1, releases: 0 };
+    let depths = Depths { orders: 1, releases: 0, changes: 0 };
     let report = books.judge(Some(depths)).await;
     assert!(report.balanced && !report.at_rest, "{report:#?}");
     assert_eq!(report.units[0].in_broker, 1);
+}
+
+#[tokio::test]
+async fn a_state_that_buyers_are_not_told_is_a_difference_unless_the_broker_may_have_it() {
+    let books = books().await;
+    let paid = format!("UPDATE orders SET state = 'paid' WHERE id = '{}'", books.unpaid);
+    books.sql(paid).await;
+    let told = |report: &SaleReport| {
+        let equation = report.equations.iter().find(|equation| equation.name == "X6").unwrap();
+        (equation.holds, equation.offenders.clone())
+    };
+    let young = books.judge(None).await;
+    assert!(told(&young).0 && !young.at_rest, "{young:#?}");
+    books.sql("UPDATE orders SET updated_at = now() - interval '1 minute'".to_owned()).await;
+    assert_eq!(told(&books.judge(None).await), (false, vec![books.unpaid.to_string()]));
+    let depths = Depths { orders: 0, releases: 0, changes: 1 };
+    assert!(told(&books.judge(Some(depths)).await).0);
 }
 
 #[tokio::test]

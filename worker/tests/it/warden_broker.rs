@@ -1,10 +1,12 @@
 //! A broker that lost what was declared in it, and the messages with that.
 
+use sluice_shared::record::OrderState;
 use sluice_shared::testing::eventually;
 use sluice_shared::topology::{SAGA, Topology};
+use sluice_worker::store::payments::{NoticeStatus, PaymentNotice};
 
 use crate::harness::broker::SHARDS;
-use crate::warden_world::{PATIENCE, Place};
+use crate::warden_world::{PATIENCE, Place, user};
 
 /// Nobody looks at the order map of its own accord.
 const NEVER: &str = "[reconcile]\nreconcile_ms = 600000\n";
@@ -31,6 +33,44 @@ async fn a_confirmed_order_survives_a_broker_that_lost_everything() {
     let _orders = place.orders();
     eventually("the order is in the books", PATIENCE, || place.written(&order.order)).await;
     assert!(as_described(&place).await);
+}
+
+#[tokio::test]
+async fn what_the_books_told_through_a_broker_that_lost_everything_is_told_again() {
+    let (place, warden, _orders, edge) = Place::open(10).await;
+    warden.stop().await;
+    let _warden = place.warden(NEVER);
+    place.until_sells(&edge).await;
+    let paid = place.bought(&edge.instance, "ann").await.order;
+    let cancelled = place.bought(&edge.instance, "bob").await.order;
+    let left = place.left().await;
+    let notice = PaymentNotice {
+        payment_id: "p".to_owned(),
+        order: paid,
+        amount: 1500,
+        currency: "EUR".to_owned(),
+        status: NoticeStatus::Succeeded,
+    };
+    place.db.store.notice(&notice).await.unwrap();
+    place.db.store.cancel(&cancelled, &user("bob")).await.unwrap();
+    let outbox = place.outbox();
+    eventually("all is told", PATIENCE, || async {
+        place.db.count("SELECT count(*) FROM outbox WHERE published_at IS NULL").await == 0
+    })
+    .await;
+    outbox.stop().await;
+    place.broker.wipe();
+    eventually("it is declared again", PATIENCE, || as_described(&place)).await;
+    let (_outbox, _saga) = (place.outbox(), place.saga());
+    eventually("the buyer is told that it is paid", PATIENCE, || async {
+        place.record(&paid).await.is_some_and(|record| record.state == OrderState::Paid)
+    })
+    .await;
+    eventually("the unit is back", PATIENCE, || async { place.left().await == left + 1 }).await;
+    eventually("both sagas are at their end", PATIENCE, || async {
+        place.db.count("SELECT count(*) FROM saga WHERE state IN ('committed', 'undone')").await == 2
+    })
+    .await;
 }
 
 #[tokio::test]

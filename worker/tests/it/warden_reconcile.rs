@@ -58,6 +58,30 @@ async fn a_release_that_got_lost_is_asked_for_again_once() {
 }
 
 #[tokio::test]
+async fn a_change_that_got_lost_is_told_again_once() {
+    let (place, warden, _orders, edge) = Place::open(10).await;
+    warden.stop().await;
+    place.bought(&edge.instance, "bob").await;
+    // Published, and lost on its way.
+    sqlx::raw_sql(
+        "UPDATE outbox SET published_at = now();
+         UPDATE orders SET state = 'paid', updated_at = now() - interval '1 minute'",
+    )
+    .execute(&place.db.pool)
+    .await
+    .unwrap();
+    let warden = place.warden(OFTEN);
+    let unsent = "SELECT count(*) FROM outbox, jsonb_array_elements(payload->'events') event
+                  WHERE published_at IS NULL AND topic = 'order.changed'
+                    AND event->>'user' = 'bob' AND event->>'state' = 'paid'";
+    eventually("a change", PATIENCE, async || place.db.count(unsent).await == 1).await;
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    assert_eq!(place.db.count(unsent).await, 1);
+    let metrics = warden.metrics();
+    assert!(metrics.contains("sluice_warden_settled_again_total"), "{metrics}");
+}
+
+#[tokio::test]
 async fn a_stock_change_that_was_interrupted_is_completed() {
     let (place, warden, _orders, _edge) = Place::open(10).await;
     warden.stop().await;

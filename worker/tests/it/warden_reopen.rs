@@ -196,6 +196,25 @@ async fn records_that_are_missing_are_restored_from_the_books() {
 }
 
 #[tokio::test]
+async fn a_lost_end_that_told_only_what_became_of_an_order_is_told_again() {
+    let (mut place, warden, _orders, edge) = Place::open(10).await;
+    warden.stop().await;
+    // Nobody looks at the order map of its own accord.
+    let _warden = place.warden("[reconcile]\nreconcile_ms = 600000\n");
+    place.until_sells(&edge).await;
+    let bob = place.bought(&edge.instance, "bob").await;
+    let epoch = place.epoch().await;
+    place.db.run("UPDATE outbox SET published_at = now(); UPDATE orders SET state = 'paid'").await;
+    place.server.crash_and_restart();
+    until_epoch(&place, epoch + 1).await;
+    let (_outbox, _saga) = (place.outbox(), place.saga());
+    eventually("the buyer is told", PATIENCE, || async {
+        place.record(&bob.order).await.is_some_and(|record| record.state == OrderState::Paid)
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_wiped_redis_is_restored_with_all_orders() {
     let (place, _warden, _orders, edge) = Place::open(10).await;
     let bob = place.bought(&edge.instance, "bob").await;

@@ -208,16 +208,28 @@ impl Place {
     }
 
     pub fn warden(&self, more: &str) -> Process {
-        let context = self.context(more);
-        let (stop, stopped) = watch::channel(false);
-        let task = tokio::spawn(role::reconcile::run(context.clone(), stopped));
-        Process { context, stop, task }
+        self.process(more, role::reconcile::run)
     }
 
     pub fn orders(&self) -> Process {
-        let context = self.context("");
+        self.process("", role::orders::run)
+    }
+
+    pub fn saga(&self) -> Process {
+        self.process("", role::saga::run)
+    }
+
+    pub fn outbox(&self) -> Process {
+        self.process("", role::outbox::run)
+    }
+
+    fn process<F>(&self, more: &str, role: impl FnOnce(Context, watch::Receiver<bool>) -> F) -> Process
+    where
+        F: Future<Output = anyhow::Result<()>> + Send + 'static,
+    {
+        let context = self.context(more);
         let (stop, stopped) = watch::channel(false);
-        let task = tokio::spawn(role::orders::run(context.clone(), stopped));
+        let task = tokio::spawn(role(context.clone(), stopped));
         Process { context, stop, task }
     }
 

@@ -10,6 +10,7 @@ use crate::audit::Units;
 use crate::audit::broker::Depths;
 use crate::audit::gather::{Gathered, Seen};
 use crate::store::books::OrderFact;
+use crate::warden::behind::{Behind, behind};
 use crate::warden::image::Entry;
 use crate::warden::reopen::expected;
 
@@ -17,17 +18,20 @@ use crate::warden::reopen::expected;
 const UNWRITTEN_MS: i64 = 5_000;
 /// A dead order may hold its units so long.
 const UNRELEASED_MS: i64 = 10_000;
-/// Orders in one message of a release.
+/// Redis may not know so long what the books say of an order.
+const UNTOLD_MS: i64 = 10_000;
+/// Orders in one message of the outbox.
 const A_MESSAGE: usize = 100;
 
 /// Judges; answers how many entries are under way.
 pub(super) fn judge(all: &Gathered, depths: Option<Depths>, sheet: &mut Sheet) -> usize {
-    let mut under_way = all.unsent.len() + all.changes.len();
+    let mut under_way = all.unsent_releases.len() + all.unsent_changes.len() + all.changes.len();
     for seen in &all.shelves {
         under_way += seen.image.journal.len();
         rows(seen, all, sheet);
         under_way += unwritten(seen, all, depths, sheet);
         under_way += unreleased(seen, all, depths, sheet);
+        under_way += untold(seen, all, depths, sheet);
         released(seen, all, sheet);
     }
     if !all.shelves.is_empty() {
@@ -112,7 +116,7 @@ fn unreleased(seen: &Seen, all: &Gathered, depths: Option<Depths>, sheet: &mut S
         if seen.image.orders.get(&order.uuid).is_none_or(|entry| entry.released) {
             continue;
         }
-        if all.unsent.contains(order) || all.sale.now.0 - row.updated.0 < UNRELEASED_MS {
+        if all.unsent_releases.contains(order) || all.sale.now.0 - row.updated.0 < UNRELEASED_MS {
             young += 1;
         } else {
             late.push(order.to_string());
@@ -124,6 +128,30 @@ fn unreleased(seen: &Seen, all: &Gathered, depths: Option<Depths>, sheet: &mut S
     }
     let title = ("X4", "every dead order has given its units back, or is about to");
     sheet.each(title, seen.shelf.name(), dead, late);
+    under_way
+}
+
+/// What buyers are told of an order is what the books say, or is about to be.
+fn untold(seen: &Seen, all: &Gathered, depths: Option<Depths>, sheet: &mut Sheet) -> usize {
+    let (mut known, mut young, mut late) = (0, 0, Vec::new());
+    for (order, row) in all.orders.iter().filter(|(order, _)| order.segment == seen.shelf.segment) {
+        let Some(entry) = seen.image.orders.get(&order.uuid) else { continue };
+        known += 1;
+        if behind(entry, row.standing()) != Some(Behind::Change) {
+            continue;
+        }
+        if all.unsent_changes.contains(order) || all.sale.now.0 - row.updated.0 < UNTOLD_MS {
+            young += 1;
+        } else {
+            late.push(order.to_string());
+        }
+    }
+    let under_way = young + late.len();
+    if late.len() <= depths.map_or(0, |depths| depths.changes * A_MESSAGE) {
+        late.clear();
+    }
+    let title = ("X6", "redis tells of every order what the books say, or is about to");
+    sheet.each(title, seen.shelf.name(), known, late);
     under_way
 }
 

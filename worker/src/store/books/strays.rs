@@ -5,7 +5,8 @@ use std::time::Duration;
 use sluice_shared::ids::{OrderId, SaleId, SkuId};
 use sluice_shared::message::OrderEvent;
 
-use super::{OrderFact, OrderLine, fact, order};
+use super::order;
+use crate::store::orders::{OrderRow, RawOrder, columns};
 use crate::store::segments::{id, unsigned};
 use crate::store::{Store, StoreError, outbox};
 
@@ -20,48 +21,33 @@ impl Store {
         rows.iter().map(|row| order(row)).collect()
     }
 
-    /// Which of these orders are dead in the books since `span`, so that their units should be back.
-    pub async fn dead_since(
+    /// The rows of these orders that have stood as they are for `span`.
+    pub async fn rows_older_than(
         &self,
         orders: &[OrderId],
         span: Duration,
-    ) -> Result<Vec<(OrderId, OrderFact)>, StoreError> {
-        let ids: Vec<String> = orders.iter().map(ToString::to_string).collect();
-        let rows: Vec<OrderLine> = sqlx::query_as(
-            "SELECT id, state, live, lines, user_id, epoch, seq, amount, refund,
-                    (extract(epoch from created_at) * 1000)::bigint,
-                    (extract(epoch from updated_at) * 1000)::bigint,
-                    (extract(epoch from pay_before) * 1000)::bigint,
-                    (extract(epoch from accepted_at) * 1000)::bigint
-             FROM orders WHERE id = ANY($1) AND NOT live
-               AND updated_at < now() - make_interval(secs => $2)",
-        )
-        .bind(ids)
+    ) -> Result<Vec<OrderRow>, StoreError> {
+        let rows: Vec<RawOrder> = sqlx::query_as(concat!(
+            "SELECT ",
+            columns!(),
+            " FROM orders WHERE id = ANY($1) AND updated_at <= now() - make_interval(secs => $2)"
+        ))
+        .bind(orders.iter().map(ToString::to_string).collect::<Vec<_>>())
         .bind(span.as_secs_f64())
         .fetch_all(&self.pool)
         .await?;
-        rows.into_iter().map(fact).collect()
+        rows.into_iter().map(OrderRow::try_from).collect()
     }
 
-    /// Asks once more for the release of orders that are dead in the books.
-    pub async fn release_again(
+    /// Puts into the outbox once more what was told before, and lost: changes, and releases of units.
+    pub async fn tell_again(
         &self,
-        sale: &SaleId,
-        orders: &[(OrderId, OrderFact)],
+        changes: &[OrderEvent],
+        releases: &[OrderEvent],
     ) -> Result<(), StoreError> {
-        let event = |(order, fact): &(OrderId, OrderFact)| OrderEvent {
-            order: *order,
-            sale: sale.clone(),
-            state: fact.state,
-            pay_before: None,
-            refund: fact.refund,
-            release: true,
-            lines: fact.lines.clone(),
-            user: fact.user.clone(),
-        };
-        let events: Vec<OrderEvent> = orders.iter().map(event).collect();
         let mut writing = self.pool.begin().await?;
-        outbox::push(&mut writing, outbox::RELEASE, &events).await?;
+        outbox::push(&mut writing, outbox::CHANGED, changes).await?;
+        outbox::push(&mut writing, outbox::RELEASE, releases).await?;
         Ok(writing.commit().await?)
     }
 
