@@ -302,10 +302,13 @@ fn pair(text: &OsStr) -> Option<(OsString, OsString)> {
     Some((part(&bytes[..equals]), part(&bytes[equals + 1..])))
 }
 
-/// Whether a process runs; one that has ended and was not waited for does not.
+/// Whether a process runs; one that has ended and was not waited for does not, once its last thread has
+/// let go of its ports.
 fn runs(pid: i32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
-    stat.is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X'])))
+    let ended = |stat: String| stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']));
+    let threads = || std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    stat.is_ok_and(|stat| !ended(stat) || threads() > 1)
 }
 
 /// When a process was started, in ticks since the boot.

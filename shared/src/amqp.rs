@@ -4,7 +4,10 @@
 //! unroutable; a connection that breaks leaves every unconfirmed message unknown, and the caller
 //! still holds it.
 
+mod io_loop;
+
 use std::future::Future;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use lapin::options::{
@@ -17,8 +20,12 @@ use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ErrorKind, Event, ExchangeKind,
 };
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::topology::{ATTEMPT, REASON, Topology};
+
+/// How long closing in order may take; then the connection is dropped.
+const CLOSE: Duration = Duration::from_secs(5);
 
 /// Why the broker has not taken a message, or cannot be talked to.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +41,7 @@ pub enum AmqpError {
     Refused,
     /// No answer within this time.
     #[error("rabbitmq gave no answer within {0:?}")]
-    Silent(std::time::Duration),
+    Silent(Duration),
     /// A topology that cannot be declared as written.
     #[error("topology: {0}")]
     Topology(String),
@@ -55,6 +62,7 @@ impl AmqpError {
 pub struct Link {
     connection: Connection,
     blocked: watch::Receiver<bool>,
+    deaths: watch::Receiver<u64>,
 }
 
 impl Link {
@@ -65,6 +73,7 @@ impl Link {
             .with_connection_name(name.into())
             .with_client_property("product".into(), "Sluice".into())
             .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
+        let deaths = io_loop::deaths();
         let connection = Connection::connect(url, properties).await?;
         let (tell, blocked) = watch::channel(false);
         let mut events = Box::pin(connection.events_listener());
@@ -84,7 +93,7 @@ impl Link {
                 }
             }
         });
-        Ok(Self { connection, blocked })
+        Ok(Self { connection, blocked, deaths })
     }
 
     /// Whether the broker blocks publishers (memory or disk alarm). Consumers go on.
@@ -94,7 +103,17 @@ impl Link {
 
     /// Whether the connection still stands.
     pub fn is_up(&self) -> bool {
-        self.connection.status().connected()
+        self.connection.status().connected() && !self.deaths.has_changed().unwrap_or(true)
+    }
+
+    /// Ends when the client library has broken down: nothing that waits for this connection ends by itself
+    /// then. Whoever waits without a deadline waits for this beside it.
+    pub fn broken_down(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut deaths = self.deaths.clone();
+        async move {
+            // The sender lives as long as the process.
+            let _ = deaths.changed().await;
+        }
     }
 
     /// A channel to publish on.
@@ -111,7 +130,7 @@ impl Link {
         let options = BasicConsumeOptions::default();
         let consumer =
             channel.basic_consume(queue.into(), tag.into(), options, FieldTable::default()).await?;
-        Ok(Consumer { channel, consumer })
+        Ok(Consumer { channel, consumer, deaths: self.deaths.clone() })
     }
 
     /// Declares everything; what exists as described is left alone.
@@ -156,8 +175,12 @@ impl Link {
 
     /// Closes the connection in order.
     pub async fn close(&self) {
+        let bye = timeout(CLOSE, self.connection.close(200, "bye".into()));
         // The connection is going away in any case; a broker that is gone has closed it already.
-        let _ = self.connection.close(200, "bye".into()).await;
+        tokio::select! {
+            _ = bye => {}
+            () = self.broken_down() => {}
+        }
     }
 }
 
@@ -242,6 +265,7 @@ impl Publisher {
 pub struct Consumer {
     channel: Channel,
     consumer: lapin::Consumer,
+    deaths: watch::Receiver<u64>,
 }
 
 impl Consumer {
@@ -268,9 +292,13 @@ impl Consumer {
     }
 
     /// Gives up the channel; what was not acknowledged goes back to the queue.
-    pub async fn close(self) {
+    pub async fn close(mut self) {
+        let bye = timeout(CLOSE, self.channel.close(200, "bye".into()));
         // The broker requeues by itself when the channel is gone already.
-        let _ = self.channel.close(200, "bye".into()).await;
+        tokio::select! {
+            _ = bye => {}
+            _ = self.deaths.changed() => {}
+        }
     }
 }
 

@@ -58,7 +58,11 @@ pub async fn run<H: Handler>(context: &Context, handler: &H, mut stop: Stop) -> 
     let prefetch = context.config.saga_prefetch;
     let consumer = link.consumer(H::QUEUE, &tag, prefetch).await?;
     let mut reader = Reader { context, handler, publisher, consumer, room: Room::new(prefetch / 2) };
-    let done = reader.run(&mut stop).await;
+    let broken_down = link.broken_down();
+    let done = tokio::select! {
+        done = reader.run(&mut stop) => done,
+        () = broken_down => Err(anyhow::anyhow!("the client of rabbitmq has broken down")),
+    };
     reader.consumer.close().await;
     link.close().await;
     done

@@ -26,7 +26,7 @@ const LOOK: Duration = Duration::from_millis(100);
 const STALL: Duration = Duration::from_secs(15);
 /// Between two attempts to connect: from, to.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-/// How long connecting or closing may take.
+/// How long connecting may take.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 
 /// Connects, publishes, connects again; for as long as the engine runs.
@@ -41,7 +41,11 @@ pub(crate) async fn run(core: Arc<Core>, name: String) {
                 show(&core, true, false);
                 core.spares().broken(Instant::now());
                 let mut session = Session { core: &core, keys: &keys, link, publisher, confirmed: 0 };
-                let why = session.serve().await;
+                let broken_down = session.link.broken_down();
+                let why = tokio::select! {
+                    why = session.serve() => why,
+                    () = broken_down => "its client has broken down",
+                };
                 show(&core, false, false);
                 core.held().broken();
                 core.spares().broken(Instant::now());
@@ -50,8 +54,7 @@ pub(crate) async fn run(core: Arc<Core>, name: String) {
                 if session.confirmed > 0 {
                     pause = BACK_OFF.0;
                 }
-                // A connection that is gone cannot be closed in order.
-                let _ = tokio::time::timeout(HANDSHAKE, session.link.close()).await;
+                session.link.close().await;
             }
             Ok(Err(why)) => tracing::warn!(%why, "rabbitmq cannot be reached; orders stay held"),
             Err(_) => tracing::warn!("rabbitmq does not answer; orders stay held"),

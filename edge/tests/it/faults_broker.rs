@@ -90,6 +90,25 @@ async fn f42_an_order_whose_confirm_is_lost_comes_twice_and_is_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn f42_a_confirm_that_comes_twice_while_many_are_open_costs_no_order() {
+    let mut scene = Scene::start().await;
+    let late = Duration::from_secs(2);
+    scene.proxy.flow(Way::Down, Flow::Delay(late, late));
+    scene.proxy.set("down twice frame confirm".parse().unwrap());
+    // Of one order, for a confirm of several may come twice.
+    scene.buy(1).await;
+    eventually("its confirm is under way", SOON, || async { scene.proxy.has_sprung() }).await;
+    scene.buy(200).await;
+    scene.edge.until("sluice_relay_unconfirmed", |open| open > 100.0).await;
+    // The client library does not survive it; the edge does.
+    eventually("it connects again", SOON, || async { scene.proxy.status().connections > 1 }).await;
+    scene.proxy.heal();
+    scene.edge.until("sluice_relay_held", |held| held == 0.0).await;
+    scene.buy(10).await;
+    scene.complete().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn f45_a_full_queue_refuses_and_its_orders_wait_until_there_is_room() {
     let mut scene = Scene::start().await;
     // As `topology` limits them, only sooner.

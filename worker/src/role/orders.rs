@@ -49,15 +49,10 @@ async fn read(context: Context, turns: Arc<Semaphore>, shard: u16, mut stop: Sto
     let tag = format!("order-writer@{place}/{shard:02}");
     let consumer = link.consumer(&queue, &tag, context.config.orders.prefetch).await?;
     let mut writer = Writer { context: &context, shard, queue, publisher, consumer };
-    let done = loop {
-        let (batch, _turn) = match writer.gather(&turns, &mut stop).await {
-            Ok(Some(gathered)) => gathered,
-            Ok(None) => break Ok(()),
-            Err(error) => break Err(error),
-        };
-        if let Err(error) = writer.settle(batch, &stop).await {
-            break Err(error);
-        }
+    let broken_down = link.broken_down();
+    let done = tokio::select! {
+        done = writer.work(&turns, &mut stop) => done,
+        () = broken_down => Err(anyhow::anyhow!("the client of rabbitmq has broken down")),
     };
     writer.consumer.close().await;
     link.close().await;
@@ -73,6 +68,14 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
+    /// Batch after batch, until told to stop.
+    async fn work(&mut self, turns: &Semaphore, stop: &mut Stop) -> anyhow::Result<()> {
+        while let Some((batch, _turn)) = self.gather(turns, stop).await? {
+            self.settle(batch, stop).await?;
+        }
+        Ok(())
+    }
+
     /// Waits for a message, then takes what else is there, or comes until it is this queue's turn to
     /// write: orders of one offer wait for its row anyway, so few transactions at once, with many
     /// orders each, are the quickest. `None`: the process is to end.

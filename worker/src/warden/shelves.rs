@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use sluice_shared::ids::{InstanceId, SaleId};
 use sluice_shared::keys::{GENERATION, REOPENING, SALES, SALES_CHANNEL, Shelf};
 use sluice_shared::redis::{Fault, cmd};
-use sluice_shared::sale::{Question, SaleView};
+use sluice_shared::sale::{Question, SaleStep, SaleView};
 use sluice_shared::script::{Preloaded, ShelfScripts};
 use tokio::task::JoinSet;
 
@@ -19,6 +19,10 @@ use crate::store::segments::{Projection, SaleNews};
 const KEYS_KEPT: Duration = Duration::from_secs(24 * 3600);
 /// How often sales that are over are looked for.
 const TIDY: Duration = Duration::from_secs(10);
+/// Segments of closed sales wait so long for those that sell; longer, they would wait for a trouble.
+const URGENT: Duration = Duration::from_secs(10);
+/// Segments of closed sales are not re-opened while so many others are: each is read whole.
+const AT_ONCE: usize = 8;
 /// How soon a round that failed is tried again.
 const AGAIN: Duration = Duration::from_millis(100);
 
@@ -88,6 +92,8 @@ struct Shelves {
     asked: BTreeMap<Shelf, Question>,
     reopenings: JoinSet<(Shelf, u64)>,
     reopened: BTreeMap<Shelf, u64>,
+    /// Segments of sales that are not closed among them, and since when.
+    urgent: BTreeMap<Shelf, Instant>,
     /// Segments that were re-opened and do not serve yet.
     unserved: BTreeSet<Shelf>,
     /// When sales that are long over were last looked for.
@@ -105,6 +111,7 @@ impl Shelves {
             asked: BTreeMap::new(),
             reopenings: JoinSet::new(),
             reopened: BTreeMap::new(),
+            urgent: BTreeMap::new(),
             unserved: BTreeSet::new(),
             tidied: None,
         }
@@ -125,7 +132,9 @@ impl Shelves {
             // Somebody deleted what was written.
             self.published.clear();
         }
-        let sales = self.warden.context.store.projections(KEYS_KEPT).await?;
+        let mut sales = self.warden.context.store.projections(KEYS_KEPT).await?;
+        // Those that sell first: what is closed can wait until they do.
+        sales.sort_by_key(|rows| rows.step == SaleStep::Closed);
         let mut changed = false;
         for rows in &sales {
             let mut epochs = Vec::with_capacity(rows.segments.len());
@@ -161,6 +170,7 @@ impl Shelves {
             // From here on it is like any segment that a leader finds.
             self.standing.remove(&shelf);
             self.unserved.insert(shelf.clone());
+            self.urgent.remove(&shelf);
             self.warden.metrics().reopenings.inc();
             tracing::info!(shelf = shelf.name(), epoch, "re-opened");
         }
@@ -176,12 +186,26 @@ impl Shelves {
             self.keep(rows, &shelf, row.epoch).await?;
             return Ok(row.epoch);
         }
+        if rows.step == SaleStep::Closed && self.is_busy() {
+            self.standing.remove(&shelf);
+            self.warden.floor(|floor| floor.serving.remove(&shelf));
+            return Ok(0);
+        }
         tracing::warn!(shelf = shelf.name(), epoch = row.epoch, "not as a warden left it: re-opening");
+        if rows.step != SaleStep::Closed {
+            self.urgent.insert(shelf.clone(), Instant::now());
+        }
         self.controlled.remove(&shelf);
         self.standing.insert(shelf.clone(), Standing::Reopening);
         self.warden.floor(|floor| floor.serving.remove(&shelf));
         self.reopenings.spawn(reopen::run(self.warden.clone(), shelf, rows.clone()));
         Ok(0)
+    }
+
+    /// Whether the re-opening of a closed sale would be in others' way.
+    fn is_busy(&self) -> bool {
+        let urgent = self.urgent.values().any(|since| since.elapsed() < URGENT);
+        urgent || self.reopenings.len() >= AT_ONCE
     }
 
     /// A segment that was never on the shelf is put there; `false` when it is not that simple.

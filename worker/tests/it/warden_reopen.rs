@@ -3,6 +3,8 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use sluice_shared::ids::SaleId;
+use sluice_shared::keys::Shelf;
 use sluice_shared::message::Accepted;
 use sluice_shared::record::OrderState;
 use sluice_shared::redis::cmd;
@@ -292,6 +294,35 @@ async fn a_paused_sale_is_paused_after_its_reopening_too() {
     until_epoch(&place, 2).await;
     assert_eq!(place.meta("state").await.as_deref(), Some("paused"));
     assert!(place.ask(&edge.instance, "bob").await.unwrap_err().contains("Paused"));
+}
+
+#[tokio::test]
+async fn a_closed_sale_is_opened_again_after_those_that_sell() {
+    let (mut place, _warden, _orders, edge) = Place::open(10).await;
+    // Its name comes first.
+    let closed = Shelf::new(SaleId::parse("closed").unwrap(), 0);
+    place.make("closed", 10).await;
+    for step in [SaleStep::Preloaded, SaleStep::Open] {
+        place.step_of(&closed.sale, step).await;
+    }
+    eventually("it is on the shelf", PATIENCE, || async {
+        place.redis.run::<u64>("test", cmd("EXISTS").arg(closed.meta())).await == Ok(1)
+    })
+    .await;
+    place.step_of(&closed.sale, SaleStep::Closed).await;
+    // Nobody sells until this edge answers.
+    edge.answers.store(false, Ordering::Relaxed);
+    place.server.crash_and_restart();
+    until_asked(&place).await;
+    edge.answers.store(true, Ordering::Relaxed);
+    eventually("the closed one is open again", PATIENCE, || async {
+        let [closed, selling] =
+            [place.db.store.epoch(&closed).await, place.db.store.epoch(&place.shelf).await]
+                .map(|epoch| epoch.unwrap().unwrap_or(1));
+        assert!(closed <= selling, "{closed} before {selling}");
+        closed == 2
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -134,7 +134,16 @@ impl Place {
     /// The same, reaching Redis at another address.
     pub async fn new_through(stock: u64, through: impl FnOnce(&PrivateRedis) -> String) -> Self {
         let (db, broker, server) = (TestDatabase::new().await, Vhost::new().await, PrivateRedis::start());
-        let sale = SaleId::parse("demo").unwrap();
+        let url = through(&server);
+        let redis = connect(&url);
+        let shelf = Shelf::new(SaleId::parse("demo").unwrap(), 0);
+        let mut place = Self { db, broker, server, url, redis, shelf, number: 0 };
+        place.number = place.make("demo", stock).await;
+        place
+    }
+
+    /// A sale in the books; its number.
+    pub async fn make(&self, sale: &str, stock: u64) -> u32 {
         let now = Millis::now();
         let item = OfferRow {
             sku: sku("phone"),
@@ -146,7 +155,7 @@ impl Place {
             per_user: 2,
         };
         let new = SaleRow {
-            sale: sale.clone(),
+            sale: SaleId::parse(sale).unwrap(),
             number: 0,
             step: SaleStep::Created,
             closed_from: None,
@@ -161,10 +170,7 @@ impl Place {
             updated_at: now,
             items: vec![item],
         };
-        let made = db.store.create_sale(&new, &actor()).await.unwrap().unwrap();
-        let url = through(&server);
-        let redis = connect(&url);
-        Self { db, broker, server, url, redis, shelf: Shelf::new(sale, 0), number: made.number }
+        self.db.store.create_sale(&new, &actor()).await.unwrap().unwrap().number
     }
 
     /// The same, open and served by a warden, with one edge registered; the orders role runs.
@@ -188,8 +194,12 @@ impl Place {
     }
 
     pub async fn step(&self, to: SaleStep) {
+        self.step_of(&self.shelf.sale, to).await;
+    }
+
+    pub async fn step_of(&self, sale: &SaleId, to: SaleStep) {
         let judge = |before: &SaleRow, _| Ok(SaleRow { step: to, ..before.clone() });
-        let changed = self.db.store.change_sale(&self.shelf.sale, &actor(), "test", judge).await;
+        let changed = self.db.store.change_sale(sale, &actor(), "test", judge).await;
         changed.unwrap().unwrap().unwrap();
     }
 
