@@ -25,6 +25,8 @@ pub enum Deed {
     Confirm(usize),
     /// The warden asks for this epoch.
     Close(u8),
+    /// Redis has lost an order of this epoch that the broker had confirmed.
+    Recall(usize, u8),
 }
 
 /// The edge's memory, and what it said to each deed so far.
@@ -72,6 +74,13 @@ impl Holder {
                 held.close(&self.shelf, u64::from(epoch));
                 true
             }
+            Deed::Recall(order, epoch) => match self.arrival(order, epoch) {
+                Some(Arrival { parcel, place, .. }) => {
+                    held.recall(Arc::new(parcel), place, self.now);
+                    true
+                }
+                None => false,
+            },
         };
         let answer = (self.read(&mut held), agreed);
         self.known.borrow_mut().insert((memory, deed), answer);

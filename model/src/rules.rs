@@ -110,6 +110,8 @@ pub struct Rules {
     pub memory: bool,
     /// It holds an order until the broker's confirm; else until it has sent it.
     pub until_confirmed: bool,
+    /// It keeps a copy of what is confirmed until there is a row, and publishes it when Redis has lost it.
+    pub copies: bool,
     /// It goes on holding when it is told that the sale is frozen.
     pub holds_frozen: bool,
     /// It goes on publishing while the sale is frozen.
@@ -189,6 +191,7 @@ impl Rules {
         Self {
             memory: true,
             until_confirmed: true,
+            copies: true,
             holds_frozen: true,
             publishes_frozen: true,
             holds_replays: true,

@@ -113,6 +113,8 @@ pub struct Edge {
     pub memory: Memory,
     /// Journal entries to delete, by their epoch; 0 for none.
     pub erase: [u8; ORDERS],
+    /// Epoch of the copy of each order that the broker has confirmed and that has no row; 0 for none.
+    pub copies: [u8; ORDERS],
     /// The epoch of which it has said that it holds nothing, since each warden asked.
     pub said: [u8; WARDENS],
     /// Orders that the journal still had when the script began to refuse it, a bit each.
@@ -252,6 +254,12 @@ impl State {
         i8::try_from(live).unwrap_or(i8::MAX)
     }
 
+    /// What became of an order stands in the books; copies of it are of no use any more.
+    pub fn book(&mut self, order: usize, row: Row) {
+        self.books.rows[order] = row;
+        self.edges.iter_mut().for_each(|edge| edge.copies[order] = 0);
+    }
+
     /// Whether any message of this order is in the queue.
     pub fn is_queued(&self, order: usize) -> bool {
         (1..=EPOCHS).any(|epoch| self.queue & Self::queued(order, epoch) != 0)
@@ -270,7 +278,13 @@ impl Data {
 
 impl Edge {
     fn packed(&self) -> u64 {
-        let small = [&[self.memory.closed, self.owes][..], &self.memory.stamps, &self.erase, &self.said];
+        let small = [
+            &[self.memory.closed, self.owes][..],
+            &self.memory.stamps,
+            &self.erase,
+            &self.copies,
+            &self.said,
+        ];
         let rest = small
             .iter()
             .flat_map(|part| part.iter())

@@ -1,6 +1,7 @@
 # shellcheck shell=bash disable=SC2034,SC2154
-# A private Redis. Three users: the edge may run scripts but not load them, the worker may load
-# them, the operator may only read. Reads STATE, REDIS_PORT and the REDIS_*_PASSWORD secrets.
+# A private Redis. Four users: the edge may run scripts but not load them, the worker may load
+# them, the operator may only read, a replica may only follow. Reads STATE, REDIS_PORT and the
+# REDIS_*_PASSWORD secrets.
 
 redis_version_at_least() {
   local have
@@ -38,6 +39,7 @@ redis_users() {
   redis_user operator "$REDIS_OPERATOR_PASSWORD" '%R~* &* -@all' \
     "$session +@read -@dangerous +keys +subscribe +unsubscribe +psubscribe +punsubscribe" \
     '+info +config|get +script|exists +role +lastsave +slowlog|get +slowlog|len +client|list'
+  redis_user replica "$REDIS_REPLICA_PASSWORD" '-@all +psync +replconf +ping'
 }
 
 redis_config() {

@@ -20,6 +20,7 @@ services_start() {
   load_secrets
   choose_test_ports
   AMQP_NODE=sluice-test@localhost DATABASE_DURABLE=off DATABASE_CONNECTIONS=400
+  redis_users | write_private "$STATE/users.acl"
   rabbitmq_start &
   pids+=($!)
   postgres_start &
@@ -37,6 +38,10 @@ services_stop() {
 services_exports() {
   cat <<ENV
 export SLUICE_TEST_REDIS_SERVER='$(need_program redis-server)'
+export SLUICE_TEST_REDIS_USERS='$STATE/users.acl'
+export SLUICE_TEST_REDIS_PASSWORDS='edge=$REDIS_EDGE_PASSWORD worker=$REDIS_WORKER_PASSWORD operator=$REDIS_OPERATOR_PASSWORD replica=$REDIS_REPLICA_PASSWORD'
+export SLUICE_TEST_AMQP_EDGE_URL='amqp://edge:$AMQP_EDGE_PASSWORD@127.0.0.1:$AMQP_PORT/sluice'
+export SLUICE_TEST_AMQP_WORKER_URL='amqp://worker:$AMQP_WORKER_PASSWORD@127.0.0.1:$AMQP_PORT/sluice'
 export SLUICE_TEST_AMQP_URL='amqp://operator:$AMQP_OPERATOR_PASSWORD@127.0.0.1:$AMQP_PORT/%2f'
 export SLUICE_TEST_AMQP_MANAGEMENT_URL='http://operator:$AMQP_OPERATOR_PASSWORD@127.0.0.1:$AMQP_MANAGEMENT_PORT'
 export SLUICE_TEST_DATABASE_URL='postgres://postgres:$DATABASE_ADMIN_PASSWORD@127.0.0.1:$DATABASE_PORT/postgres'

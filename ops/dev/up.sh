@@ -51,6 +51,9 @@ compose_up() {
   choose_ports
   write_configuration
   : >"$STATE/compose"
+  # Read inside the container by another user; it holds salted hashes, not passwords.
+  amqp_definitions >"$STATE/definitions.json"
+  chmod 644 "$STATE/definitions.json"
   step 'docker compose up'
   compose up -d --build || die 'docker compose failed'
   wait_until 300 edge_ready || die 'the edge is not ready: docker compose logs edge'
@@ -61,6 +64,7 @@ compose_up() {
 # Every port and secret as SLUICE_<NAME>, for compose.yaml to refer to.
 compose() {
   local entry name
+  export SLUICE_AMQP_DEFINITIONS=$STATE/definitions.json
   for entry in "${PORTS[@]}" "${SECRET_NAMES[@]}"; do
     name=${entry%% *}
     export "SLUICE_$name=${!name}"

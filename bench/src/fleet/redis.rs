@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 
 use super::free_port;
 use crate::drill::wait_for;
+use crate::environment::Environment;
 use crate::proxy::Proxy;
 use crate::proxy::frames::Protocol;
 use crate::proxy::rules::Flow;
@@ -59,6 +60,28 @@ impl Node {
         let way = Proxy::start(free_port()?, address, Protocol::Plain, 0)?;
         let log = folder.join("logs").join(format!("{name}.log"));
         Ok(Self { address, data, file, log, password, way, child: Mutex::new(None) })
+    }
+
+    /// A replica of a running server, started and complete; its data stays in memory.
+    pub fn replica_of(environment: &Environment, folder: &Path) -> Result<Self> {
+        let file = environment.directory.join("redis/redis.conf");
+        let conf = std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+        let (primary, password) = (environment.redis, environment.value("SLUICE_REDIS_REPLICA_PASSWORD")?);
+        let follow = format!(
+            "\nappendonly no\nreplicaof {} {}\nmasteruser replica\nmasterauth {password}\n",
+            primary.ip(),
+            primary.port()
+        );
+        std::fs::create_dir_all(folder.join("logs"))
+            .with_context(|| format!("making {}", folder.display()))?;
+        let node = Self::new(folder, "redis-replica", &(conf + &follow), folder.join("data"), free_port()?)?;
+        node.start()?;
+        node.wait()?;
+        wait_for("the replica of redis", START, || match node.replication("master_link_status")? {
+            up if up == "up" => Ok(()),
+            other => bail!("its link is {other}"),
+        })?;
+        Ok(node)
     }
 
     fn child(&self) -> MutexGuard<'_, Option<Child>> {

@@ -125,7 +125,7 @@ impl Held {
 
     /// Takes back an order that the broker had confirmed, and that Redis has lost since: it is published
     /// once more, of a closed epoch as well, and answers for that epoch until it is confirmed again.
-    pub(crate) fn recall(&mut self, parcel: Arc<Parcel>, place: Place, now: Instant) {
+    pub fn recall(&mut self, parcel: Arc<Parcel>, place: Place, now: Instant) {
         self.put(parcel, place, Vec::new(), now);
     }
 

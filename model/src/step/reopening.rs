@@ -154,6 +154,8 @@ impl World {
             if state.books.epoch < EPOCHS {
                 place.raised = ends + 1;
                 then.books.epoch += 1;
+                // Copies of an ended epoch would meet the fence.
+                then.edges.iter_mut().for_each(|edge| edge.copies = [0; ORDERS]);
                 next.push((Step::Raise(warden), then));
             }
             return;

@@ -3,7 +3,7 @@
 use crate::bounds::{EDGES, ORDERS};
 use crate::memory::Deed;
 use crate::rules::{AcceptAfter, Raises};
-use crate::state::{Call, Cell, Life, Redis, Said, State};
+use crate::state::{Call, Cell, Data, Edge, Life, Redis, Said, State};
 use crate::step::{Next, Step, World};
 
 impl World {
@@ -184,14 +184,25 @@ impl World {
         next.push((Step::Publish(edge, order), then));
     }
 
-    /// The edge hears that an epoch is to be closed, closes it, and says of which closed epoch it holds
-    /// nothing: to every warden that listens.
+    /// Copies of the epoch that Redis does not know are held again.
+    fn recall(&self, place: &mut Edge, data: &Data, epoch: u8) {
+        for order in 0..ORDERS {
+            if place.copies[order] == epoch && data.cells[order] == Cell::Nothing {
+                place.memory = self.holder.after(place.memory, Deed::Recall(order, epoch)).0;
+                place.copies[order] = 0;
+            }
+        }
+    }
+
+    /// The edge hears that an epoch is to be closed, closes it, takes back what Redis has lost of it, and
+    /// says of which closed epoch it holds nothing: to every warden that listens.
     fn hear(&self, state: &State, edge: usize, next: &mut Next) {
         let (mut then, epoch) = (*state, state.redis.data.asked);
         let place = &mut then.edges[edge];
         let empty = if self.rules.gate {
             if epoch > 0 {
                 place.memory = self.holder.after(place.memory, Deed::Close(epoch)).0;
+                self.recall(place, &state.redis.data, epoch);
             }
             self.holder.says_empty(place.memory)
         } else {

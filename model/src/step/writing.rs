@@ -37,6 +37,9 @@ impl World {
         }
         place.memory = self.holder.after(place.memory, Deed::Confirm(order)).0;
         place.erase[order] = epoch;
+        if self.rules.copies && state.books.rows[order] == Row::Nothing {
+            place.copies[order] = epoch;
+        }
         for (call, attempt) in self.shape.calls.iter().enumerate() {
             if *attempt == Some((order, from)) && then.calls[call] == Call::Waiting {
                 then.calls[call] = Call::Done;
@@ -56,9 +59,9 @@ impl World {
         }
         then.books.seq = state.books.seq.max(state.seqs[order]);
         if state.taken() < self.shape.units {
-            then.books.rows[order] = Row::Live;
+            then.book(order, Row::Live);
         } else {
-            then.books.rows[order] = Row::Failed;
+            then.book(order, Row::Failed);
             then.books.due |= 1 << order;
         }
         then
@@ -68,7 +71,7 @@ impl World {
         let rules = &self.rules;
         let cancelled = |step, next: &mut Next| {
             let mut then = *state;
-            then.books.rows[order] = Row::Cancelled;
+            then.book(order, Row::Cancelled);
             then.books.due |= 1 << order;
             next.push((step, then));
         };

@@ -30,6 +30,8 @@ knock_outs! {
     an_edge_must_remember: { memory: false }, WHOLE, TWO_BUYERS, STALE, [AcceptedLost];
     what_is_sent_is_not_confirmed: { until_confirmed: false }, WHOLE, TWO_BUYERS, STALE, [AcceptedLost];
     frozen_is_no_reason_to_forget: { holds_frozen: false }, WHOLE, TWO_BUYERS, STALE, [AcceptedLost];
+    what_is_confirmed_must_be_kept: { copies: false }, WHOLE, ONE_BUYER,
+        Faults { broker: 1, stale: 1, ..Faults::NONE }, [AcceptedLost];
     a_frozen_edge_must_publish: { publishes_frozen: false }, WHOLE, TWO_BUYERS, STALE, [Stuck];
     a_replay_must_be_held: { holds_replays: false }, WHOLE, REPLAY, STALE, [AcceptedLost];
     an_old_replay_must_be_held: { holds_old_replays: false }, SEQUENCE, REPLAY,

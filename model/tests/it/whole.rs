@@ -81,6 +81,13 @@ fn a_paused_edge_loses_nothing_whatever_redis_loses() {
     holds_with(ONE_BUYER, Faults { pause: 1, ..Faults::NONE }, &redis);
 }
 
+/// RabbitMQ and Redis lose an order that has no row yet: its edge has a copy.
+#[test]
+fn redis_and_the_broker_may_both_lose_an_order() {
+    let redis = [Faults { stale: 1, ..Faults::NONE }, Faults { wipe: 1, ..Faults::NONE }];
+    holds_with(TWO_BUYERS, Faults { broker: 1, ..Faults::NONE }, &redis);
+}
+
 /// A Redis that lost its data has forgotten who leads; a warden that stood still leads on in its mind.
 #[test]
 fn two_wardens_at_once_lose_nothing() {

@@ -12,3 +12,4 @@ mod restore;
 mod shelf;
 mod tidy;
 mod traps;
+mod users;

@@ -2,7 +2,9 @@
 
 use sluice_shared::ids::OrderId;
 use sluice_shared::record::{OrderState, Refund};
+use sluice_shared::redis::{Redis, cmd};
 use sluice_shared::script::{Release, Settle, ShelfScripts};
+use sluice_shared::testing::{PrivateRedis, eventually};
 use sluice_worker::audit::broker::Depths;
 use sluice_worker::audit::equations::judge;
 use sluice_worker::audit::gather::gather;
@@ -10,7 +12,7 @@ use sluice_worker::audit::{SaleReport, print};
 use sluice_worker::store::payments::{NoticeStatus, PaymentNotice};
 use sqlx::AssertSqlSafe;
 
-use crate::warden_world::{Edge, Place, Process, user};
+use crate::warden_world::{Edge, PATIENCE, Place, Process, user};
 
 /// One order of every kind.
 pub struct Books {
@@ -119,6 +121,24 @@ async fn good_books_balance_and_every_unit_is_somewhere() {
     let whole = sluice_worker::audit::judge(&books.place.db.store, &books.place.redis, None).await.unwrap();
     assert!(whole.balanced && whole.looks == 1);
     assert!(print::table(&whole).contains("= 6 left + 1 journalled"), "{}", print::table(&whole));
+}
+
+#[tokio::test]
+async fn a_replica_tells_the_audit_as_much_as_its_primary() {
+    let (books, second) = (books().await, PrivateRedis::start());
+    let (place, replica) = (&books.place, second.connect());
+    let port = place.server.port().to_string();
+    let follow = cmd("REPLICAOF").arg(&["127.0.0.1", &port]).to_owned();
+    replica.run::<String>("test", &follow).await.unwrap();
+    let orders = async |redis: &Redis| redis.run("test", cmd("HLEN").arg(place.shelf.orders())).await;
+    let all: Result<u64, _> = orders(&place.redis).await;
+    eventually("it has followed", PATIENCE, async || orders(&replica).await == all).await;
+    let judged = |redis| sluice_worker::audit::judge(&place.db.store, redis, None);
+    let report = judged(&replica).await.unwrap();
+    assert!(report.balanced && report.at_rest && report.sales[0].in_redis, "{report:#?}");
+    place.run(&["HINCRBY", &place.shelf.stock(), "phone", "1"]).await;
+    let report = judged(&replica).await.unwrap();
+    assert_eq!(broken(&report.sales[0]), ["R1", "C"]);
 }
 
 #[tokio::test]
