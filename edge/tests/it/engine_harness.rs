@@ -281,7 +281,6 @@ impl World {
     pub(crate) async fn edge(&self, name: &str, shelf: &Shelf, epoch: u64) -> Edge {
         let edge = Edge::start(self, name, |_| {});
         self.admit(&edge, shelf, epoch).await;
-        eventually("its start is over", SOON, || async { edge.engine.has_started() }).await;
         edge
     }
 
@@ -298,6 +297,7 @@ impl World {
         self.register(&edge.name, shelf, epoch).await;
         let sells = || async { edge.engine.sale(shelf.sale.as_str()).is_some_and(|sale| !sale.frozen()) };
         eventually("the edge sells", SOON, sells).await;
+        eventually("its start is over", SOON, || async { edge.engine.has_started() }).await;
     }
 }
 

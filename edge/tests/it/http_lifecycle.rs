@@ -170,7 +170,7 @@ fn a_draining_edge_says_so_first_and_serves_until_everybody_has_noticed() {
 
 #[test]
 fn whoever_connected_before_the_close_is_served() {
-    let mut edge = Edge::selling(&[("shutdown.drain_ms", "300")]);
+    let mut edge = Edge::selling(&[("shutdown.drain_ms", "1000")]);
     edge.signal("TERM");
     eventually("it says that it drains", || edge.ready().status == 503);
     // Connects as long as somebody listens, and asks a little later, as over a network.

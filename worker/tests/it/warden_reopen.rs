@@ -82,9 +82,13 @@ async fn an_edge_that_has_not_answered_is_waited_for() {
     tokio::time::sleep(Duration::from_millis(2500)).await;
     assert!(frozen(&place).await);
     assert_eq!(place.epoch().await, 1);
-    let metrics = warden.metrics();
-    assert!(metrics.contains("sluice_warden_waiting_for_edges 1"), "{metrics}");
-    assert!(metrics.contains("sluice_warden_frozen_segments 1"), "{metrics}");
+    eventually("the metrics tell", PATIENCE, || async {
+        let metrics = warden.metrics();
+        ["waiting_for_edges", "frozen_segments"]
+            .iter()
+            .all(|name| metrics.contains(&format!("sluice_warden_{name} 1")))
+    })
+    .await;
     edge.answers.store(true, Ordering::Relaxed);
     until_epoch(&place, 2).await;
 }
