@@ -28,7 +28,7 @@ PEER_NEEDS=(
 )
 
 # What tests make disks fail with.
-TEST_NEEDS=(strace:strace)
+TEST_NEEDS=(strace:strace iproute2:ip)
 
 may_install() { [ "$(id -u)" = 0 ] || { command -v sudo >/dev/null && sudo -n true 2>/dev/null; }; }
 

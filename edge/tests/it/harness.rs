@@ -282,6 +282,28 @@ impl Edge {
         process
     }
 
+    /// Another one of the same gate on another host, where Redis has another address too, once it is ready.
+    pub(crate) fn elsewhere(
+        &self,
+        command: Command,
+        host: std::net::Ipv4Addr,
+        redis: &str,
+        settings: &[(&str, &str)],
+    ) -> Process {
+        let ports = [free_port(), free_port()];
+        let [public, admin] = ports.map(|port| SocketAddr::from((host, port)));
+        let listen = [format!("[\"{public}\"]"), format!("\"{admin}\"")];
+        let mut all = vec![("listen.public", listen[0].as_str()), ("listen.admin", listen[1].as_str())];
+        all.extend_from_slice(settings);
+        let mut process = Process::spawn(command, ports, redis, None, &all);
+        (process.public, process.admin) = (public, admin);
+        eventually("an edge elsewhere is ready", || {
+            self.admit();
+            process.is_ready()
+        });
+        process
+    }
+
     /// An edge of this name on the same address, which takes the listeners of the one called `former`
     /// over; not waited for.
     pub(crate) fn successor(&self, former: &str, name: &str, settings: &[(&str, &str)]) -> Process {

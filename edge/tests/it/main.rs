@@ -10,6 +10,7 @@ mod faults_broker;
 mod faults_clients;
 mod faults_kills;
 mod faults_machine;
+mod faults_network;
 mod faults_redis;
 mod gate;
 mod harness;
