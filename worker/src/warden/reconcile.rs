@@ -51,17 +51,18 @@ pub async fn run(warden: Arc<Warden>) {
         let lost = tokio::time::timeout(every.max(took * SHARE), reconciler.warden.losses.notified()).await;
         let look = if lost.is_ok() { AFTER_LOSS } else { routine };
         let began = Instant::now();
-        match reconciler.round(look).await {
+        let done = reconciler.round(look).await;
+        took = began.elapsed();
+        match done {
             Ok(()) => routine = ROUTINE,
             Err(trouble) => {
                 tracing::warn!(%trouble, "reconciling is held up");
                 if lost.is_ok() {
-                    tokio::time::sleep(AGAIN).await;
+                    tokio::time::sleep(AGAIN.max(took * SHARE)).await;
                     reconciler.warden.losses.notify_one();
                 }
             }
         }
-        took = began.elapsed();
     }
 }
 
