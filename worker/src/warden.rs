@@ -16,6 +16,7 @@
 
 pub mod behind;
 pub mod broker;
+pub mod doubts;
 pub mod image;
 pub mod lead;
 pub mod leases;
@@ -41,12 +42,12 @@ use sluice_shared::keys::{SALES, Shelf};
 use sluice_shared::redis::{Fault, Redis, cmd};
 use sluice_shared::sale::SaleView;
 use sluice_shared::script::{Leased, WardenScripts};
-use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 pub use metrics::Metrics;
 
 use crate::role::Context;
+use doubts::Doubts;
 
 /// Why a round of the warden was cut short; the next one tries again.
 #[derive(Debug, thiserror::Error)]
@@ -74,8 +75,7 @@ pub struct Warden {
     // Held while leases are being renewed: a segment that is taken off the floor is renewed no more
     // once this was free.
     renewing: tokio::sync::Mutex<()>,
-    /// A store has lost something: what was told there may have to be told again.
-    losses: Notify,
+    doubts: Doubts,
 }
 
 /// What may sell, and through whom.
@@ -93,7 +93,7 @@ impl Warden {
             scripts: WardenScripts::default(),
             floor: Mutex::default(),
             renewing: tokio::sync::Mutex::default(),
-            losses: Notify::new(),
+            doubts: Doubts::default(),
         })
     }
 

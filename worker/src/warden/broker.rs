@@ -61,7 +61,7 @@ impl Keeper {
                 in_time(link.declare(&self.topology)).await?;
                 self.limited = None;
                 self.warden.metrics().redeclared.inc();
-                self.warden.losses.notify_one();
+                self.warden.doubts.note_all();
             }
             *held_up = false;
             self.limit().await;

@@ -11,6 +11,7 @@ use sluice_shared::message::OrderEvent;
 use sluice_shared::sale::SaleView;
 
 use super::behind::{Behind, behind, next_page};
+use super::doubts::Doubt;
 use super::image::Image;
 use super::outlet::Outlet;
 use super::{Trouble, Warden, reopen};
@@ -48,18 +49,20 @@ pub async fn run(warden: Arc<Warden>) {
     let mut reconciler = Reconciler { outlet, told: HashMap::new(), compared: HashMap::new(), warden };
     let (mut took, mut routine) = (Duration::ZERO, FIRST);
     loop {
-        let lost = tokio::time::timeout(every.max(took * SHARE), reconciler.warden.losses.notified()).await;
-        let look = if lost.is_ok() { AFTER_LOSS } else { routine };
+        let pause = every.max(took * SHARE);
+        let doubt = tokio::time::timeout(pause, reconciler.warden.doubts.next()).await.ok();
+        let look = if doubt.is_some() { AFTER_LOSS } else { routine };
         let began = Instant::now();
-        let done = reconciler.round(look).await;
+        let done = reconciler.round(look, doubt.as_ref()).await;
         took = began.elapsed();
-        match done {
-            Ok(()) => routine = ROUTINE,
-            Err(trouble) => {
+        match (done, doubt) {
+            (Ok(()), None) => routine = ROUTINE,
+            (Ok(()), Some(_)) => {}
+            (Err(trouble), doubt) => {
                 tracing::warn!(%trouble, "reconciling is held up");
-                if lost.is_ok() {
+                if let Some(doubt) = doubt {
                     tokio::time::sleep(AGAIN.max(took * SHARE)).await;
-                    reconciler.warden.losses.notify_one();
+                    reconciler.warden.doubts.note(doubt);
                 }
             }
         }
@@ -85,7 +88,8 @@ struct Tally {
 }
 
 impl Reconciler {
-    async fn round(&mut self, look: Look) -> Result<(), Trouble> {
+    /// Looks at every segment, or at those in doubt.
+    async fn round(&mut self, look: Look, doubt: Option<&Doubt>) -> Result<(), Trouble> {
         let serving = self.warden.floor(|floor| floor.serving.clone());
         for view in self.warden.views().await? {
             let mut tally = Tally::default();
@@ -93,6 +97,7 @@ impl Reconciler {
             for segment in 0..view.segments {
                 let shelf = Shelf::new(view.sale.clone(), segment);
                 match serving.get(&shelf) {
+                    Some(_) if doubt.is_some_and(|doubt| !doubt.covers(&shelf)) => whole = false,
                     Some(epoch) => self.segment(&view, &shelf, *epoch, look, &mut tally).await?,
                     None => whole = false,
                 }

@@ -263,7 +263,7 @@ impl Shelves {
         self.warden.floor(|floor| floor.serving.insert(shelf.clone(), epoch));
         if self.unserved.remove(shelf) {
             // The units fit the books; what became of their orders may be lost all the same.
-            self.warden.losses.notify_one();
+            self.warden.doubts.note_shelf(shelf);
         }
         Ok(())
     }

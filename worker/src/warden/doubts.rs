@@ -1,0 +1,91 @@
+//! Whose records may be behind the books, because a store has lost something: noted by whoever notices,
+//! looked at by the reconciler.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use sluice_shared::keys::Shelf;
+use tokio::sync::Notify;
+
+/// Segments in doubt.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Doubt {
+    all: bool,
+    shelves: BTreeSet<Shelf>,
+}
+
+impl Doubt {
+    /// Whether it is about this segment.
+    pub fn covers(&self, shelf: &Shelf) -> bool {
+        self.all || self.shelves.contains(shelf)
+    }
+}
+
+/// What was noted and not looked at yet; at most every segment there is.
+#[derive(Debug, Default)]
+pub struct Doubts {
+    noted: Mutex<Doubt>,
+    bell: Notify,
+}
+
+impl Doubts {
+    fn noted(&self) -> MutexGuard<'_, Doubt> {
+        self.noted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// RabbitMQ has lost its messages: they were of any segment.
+    pub fn note_all(&self) {
+        self.note(Doubt { all: true, ..Doubt::default() });
+    }
+
+    /// A segment was re-opened: Redis may have lost its end.
+    pub fn note_shelf(&self, shelf: &Shelf) {
+        self.note(Doubt { all: false, shelves: BTreeSet::from([shelf.clone()]) });
+    }
+
+    /// What could not be looked at is in doubt still.
+    pub fn note(&self, doubt: Doubt) {
+        let mut noted = self.noted();
+        noted.all |= doubt.all;
+        noted.shelves.extend(doubt.shelves);
+        drop(noted);
+        self.bell.notify_one();
+    }
+
+    /// Waits until something is in doubt, and takes it over.
+    pub async fn next(&self) -> Doubt {
+        loop {
+            let doubt = std::mem::take(&mut *self.noted());
+            if doubt != Doubt::default() {
+                return doubt;
+            }
+            self.bell.notified().await;
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use sluice_shared::ids::SaleId;
+
+    use super::*;
+
+    fn shelf(segment: u16) -> Shelf {
+        Shelf::new(SaleId::parse("demo").unwrap(), segment)
+    }
+
+    #[tokio::test]
+    async fn what_is_noted_in_turn_is_taken_over_at_once() {
+        let doubts = Doubts::default();
+        doubts.note_shelf(&shelf(0));
+        doubts.note_shelf(&shelf(2));
+        let doubt = doubts.next().await;
+        assert_eq!([0, 1, 2].map(|segment| doubt.covers(&shelf(segment))), [true, false, true]);
+        // Looking failed, and meanwhile the broker lost everything.
+        doubts.note_all();
+        doubts.note(doubt);
+        assert!(doubts.next().await.covers(&shelf(1)));
+        assert_eq!(*doubts.noted(), Doubt::default());
+    }
+}
