@@ -34,7 +34,7 @@ knock_outs! {
         Faults { broker: 1, stale: 1, ..Faults::NONE }, [AcceptedLost];
     a_frozen_edge_must_publish: { publishes_frozen: false }, WHOLE, TWO_BUYERS, STALE, [Stuck];
     a_replay_must_be_held: { holds_replays: false }, WHOLE, REPLAY, STALE, [AcceptedLost];
-    an_old_replay_must_be_held: { holds_old_replays: false }, SEQUENCE, REPLAY,
+    an_old_replay_must_be_held: { holds_old_replays: false, copies: false }, SEQUENCE, REPLAY,
         Faults { broker: 1, stale: 1, ..Faults::NONE }, [AcceptedLost];
     a_closed_epoch_must_stay_closed: { gate: false }, WHOLE, TWO_BUYERS, STALE, [AcceptedLost];
     edges_must_be_asked: { collects: false }, WHOLE, TWO_BUYERS, STALE, [AcceptedLost];
