@@ -121,7 +121,7 @@ enum Drill {
     Audit(audit::Audit),
     /// Everything is broken again and again, several things at a time
     Chaos(chaos::Chaos),
-    /// All of them, one after the other
+    /// All but chaos, one after the other
     All(all::All),
 }
 

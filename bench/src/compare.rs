@@ -15,7 +15,7 @@ use crate::client::engine::Options;
 use crate::client::outcome::ACCEPTED;
 use crate::cpu::{self, Pinned};
 use crate::crowd::{Crowd, Plan};
-use crate::drill::{Ask, Scene, Setting, burst, wait_for};
+use crate::drill::{Ask, Scene, Setting, alone, wait_for};
 use crate::oracle::{Rules, accepted};
 use crate::peer::Peer;
 use crate::report::{Tally, Verdicts};
@@ -203,13 +203,13 @@ fn taken(setting: &Setting, peer: &mut Peer, ask: &Compare) -> Result<bool> {
     let mut scene = Scene::open(setting, offer, buyers)?;
     let mut tally = scene.tally("taken", u64::from(buyers))?;
     let mut servers = Servers::new(setting.environment.directory.clone());
-    burst::stop_signing(&mut servers, &scene)?;
-    burst::stop_writing(&mut servers)?;
+    alone::stop_signing(&mut servers, &scene)?;
+    alone::stop_writing(&mut servers)?;
     let measured = taken_rounds(&mut scene, &mut tally, peer, &servers, ask.rounds, 0..each);
-    burst::start_writing(&mut servers, &scene)?;
+    alone::start_writing(&mut servers, &scene)?;
     measured?.tell(&mut scene.verdicts);
     scene.audit("once all is written", u64::from(buyers))?;
-    burst::start_signing(&mut servers, &scene)?;
+    alone::start_signing(&mut servers, &scene)?;
     scene.close(tally, &Rules { stock: buyers, per_user: 1, returns: false, taken: Some(buyers) })
 }
 

@@ -1,6 +1,7 @@
 //! The scenes: each makes a sale of its own, lets things happen, and judges what is left.
 
 pub mod all;
+pub mod alone;
 pub mod audit;
 pub mod broker_outage;
 pub mod burst;

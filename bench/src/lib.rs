@@ -21,5 +21,6 @@ pub mod peer;
 pub mod proxy;
 pub mod redis_time;
 pub mod report;
+pub mod resp;
 pub mod schedule;
 pub mod servers;

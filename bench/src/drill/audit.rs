@@ -42,6 +42,8 @@ const SHARE: f64 = 0.01;
 const MINUTE: Duration = Duration::from_secs(60);
 /// How long an audit may take before the buyers run out.
 const SECONDS_EACH: u32 = 20;
+/// So long it is watched beforehand what wardens and edges read: two rounds of the reconciler.
+const WATCHED: Duration = Duration::from_secs(20);
 
 /// One audit.
 #[derive(Debug)]
@@ -50,7 +52,7 @@ struct Look {
     replica: bool,
     balanced: bool,
     took: Duration,
-    /// Redis' time on it.
+    /// Redis' time on it: what it read with less what others would have read meanwhile.
     redis: Duration,
     /// Orders accepted meanwhile.
     sold: u64,
@@ -59,7 +61,7 @@ struct Look {
 
 /// Runs the drill; whether all is good.
 pub fn run(setting: &Setting, ask: &Audit) -> Result<bool> {
-    let buyers = ask.orders + ask.rate * ask.audits * 2 * SECONDS_EACH;
+    let buyers = ask.orders + ask.rate * (ask.audits * 2 + 1) * SECONDS_EACH;
     let offer = Offer { stock: buyers, per_user: 1, price: 19_900, pay_within: 3_600 };
     let mut scene = Scene::open(setting, offer, buyers)?;
     let mut tally = scene.tally("audit", u64::from(buyers))?;
@@ -72,11 +74,12 @@ pub fn run(setting: &Setting, ask: &Audit) -> Result<bool> {
     let (stop, accepted) = (plan.stop.clone(), plan.accepted.clone());
     let mut crowd = Crowd::new(&scene.buyers, (ask.orders..buyers).collect(), plan);
     let replica = Replica::start(&setting.environment)?;
-    let auditor = Auditor::new(&setting.environment, &replica.node, &scene.sale, accepted)?;
+    let mut auditor = Auditor::new(&setting.environment, &replica.node, &scene.sale, accepted)?;
     let audits = ask.audits;
-    let looks = std::thread::scope(|scope| {
+    let looks: Vec<Look> = std::thread::scope(|scope| {
         let auditor = scope.spawn(move || {
-            let looks = (0..audits * 2).map(|at| auditor.look(at >= audits)).collect::<Result<Vec<Look>>>();
+            let looks =
+                auditor.watch().and_then(|()| (0..audits * 2).map(|at| auditor.look(at >= audits)).collect());
             stop.store(true, Ordering::Relaxed);
             looks
         });
@@ -144,6 +147,8 @@ struct Auditor {
     sale: SaleId,
     /// Orders accepted so far.
     accepted: Arc<AtomicU64>,
+    /// The share of Redis' time that reading takes without an audit.
+    others: f64,
 }
 
 impl Auditor {
@@ -157,7 +162,23 @@ impl Auditor {
         let url = url.replace(&environment.redis.to_string(), &replica.address.to_string());
         let mut other = environment.clone();
         other.set("SLUICE_REDIS_URL", url);
-        Ok(Self { environment: environment.clone(), replica: other, sale: sale.clone(), accepted })
+        Ok(Self {
+            environment: environment.clone(),
+            replica: other,
+            sale: sale.clone(),
+            accepted,
+            others: 0.0,
+        })
+    }
+
+    /// Measures what is read without an audit.
+    fn watch(&mut self) -> Result<()> {
+        let (before, began) = (redis_time::reading(&self.environment)?, Instant::now());
+        std::thread::sleep(WATCHED);
+        let spent = redis_time::reading(&self.environment)?.saturating_sub(before);
+        self.others = spent.as_secs_f64() / began.elapsed().as_secs_f64();
+        println!("without an audit, wardens and edges read for {:.1} % of redis' time", self.others * 100.0);
+        Ok(())
     }
 
     /// Audits once the sale is selling.
@@ -171,11 +192,12 @@ impl Auditor {
         let environment = if replica { &self.replica } else { &self.environment };
         let audit = audit(environment, &self.sale, Duration::ZERO).context("auditing")?;
         let took = began.elapsed();
+        let spent = redis_time::reading(&self.environment)?.saturating_sub(redis);
         Ok(Look {
             replica,
             balanced: audit.code == 0,
             took,
-            redis: redis_time::reading(&self.environment)?.saturating_sub(redis),
+            redis: spent.saturating_sub(took.mul_f64(self.others)),
             sold: self.accepted.load(Ordering::Relaxed) - sold,
             text: audit.text,
         })

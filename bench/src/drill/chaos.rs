@@ -1,7 +1,7 @@
 //! Everything is broken, again and again, several things at a time, under load; at each quiet moment the
 //! books must balance, and nobody may have been told what is not so.
 //!
-//! Rounds of a minute at the most. In a round a crowd buys over two edges while [`plan`]'s lanes break
+//! Rounds of about 40 seconds. In a round a crowd buys over two edges while [`plan`]'s lanes break
 //! things beside each other ([`deeds`], [`network`]); every fault is undone. Then the crowd ends, the
 //! audit waits for rest, and the oracle compares answers and books. The system is a fleet of its own
 //! ([`ground`]) in the place of the processes of `./dev up`, which come back at the end.
@@ -32,7 +32,7 @@ use deeds::Doer;
 use ground::Ground;
 use interrupt::Interrupt;
 use journal::Journal;
-use plan::{Fault, Lane, Plan};
+use plan::{Deed, Fault, Lane, Plan};
 
 /// What is asked for.
 #[derive(Debug, Clone, clap::Args)]
@@ -43,6 +43,12 @@ pub struct Chaos {
     /// About how many faults, instead of those that belong to the minutes
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub faults: Option<u32>,
+    /// Faults of these kinds only
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Deed>,
+    /// Orders that each round's sale has before anything breaks
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    pub orders: u32,
     /// Orders a second meanwhile
     #[arg(long, default_value_t = 150, value_parser = clap::value_parser!(u32).range(10..=2_000))]
     pub rate: u32,
@@ -54,12 +60,15 @@ const ROUND: u32 = 240;
 const QUIET: Duration = Duration::from_secs(30);
 /// How long it is waited for all the same, to tell late from never.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How fast the orders come that are there before anything breaks, and how long they may take.
+const BEFORE: f64 = 5_000.0;
+const BEFORE_TAKES: Duration = Duration::from_secs(600);
 /// Connections of the crowd.
 const CONNECTIONS: usize = 128;
 
 /// Runs the drill; whether all is good.
 pub fn run(setting: &Setting, ask: &Chaos) -> Result<bool> {
-    let plan = Plan::new(setting.seed, ask.minutes, ask.faults);
+    let plan = Plan::new(setting.seed, ask.minutes, ask.faults, &ask.only);
     let folder = setting.environment.directory.join("chaos");
     println!("seed {}: {} faults in {} rounds", setting.seed, plan.count(), plan.rounds.len());
     let interrupt = Interrupt::listen()?;
@@ -104,9 +113,14 @@ pub fn run(setting: &Setting, ask: &Chaos) -> Result<bool> {
 fn again(setting: &Setting, ask: &Chaos) -> String {
     let env = setting.environment.directory.join("env");
     let faults = ask.faults.map(|faults| format!(" --faults {faults}")).unwrap_or_default();
-    let (seed, minutes, rate) = (setting.seed, ask.minutes, ask.rate);
+    let only: Vec<String> = ask.only.iter().map(|kind| kind.name()).collect();
+    let only = if only.is_empty() { String::new() } else { format!(" --only {}", only.join(",")) };
+    let (seed, minutes, orders, rate) = (setting.seed, ask.minutes, ask.orders, ask.rate);
     let env = env.display();
-    format!("sluice-bench --env {env} --seed {seed} drill chaos --minutes {minutes}{faults} --rate {rate}")
+    format!(
+        "sluice-bench --env {env} --seed {seed} drill chaos --minutes {minutes}{faults}{only} --orders {orders} \
+         --rate {rate}"
+    )
 }
 
 fn write_schedule(journal: &Journal, plan: &Plan) {
@@ -151,9 +165,9 @@ impl Run<'_> {
         let seed = self.setting.seed.wrapping_add(at as u64);
         let (environment, log) = (self.ground.environment.clone(), None);
         let setting = Setting { environment, connections: CONNECTIONS, log, seed };
-        let buyers = self.ask.rate * ROUND;
+        let buyers = self.ask.orders + self.ask.rate * ROUND;
         // Every third sale sells out, every third expires.
-        let stock = if at % 3 == 2 { self.ask.rate * 10 } else { buyers };
+        let stock = if at % 3 == 2 { self.ask.orders + self.ask.rate * 10 } else { buyers };
         let pay_within = if at % 3 == 1 { 5 } else { 3_600 };
         let mut scene =
             Scene::open(&setting, Offer { stock, per_user: 1, price: 19_900, pay_within }, buyers)?;
@@ -173,9 +187,15 @@ impl Run<'_> {
         self.ground.wait_for_all()?;
         let (mut scene, plan) = self.open(at)?;
         let (stock, buyers) = (scene.offer.stock, scene.buyers.count());
-        let stop = plan.stop.clone();
-        let mut crowd = Crowd::new(&scene.buyers, (0..buyers).collect(), plan);
-        let mut tally = scene.tally(&format!("chaos {}/{count}", at + 1), u64::from(self.ask.rate * 60))?;
+        let (stop, orders) = (plan.stop.clone(), self.ask.orders);
+        let due = orders + self.ask.rate * 60;
+        let mut tally = scene.tally(&format!("chaos {}/{count}", at + 1), u64::from(due))?;
+        if orders > 0 {
+            let plan = crowd::Plan { mint: true, ..scene.plan(Profile::Rate(BEFORE)) };
+            let mut crowd = Crowd::new(&scene.buyers, (0..orders).collect(), plan);
+            scene.run(&mut crowd, &mut tally, BEFORE_TAKES)?;
+        }
+        let mut crowd = Crowd::new(&scene.buyers, (orders..buyers).collect(), plan);
         let before = self.journal.count();
         let (ran, broken) = std::thread::scope(|scope| {
             let breaker = scope.spawn(|| {

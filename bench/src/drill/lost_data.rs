@@ -17,6 +17,7 @@ use crate::crowd::{Crowd, Plan};
 use crate::environment::Environment;
 use crate::fleet::metric;
 use crate::oracle::{Rules, accepted};
+use crate::resp::Session;
 use crate::schedule::Profile;
 use crate::servers::Servers;
 
@@ -170,9 +171,9 @@ impl Thief {
         self.servers.kill("redis")?;
         self.lose(loss)?;
         self.servers.start("redis")?;
-        let address = self.environment.redis;
-        wait_for("redis to listen", Duration::from_secs(30), || {
-            Ok(std::net::TcpStream::connect(address).map(drop)?)
+        // While it reads its file it listens, but answers nobody.
+        wait_for("redis to answer", Duration::from_secs(30), || {
+            Session::of(&self.environment)?.ask(&["PING"]).map(drop)
         })?;
         self.goes_on()
     }

@@ -53,12 +53,12 @@ impl Member {
             Kind::Worker(_) => base.worker.clone(),
         };
         table.insert("name".to_owned(), name.into());
-        table.insert("state_dir".to_owned(), directory.join("state").display().to_string().into());
         redirect(&mut table, "redis", stores.redis)?;
         redirect(&mut table, "amqp", stores.broker)?;
         redirect(&mut table, "database", stores.database)?;
         let (program, roles) = match kind {
             Kind::Edge => {
+                table.insert("state_dir".to_owned(), directory.join("state").display().to_string().into());
                 set(&mut table, "listen", "public", vec![public.to_string()]);
                 set(&mut table, "listen", "admin", private.to_string());
                 set(&mut table, "api", "address", api.to_string());

@@ -1,8 +1,7 @@
 //! Two Redis servers, one of which is the other's replica; they change places.
 
 use std::fs::OpenOptions;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddrV4, TcpStream};
+use std::net::SocketAddrV4;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,6 +19,7 @@ use crate::environment::Environment;
 use crate::proxy::Proxy;
 use crate::proxy::frames::Protocol;
 use crate::proxy::rules::Flow;
+use crate::resp::Session;
 
 /// The user that may do everything, of these servers only.
 const USER: &str = "drill";
@@ -143,12 +143,7 @@ impl Node {
 
     /// One command as the drill's user; its answer in one text.
     pub fn say(&self, words: &[&str]) -> Result<String> {
-        let mut stream = TcpStream::connect(self.address)?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        stream.write_all(format!("AUTH {USER} {}\r\n{}\r\n", self.password, words.join(" ")).as_bytes())?;
-        let mut answers = BufReader::new(stream);
-        reply(&mut answers).context("logging in")?;
-        reply(&mut answers).with_context(|| words.join(" "))
+        Session::login(self.address, USER, &self.password)?.ask(words)
     }
 
     /// A field of `INFO replication`.
@@ -164,23 +159,6 @@ impl Node {
         self.say(&["CONFIG", "SET", "masterauth", &other.password])?;
         let way = other.way.address();
         self.say(&["REPLICAOF", &way.ip().to_string(), &way.port().to_string()]).map(drop)
-    }
-}
-
-/// One answer of RESP: a line, or a text.
-fn reply(from: &mut impl BufRead) -> Result<String> {
-    let mut line = String::new();
-    from.read_line(&mut line)?;
-    let rest = line.get(1..).unwrap_or_default().trim_end().to_owned();
-    match line.chars().next() {
-        Some('+' | ':') => Ok(rest),
-        Some('$') => {
-            let mut bytes = vec![0; rest.parse::<usize>().context("a text without a length")? + 2];
-            from.read_exact(&mut bytes)?;
-            Ok(String::from_utf8_lossy(&bytes).into_owned())
-        }
-        Some('-') => bail!("{rest}"),
-        _ => bail!("{line:?} is no answer"),
     }
 }
 

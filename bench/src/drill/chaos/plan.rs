@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use clap::ValueEnum;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
@@ -24,29 +25,30 @@ pub(super) const MEMBERS: [(&str, Kind); 9] = [
 pub(super) const STORES: [&str; 3] = ["redis", "rabbitmq", "postgres"];
 
 /// What is done to somebody.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, clap::ValueEnum)]
 pub(super) enum Deed {
-    /// SIGKILL, and started again.
+    /// SIGKILL, and started again
     Kill,
-    /// SIGSTOP for 1 to 5 s, some longer than a lease.
+    /// SIGSTOP for 1 to 5 s, some longer than a lease
     Pause,
-    /// Every byte between a member and its stores is swallowed for 2 to 10 s.
+    /// Every byte between a member and its stores is swallowed for 2 to 10 s
     Partition,
-    /// RabbitMQ takes nothing from publishers: its memory is full.
+    /// RabbitMQ takes nothing from publishers: its memory is full
     MemoryAlarm,
-    /// The same: its disk is full.
+    /// The same: its disk is full
     DiskAlarm,
-    /// Redis cannot write any more, and is started again.
+    /// Redis cannot write any more, and is started again
     FullDisk,
-    /// Redis is killed and comes back without the end of its file.
+    /// Redis is killed and comes back without the end of its file
     LostTail,
-    /// Redis is killed and comes back without its data.
+    /// Redis is killed and comes back without its data
     WipedRedis,
-    /// A replica that missed the last writes is promoted while the old primary still answers.
+    /// A replica that missed the last writes is promoted while the old primary still answers
     StalePromotion,
-    /// RabbitMQ is killed and comes back without its data.
+    /// RabbitMQ is killed and comes back without its data
     WipedBroker,
-    /// One connection, or all of one member to one store, for a moment.
+    /// One connection, or all of one member to one store, for a moment
+    #[value(name = "proxy")]
     Network,
 }
 
@@ -65,6 +67,23 @@ impl Deed {
             Self::StalePromotion => "stale promotion",
             Self::WipedBroker => "wiped broker",
             Self::Network => "proxy",
+        }
+    }
+
+    /// Its word on a command line.
+    pub(super) fn name(self) -> String {
+        self.as_str().replace(' ', "-")
+    }
+
+    /// How often it is done in 30 minutes, to all its victims together.
+    fn often(self) -> f64 {
+        match self {
+            Self::Kill => KILLS * 12.0,
+            Self::Pause => PAUSES,
+            Self::Partition => PARTITIONS,
+            Self::MemoryAlarm | Self::DiskAlarm | Self::FullDisk => ALARMS,
+            Self::LostTail | Self::WipedRedis | Self::StalePromotion | Self::WipedBroker => LOSSES,
+            Self::Network => PROXY,
         }
     }
 }
@@ -101,15 +120,13 @@ pub(super) enum Lane {
     Network,
 }
 
-/// How often each thing is done in 30 minutes.
-const KILLS: f64 = 21.0;
-const LOSSES: f64 = 11.0;
-const PARTITIONS: f64 = 12.0;
-const ALARMS: f64 = 4.0;
-const PAUSES: f64 = 24.0;
-const PROXY: f64 = 280.0;
-/// All together.
-const ALL: f64 = 12.0 * KILLS + 4.0 * LOSSES + PARTITIONS + 3.0 * ALARMS + PAUSES + PROXY;
+/// How often each thing is done to each victim in 30 minutes.
+const KILLS: f64 = 33.0;
+const LOSSES: f64 = 17.0;
+const PARTITIONS: f64 = 18.0;
+const ALARMS: f64 = 6.0;
+const PAUSES: f64 = 36.0;
+const PROXY: f64 = 420.0;
 /// What these counts belong to.
 const MINUTES: f64 = 30.0;
 
@@ -121,13 +138,20 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// So many minutes' faults, or so many faults; never fewer than one of each kind.
-    pub(super) fn new(seed: u64, minutes: u32, faults: Option<u32>) -> Self {
+    /// So many minutes' faults, or so many faults; never fewer than one of each kind. Of these kinds only,
+    /// if any are named.
+    pub(super) fn new(seed: u64, minutes: u32, faults: Option<u32>, only: &[Deed]) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
-        let share = faults.map_or(f64::from(minutes) / MINUTES, |faults| f64::from(faults) / ALL);
-        let lanes = lanes(share, &mut random);
-        // A few more than minutes, for rounds are shorter than one.
-        let count = usize::try_from(minutes + minutes / 15).unwrap_or(1).max(1);
+        let kinds: Vec<Deed> = Deed::value_variants()
+            .iter()
+            .copied()
+            .filter(|kind| only.is_empty() || only.contains(kind))
+            .collect();
+        let all: f64 = kinds.iter().map(|kind| kind.often()).sum();
+        let share = faults.map_or(f64::from(minutes) / MINUTES, |faults| f64::from(faults) / all);
+        let lanes = lanes(share, &kinds, &mut random);
+        // A round of so many faults takes less than 40 seconds where nothing else runs.
+        let count = usize::try_from(minutes + minutes * 3 / 5).unwrap_or(1).max(1);
         let mut rounds: Vec<BTreeMap<Lane, Vec<Fault>>> = vec![BTreeMap::new(); count];
         for (lane, mut faults) in lanes {
             faults.shuffle(&mut random);
@@ -146,10 +170,13 @@ impl Plan {
 }
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-fn lanes(share: f64, random: &mut StdRng) -> BTreeMap<Lane, Vec<Fault>> {
+fn lanes(share: f64, kinds: &[Deed], random: &mut StdRng) -> BTreeMap<Lane, Vec<Fault>> {
     let often = |count: f64| (count * share).ceil().max(1.0) as usize;
     let mut lanes: BTreeMap<Lane, Vec<Fault>> = BTreeMap::new();
     let mut put = |lane: Lane, deed: Deed, victim: &'static str, count: usize| {
+        if !kinds.contains(&deed) {
+            return;
+        }
         let fault = |_| Fault { deed, victim, seed: random.random() };
         lanes.entry(lane).or_default().extend((0..count).map(fault));
     };
@@ -206,7 +233,7 @@ mod tests {
 
     #[test]
     fn half_an_hour_has_enough_of_each_kind() {
-        let plan = Plan::new(7, 30, None);
+        let plan = Plan::new(7, 30, None, &[]);
         let counts = counts(&plan);
         for victim in MEMBERS.iter().map(|(name, _)| *name).chain(STORES) {
             assert!(counts[&format!("kill {victim}")] >= 20, "{victim}");
@@ -215,20 +242,29 @@ mod tests {
             assert!(counts[loss] >= 10, "{loss}");
         }
         assert!(counts["memory alarm"] + counts["disk alarm"] + counts["full disk"] >= 10);
-        assert!(counts["pause"] >= 20 && counts["proxy"] <= 300 && plan.count() >= 600, "{counts:?}");
+        let others = plan.count() - counts["proxy"];
+        assert!(counts["pause"] >= 20 && others + counts["proxy"].min(300) >= 600, "{counts:?}");
         assert!(plan.rounds.len() >= 30);
         assert!(plan.rounds.iter().all(|round| round.values().map(Vec::len).sum::<usize>() >= 12));
     }
 
     #[test]
     fn a_small_plan_has_every_kind_and_a_seed_makes_one_plan() {
-        let plan = Plan::new(3, 2, Some(100));
+        let plan = Plan::new(3, 2, Some(100), &[]);
         assert!(plan.count() >= 100 && plan.count() <= 130, "{}", plan.count());
         let kinds = |plan: &Plan| -> BTreeSet<Deed> {
             plan.rounds.iter().flat_map(BTreeMap::values).flatten().map(|fault| fault.deed).collect()
         };
-        assert_eq!(kinds(&plan), kinds(&Plan::new(9, 30, None)));
-        let same = |one: u64, other: u64| Plan::new(one, 2, None).rounds == Plan::new(other, 2, None).rounds;
+        assert_eq!(kinds(&plan), kinds(&Plan::new(9, 30, None, &[])));
+        let same = |one: u64, other: u64| {
+            Plan::new(one, 2, None, &[]).rounds == Plan::new(other, 2, None, &[]).rounds
+        };
         assert!(same(3, 3) && !same(3, 4));
+    }
+
+    #[test]
+    fn a_plan_of_one_kind_has_no_other() {
+        let counts = counts(&Plan::new(5, 1, Some(3), &[Deed::StalePromotion]));
+        assert_eq!((counts["stale promotion"], counts.len()), (3, 2), "{counts:?}");
     }
 }
