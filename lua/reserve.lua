@@ -34,13 +34,13 @@ for i = 1, count do
 end
 local wanted, skus = parse_all(texts)
 for i, sku in ipairs(skus) do caps[i] = 'limit:' .. sku end
-local limits, units = redis.call('HMGET', meta, unpack(caps)), redis.call('HMGET', stock, unpack(skus))
+local limits, units = fetch(meta, caps), fetch(stock, skus)
 for i, sku in ipairs(skus) do
   limit[sku], left[sku] = tonumber(limits[i]), tonumber(units[i])
   if limit[sku] and not left[sku] then return {'FROZEN', 'stock'} end
 end
 -- what the hash holds, and over it what this batch changes
-local found, changed = redis.call('HMGET', orders, unpack(fields)), {}
+local found, changed = fetch(orders, fields), {}
 local closed = state == 'paused' and 'PAUSED' or (state == 'closed' or now >= ends) and 'ENDED'
   or (state ~= 'open' or now < starts) and 'NOT_STARTED'
 

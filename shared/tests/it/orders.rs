@@ -46,6 +46,18 @@ async fn a_refused_order_changes_nothing() {
 }
 
 #[tokio::test]
+async fn a_batch_that_names_any_number_of_skus_is_answered() {
+    let sale = Sale::open(&[("phone", 10, 2)]).await;
+    let strange = |n: usize| (0..20).map(|i| format!("x{n}-{i:02}=1")).collect::<Vec<_>>().join(",");
+    let mut asks: Vec<Ask> = (0..512).map(|n| ask(&format!("u{n}"), &strange(n))).collect();
+    asks.push(ask("alice", "phone=1"));
+    let answers = sale.answers(&asks).await.answers;
+    assert_eq!(answers[511], Answer::UnknownSku(sku("x511-00")));
+    assert_eq!(answers[512], Answer::Ok(1));
+    assert_eq!(sale.whole().await.stock, [("phone".to_owned(), 9)].into());
+}
+
+#[tokio::test]
 async fn several_lines_are_taken_all_or_nothing() {
     let sale = Sale::open(&[("a", 5, 9), ("b", 1, 9)]).await;
     assert_eq!(sale.reserve(&ask("u", "a=2,b=2")).await, Answer::SoldOut(sku("b")));
