@@ -150,7 +150,7 @@ pub fn buyer(
 /// Takes the units, unless it is plain that there are none.
 pub async fn take(gate: &Gate, buyer: Buyer, lines: Lines) -> Result<Reply, Rejection> {
     let (Buyer { sale, user, claim }, now) = (buyer, gate.engine.clock().now());
-    if sale.frozen() {
+    if sale.turns_away() {
         return Err(reserve::frozen());
     }
     latch::judge(&sale, &claim, &lines, now)?;

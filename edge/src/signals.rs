@@ -90,9 +90,16 @@ impl ShutdownSignalWatch for Signals {
         }
         tracing::info!(drain = ?self.drain, "stopping: answers close their connections");
         self.teller.reach(Stage::Draining);
-        match tokio::time::timeout(self.drain, mailbox.wish()).await {
-            Ok(Wish::StopNow) => return ShutdownSignal::FastShutdown,
-            Ok(Wish::Stop | Wish::Reload) | Err(_) => {}
+        let another = async {
+            loop {
+                match mailbox.wish().await {
+                    Wish::Reload => self.reload(),
+                    wish => return wish,
+                }
+            }
+        };
+        if let Ok(Wish::StopNow) = tokio::time::timeout(self.drain, another).await {
+            return ShutdownSignal::FastShutdown;
         }
         tracing::info!("stopping: no new connections, requests under way are served");
         self.shared.withdraw();

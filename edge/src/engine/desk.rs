@@ -47,13 +47,22 @@ struct Queued {
     caller: Caller,
 }
 
+/// What buyers see before they queue.
+#[derive(Debug)]
+struct Door {
+    /// Whether nothing is sold for now.
+    frozen: AtomicBool,
+    /// Whether somebody was turned away since Redis was last asked.
+    knocked: AtomicBool,
+}
+
 /// Where buyers of one segment queue. Its clerk ends when the desk is dropped.
 #[derive(Debug)]
 pub(crate) struct Desk {
     shelf: Arc<Shelf>,
     inbox: mpsc::Sender<Queued>,
     terms: watch::Sender<Terms>,
-    frozen: Arc<AtomicBool>,
+    door: Arc<Door>,
 }
 
 impl Desk {
@@ -68,7 +77,8 @@ impl Desk {
     ) -> (Arc<Self>, impl Future<Output = ()> + Send + use<>) {
         let shelf = Arc::new(shelf);
         let (inbox, queue) = mpsc::channel(core.config.queue_max.max(1));
-        let frozen = Arc::new(AtomicBool::new(terms.epoch == 0));
+        let (frozen, knocked) = (AtomicBool::new(terms.epoch == 0), AtomicBool::new(false));
+        let door = Arc::new(Door { frozen, knocked });
         let scripts = Arc::new(ShelfScripts::new((*shelf).clone(), terms.epoch));
         let (terms, news) = watch::channel(terms);
         let clerk = Clerk {
@@ -79,11 +89,11 @@ impl Desk {
             scripts,
             news,
             latch,
-            frozen: Arc::clone(&frozen),
+            door: Arc::clone(&door),
             pace: Pace::default(),
             mark: Mark::default(),
         };
-        (Arc::new(Self { shelf, inbox, terms, frozen }), clerk.serve(queue))
+        (Arc::new(Self { shelf, inbox, terms, door }), clerk.serve(queue))
     }
 
     /// The segment.
@@ -93,7 +103,16 @@ impl Desk {
 
     /// Whether the segment sells nothing for now.
     pub(crate) fn frozen(&self) -> bool {
-        self.frozen.load(Ordering::Relaxed)
+        self.door.frozen.load(Ordering::Relaxed)
+    }
+
+    /// The same for a buyer, who makes the clerk ask Redis sooner.
+    pub(crate) fn turns_away(&self) -> bool {
+        let frozen = self.frozen();
+        if frozen && !self.door.knocked.load(Ordering::Relaxed) {
+            self.door.knocked.store(true, Ordering::Relaxed);
+        }
+        frozen
     }
 
     /// The sale list was read again.
@@ -149,7 +168,7 @@ struct Clerk {
     scripts: Arc<ShelfScripts>,
     news: watch::Receiver<Terms>,
     latch: Arc<Latch>,
-    frozen: Arc<AtomicBool>,
+    door: Arc<Door>,
     pace: Pace,
     mark: Mark,
 }
@@ -176,7 +195,11 @@ impl Clerk {
                     calls.extend(batch.map(|(asks, callers)| self.call(asks, callers)));
                 }
                 () = until(due) => {
-                    self.pace.probe(Instant::now());
+                    let now = Instant::now();
+                    if self.door.knocked.swap(false, Ordering::Relaxed) {
+                        self.pace.turned_away(now);
+                    }
+                    self.pace.probe(now);
                     calls.extend(self.probe().map(|ask| self.call(vec![ask], Vec::new())));
                 }
             }
@@ -203,7 +226,7 @@ impl Clerk {
     }
 
     fn show(&self) {
-        self.frozen.store(self.shut(), Ordering::Relaxed);
+        self.door.frozen.store(self.shut(), Ordering::Relaxed);
     }
 
     /// An order that the script can only refuse: its token has expired and nobody has its id.

@@ -35,6 +35,23 @@ struct State {
     known: Option<(Arc<Ids>, Vec<u64>)>,
     /// Whether releases are heard of.
     listening: bool,
+    /// How often there was an order that ids read before it may lack.
+    orders: u64,
+}
+
+/// What the order ids are read under: they are of use only if this is still so afterwards.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Asked {
+    seqs: Vec<u64>,
+    orders: u64,
+}
+
+impl State {
+    /// There may be an order that the known ids, or those that are being read, lack.
+    fn doubt(&mut self) {
+        self.known = None;
+        self.orders += 1;
+    }
 }
 
 /// The latch of one sale.
@@ -106,7 +123,7 @@ impl Latch {
     pub(crate) fn told(&self, segment: u16, left: &[(SkuId, u64)], releases: u64, sold: bool) {
         let mut state = self.state();
         if self.note(segment, left, releases) || sold {
-            state.known = None;
+            state.doubt();
         }
         self.decide(&state);
     }
@@ -153,7 +170,7 @@ impl Latch {
         }
         let mut state = self.state();
         if state.known.as_ref().is_some_and(|(ids, _)| !ids.contains(uuid)) {
-            state.known = None;
+            state.doubt();
             self.decide(&state);
         }
     }
@@ -164,27 +181,28 @@ impl Latch {
         if state.listening != heard {
             state.listening = heard;
             if !heard {
-                state.known = None;
+                state.doubt();
             }
             self.decide(&state);
         }
     }
 
-    /// The sequences to read the order ids under, when they are needed now.
-    pub(crate) fn wants_ids(&self) -> Option<Vec<u64>> {
+    /// What to read the order ids under, when they are needed now.
+    pub(crate) fn wants_ids(&self) -> Option<Asked> {
         let state = self.state();
         if !state.listening || state.known.is_some() || !self.empty.load(Ordering::Relaxed) {
             return None;
         }
-        state.seqs.iter().copied().collect()
+        let seqs: Option<Vec<u64>> = state.seqs.iter().copied().collect();
+        Some(Asked { seqs: seqs?, orders: state.orders })
     }
 
-    /// The order ids, all read after the sequences were.
-    pub(crate) fn ids(&self, ids: Ids, seqs: Vec<u64>) {
+    /// The order ids, all read since they were asked for; the stock was read once more after them.
+    pub(crate) fn ids(&self, ids: Ids, asked: Asked) {
         let mut state = self.state();
-        let current = state.seqs.iter().copied().eq(seqs.iter().copied().map(Some));
-        if state.listening && current {
-            state.known = Some((Arc::new(ids), seqs));
+        let same = state.seqs.iter().copied().eq(asked.seqs.iter().copied().map(Some));
+        if state.listening && same && state.orders == asked.orders {
+            state.known = Some((Arc::new(ids), asked.seqs));
         }
         self.decide(&state);
     }
@@ -249,8 +267,8 @@ mod tests {
         let latch = Latch::new([sku()], 1);
         latch.listen(true);
         latch.read(0, &left(0), 1, 0);
-        let seqs = latch.wants_ids().unwrap();
-        latch.ids(Ids::from([BUYER]), seqs);
+        let asked = latch.wants_ids().unwrap();
+        latch.ids(Ids::from([BUYER]), asked);
         latch
     }
 
@@ -270,7 +288,7 @@ mod tests {
         assert_eq!(latch.wants_ids(), None, "nobody would hear of a release");
         assert!(latch.wants_to_listen());
         latch.listen(true);
-        assert_eq!(latch.wants_ids(), Some(vec![1]));
+        assert!(latch.wants_ids().is_some_and(|asked| asked.seqs == [1]));
         assert!(!latch.refuses(&lines(), &NEWCOMER));
     }
 
@@ -284,7 +302,7 @@ mod tests {
         assert_eq!(latch.wants_ids(), None);
         latch.read(1, &left(0), 4, 0);
         assert!(latch.sold_out());
-        assert_eq!(latch.wants_ids(), Some(vec![1, 4]));
+        assert!(latch.wants_ids().is_some_and(|asked| asked.seqs == [1, 4]));
     }
 
     #[test]
@@ -311,10 +329,12 @@ mod tests {
         let latch = shut();
         latch.read(0, &left(0), 2, latch.releases());
         assert!(!latch.refuses(&lines(), &NEWCOMER));
-        assert_eq!(latch.wants_ids(), Some(vec![2]));
-        latch.ids(Ids::from([BUYER, NEWCOMER]), vec![1]);
+        let asked = latch.wants_ids().unwrap();
+        assert_eq!(asked.seqs, [2]);
+        latch.ids(Ids::from([BUYER, NEWCOMER]), Asked { seqs: vec![1], ..asked });
         assert!(!latch.refuses(&lines(), &[3; 16]), "read under older sequences");
-        latch.ids(Ids::from([BUYER, NEWCOMER]), vec![2]);
+        let asked = latch.wants_ids().unwrap();
+        latch.ids(Ids::from([BUYER, NEWCOMER]), asked);
         assert!(latch.refuses(&lines(), &[3; 16]));
         assert!(!latch.refuses(&lines(), &NEWCOMER));
     }
@@ -332,6 +352,30 @@ mod tests {
         let latch = shut();
         latch.told(0, &left(0), 0, false);
         assert!(latch.refuses(&lines(), &NEWCOMER), "nothing new");
+    }
+
+    #[test]
+    fn an_order_that_comes_while_the_ids_are_read_makes_them_useless() {
+        let comes: [&dyn Fn(&Latch); 3] = [
+            &|latch| latch.told(0, &left(0), latch.releases(), true),
+            &|latch| {
+                latch.released(&sku());
+                latch.told(0, &left(0), latch.releases(), false);
+            },
+            &|latch| latch.read(0, &left(0), 2, latch.releases()),
+        ];
+        for come in comes {
+            let latch = Latch::new([sku()], 1);
+            latch.listen(true);
+            latch.read(0, &left(0), 1, 0);
+            let asked = latch.wants_ids().unwrap();
+            come(&latch);
+            latch.ids(Ids::from([BUYER]), asked);
+            assert!(!latch.refuses(&lines(), &NEWCOMER), "it may be his");
+            let asked = latch.wants_ids().unwrap();
+            latch.ids(Ids::from([BUYER, NEWCOMER]), asked);
+            assert!(latch.refuses(&lines(), &[3; 16]) && !latch.refuses(&lines(), &NEWCOMER));
+        }
     }
 
     #[test]

@@ -71,6 +71,11 @@ impl LiveSale {
         self.desks.iter().any(|desk| desk.frozen())
     }
 
+    /// The same for a buyer: while buyers come, Redis is asked more often whether it goes on.
+    pub fn turns_away(&self) -> bool {
+        self.desks.iter().any(|desk| desk.turns_away())
+    }
+
     /// Whether a unit is left, as last known.
     pub fn available(&self, sku: &SkuId) -> bool {
         self.latch.available(sku)

@@ -39,8 +39,14 @@ pub(crate) async fn run(core: Arc<Core>, book: Arc<Book>, redis: Redis) {
         tick.tick().await;
         let (sales, now) = (book.now(), core.clock.now());
         let often = |sale: &LiveSale| sale.sells(now) || sale.latch().unread();
-        let due = sales.all().filter(|sale| often(sale) || round.is_multiple_of(SELDOM));
-        futures_util::stream::iter(due).for_each_concurrent(ABREAST, |sale| read(&redis, sale)).await;
+        let due = sales.all().map(Arc::as_ref).filter(|sale| often(sale) || round.is_multiple_of(SELDOM));
+        let look = |sale| {
+            let redis = &redis;
+            async move {
+                read(redis, sale).await;
+            }
+        };
+        futures_util::stream::iter(due).for_each_concurrent(ABREAST, look).await;
         round += 1;
         rests.retain(|_, until| *until > Instant::now());
         for sale in sales.all().filter(|sale| sale.sells(now)) {
@@ -55,17 +61,22 @@ pub(crate) async fn run(core: Arc<Core>, book: Arc<Book>, redis: Redis) {
     }
 }
 
-/// Reads every segment's stock and sequence.
-async fn read(redis: &Redis, sale: &LiveSale) {
+/// Reads every segment's stock and sequence; answers whether all could be read.
+async fn read(redis: &Redis, sale: &LiveSale) -> bool {
+    let mut all = true;
     for desk in sale.desks() {
         let (shelf, latch) = (desk.shelf(), sale.latch());
         let releases = latch.releases();
         match stock(redis, shelf).await {
             Ok(Some((left, seq))) => latch.read(shelf.segment, &left, seq, releases),
-            Ok(None) => {}
-            Err(why) => tracing::debug!(shelf = shelf.name(), %why, "stock not read"),
+            Ok(None) => all = false,
+            Err(why) => {
+                tracing::debug!(shelf = shelf.name(), %why, "stock not read");
+                all = false;
+            }
         }
     }
+    all
 }
 
 /// Units left by SKU, and the sequence before they were read; `None` where the keys are gone.
@@ -79,7 +90,7 @@ async fn stock(redis: &Redis, shelf: &Shelf) -> Result<Option<(Vec<(SkuId, u64)>
 
 /// Reads the order ids of a sale where its latch wants them; answers whether it did.
 async fn ids(redis: &Redis, sale: &LiveSale) -> bool {
-    let Some(seqs) = sale.latch().wants_ids() else { return false };
+    let Some(asked) = sale.latch().wants_ids() else { return false };
     let mut ids = AHashSet::new();
     for desk in sale.desks() {
         if let Err(why) = scan(redis, desk.shelf(), &mut ids).await {
@@ -90,7 +101,10 @@ async fn ids(redis: &Redis, sale: &LiveSale) -> bool {
             return true;
         }
     }
-    sale.latch().ids(ids, seqs);
+    // Whoever sold meanwhile has raised a sequence.
+    if read(redis, sale).await {
+        sale.latch().ids(ids, asked);
+    }
     true
 }
 

@@ -212,6 +212,9 @@ fn a_second_signal_ends_the_drain_and_a_third_one_cuts_off() {
     eventually("the shop is asked", || shop.count() == 1);
     edge.signal("TERM");
     eventually("it drains", || edge.ready().status == 503);
+    edge.signal("HUP");
+    eventually("it reloads", || edge.log().contains("reloaded"));
+    assert_eq!(edge.connect().call("GET", "/-/x", &[], "").status, 404);
     edge.signal("TERM");
     eventually("nobody listens", || std::net::TcpStream::connect(edge.public).is_err());
     assert!(edge.ended(Duration::from_millis(500)).is_none());
