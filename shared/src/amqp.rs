@@ -5,6 +5,9 @@
 //! still holds it.
 
 mod io_loop;
+mod sender;
+
+pub use sender::Sender;
 
 use std::future::Future;
 use std::time::Duration;
@@ -24,6 +27,8 @@ use tokio::time::timeout;
 
 use crate::topology::{ATTEMPT, REASON, Topology};
 
+/// How long the broker may take for each step of opening a connection.
+const OPEN: Duration = Duration::from_secs(5);
 /// How long closing in order may take; then the connection is dropped.
 const CLOSE: Duration = Duration::from_secs(5);
 
@@ -74,7 +79,7 @@ impl Link {
             .with_client_property("product".into(), "Sluice".into())
             .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
         let deaths = io_loop::deaths();
-        let connection = Connection::connect(url, properties).await?;
+        let connection = in_time(Connection::connect(url, properties)).await?;
         let (tell, blocked) = watch::channel(false);
         let mut events = Box::pin(connection.events_listener());
         tokio::spawn(async move {
@@ -118,19 +123,25 @@ impl Link {
 
     /// A channel to publish on.
     pub async fn publisher(&self) -> Result<Publisher, AmqpError> {
-        let channel = self.connection.create_channel().await?;
-        channel.confirm_select(ConfirmSelectOptions::default()).await?;
-        Ok(Publisher { channel })
+        in_time(async {
+            let channel = self.connection.create_channel().await?;
+            channel.confirm_select(ConfirmSelectOptions::default()).await?;
+            Ok(Publisher { channel })
+        })
+        .await
     }
 
     /// Reads a queue; at most `prefetch` messages are under way at a time.
     pub async fn consumer(&self, queue: &str, tag: &str, prefetch: u16) -> Result<Consumer, AmqpError> {
-        let channel = self.connection.create_channel().await?;
-        channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
-        let options = BasicConsumeOptions::default();
-        let consumer =
-            channel.basic_consume(queue.into(), tag.into(), options, FieldTable::default()).await?;
-        Ok(Consumer { channel, consumer, deaths: self.deaths.clone() })
+        in_time(async {
+            let channel = self.connection.create_channel().await?;
+            channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
+            let options = BasicConsumeOptions::default();
+            let consumer =
+                channel.basic_consume(queue.into(), tag.into(), options, FieldTable::default()).await?;
+            Ok(Consumer { channel, consumer, deaths: self.deaths.clone() })
+        })
+        .await
     }
 
     /// Declares everything; what exists as described is left alone.
@@ -182,6 +193,11 @@ impl Link {
             () = self.broken_down() => {}
         }
     }
+}
+
+/// The library waits for ever: heartbeats begin only after the handshake.
+async fn in_time<T>(opening: impl Future<Output = Result<T, lapin::Error>>) -> Result<T, AmqpError> {
+    Ok(timeout(OPEN, opening).await.map_err(|_| AmqpError::Silent(OPEN))??)
 }
 
 fn table(arguments: &serde_json::Value) -> Result<FieldTable, AmqpError> {

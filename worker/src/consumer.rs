@@ -11,7 +11,7 @@ mod room;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use sluice_shared::amqp::{AmqpError, Consumer, Delivery, Link, Outgoing, Publisher};
+use sluice_shared::amqp::{AmqpError, Consumer, Delivery, Link, Outgoing, Sender};
 use sluice_shared::topology::{DEAD, LADDER, RETRY};
 
 use crate::role::{Context, Stop};
@@ -53,11 +53,11 @@ pub fn is_last(delivery: &Delivery) -> bool {
 pub async fn run<H: Handler>(context: &Context, handler: &H, mut stop: Stop) -> anyhow::Result<()> {
     let name = format!("{} {}", context.who, H::TAG);
     let link = Link::connect(context.config.amqp.url.reveal(), &name).await?;
-    let publisher = link.publisher().await?;
     let tag = format!("{}@{}", H::TAG, context.place());
     let prefetch = context.config.saga_prefetch;
     let consumer = link.consumer(H::QUEUE, &tag, prefetch).await?;
-    let mut reader = Reader { context, handler, publisher, consumer, room: Room::new(prefetch / 2) };
+    let sender = Sender::new(context.config.amqp.url.reveal(), format!("{name} retries"));
+    let mut reader = Reader { context, handler, sender, consumer, room: Room::new(prefetch / 2) };
     let broken_down = link.broken_down();
     let done = tokio::select! {
         done = reader.run(&mut stop) => done,
@@ -71,7 +71,7 @@ pub async fn run<H: Handler>(context: &Context, handler: &H, mut stop: Stop) -> 
 struct Reader<'a, H> {
     context: &'a Context,
     handler: &'a H,
-    publisher: Publisher,
+    sender: Sender,
     consumer: Consumer,
     room: Room,
 }
@@ -148,7 +148,7 @@ impl<H: Handler> Reader<'_, H> {
             attempt,
             reason: None,
         };
-        self.publisher.publish(message).await?.await.context("putting a message off")?;
+        self.sender.send(message).await.context("putting a message off")?;
         self.room.forget(delivery.tag);
         Ok(self.consumer.ack(delivery.tag).await?)
     }
@@ -164,7 +164,7 @@ impl<H: Handler> Reader<'_, H> {
             attempt: delivery.attempt,
             reason: Some(why),
         };
-        match self.publisher.publish(message).await?.await {
+        match self.sender.send(message).await {
             Err(error @ AmqpError::Broken(_)) => return Err(error.into()),
             Err(error) => tracing::warn!(%error, "a parked message is in the books only"),
             Ok(()) => {}

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use sluice_shared::amqp::{AmqpError, Consumer, Link, Outgoing, Publisher};
+use sluice_shared::amqp::{AmqpError, Consumer, Link, Outgoing, Sender};
 use sluice_shared::failpoint;
 use sluice_shared::topology::{DEAD, write_queue};
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -45,10 +45,10 @@ async fn read(context: Context, turns: Arc<Semaphore>, shard: u16, mut stop: Sto
     let (queue, place) = (write_queue(shard), context.place());
     let name = format!("{} orders/{shard:02}", context.who);
     let link = Link::connect(context.config.amqp.url.reveal(), &name).await?;
-    let publisher = link.publisher().await?;
     let tag = format!("order-writer@{place}/{shard:02}");
     let consumer = link.consumer(&queue, &tag, context.config.orders.prefetch).await?;
-    let mut writer = Writer { context: &context, shard, queue, publisher, consumer };
+    let sender = Sender::new(context.config.amqp.url.reveal(), format!("{name} parked"));
+    let mut writer = Writer { context: &context, shard, queue, sender, consumer };
     let broken_down = link.broken_down();
     let done = tokio::select! {
         done = writer.work(&turns, &mut stop) => done,
@@ -63,7 +63,7 @@ struct Writer<'a> {
     context: &'a Context,
     shard: u16,
     queue: String,
-    publisher: Publisher,
+    sender: Sender,
     consumer: Consumer,
 }
 
@@ -162,7 +162,7 @@ impl Writer<'_> {
 
     /// Puts a message where operators look for it; the reservation itself is published anew by the
     /// warden. The books keep it even when the broker has no room for it.
-    async fn park(&self, poison: &Poison) -> anyhow::Result<()> {
+    async fn park(&mut self, poison: &Poison) -> anyhow::Result<()> {
         let Poison { body, reason } = poison;
         tracing::error!(queue = self.queue, reason, "a message is parked");
         let message = Outgoing {
@@ -174,7 +174,7 @@ impl Writer<'_> {
             attempt: 0,
             reason: Some(reason),
         };
-        match self.publisher.publish(message).await?.await {
+        match self.sender.send(message).await {
             Err(error @ AmqpError::Broken(_)) => return Err(error.into()),
             Err(error) => tracing::warn!(%error, "a parked message is in the books only"),
             Ok(()) => {}

@@ -15,6 +15,8 @@ use crate::store::outbox::OutboxRow;
 
 /// How long the broker may take to confirm a batch: less than a transaction may be idle.
 const CONFIRM: Duration = Duration::from_secs(10);
+/// Rows that the broker has refused are let alone until all others are published, or there are so many.
+const REFUSED_MAX: usize = 5_000;
 /// Published rows deleted at once, and how often it is looked for them.
 const TIDY_MAX: u32 = 1000;
 const TIDY: Duration = Duration::from_secs(60);
@@ -25,11 +27,12 @@ pub async fn run(context: Context, mut stop: Stop) -> anyhow::Result<()> {
     let link = Link::connect(context.config.amqp.url.reveal(), &name).await?;
     let publisher = link.publisher().await?;
     let mut bell = context.store.outbox_bell().await?;
-    let mut tidied = Instant::now();
+    let (mut refused, mut tidied) = (Vec::new(), Instant::now());
     while !*stop.borrow() {
-        if publish_some(&context, &publisher).await? > 0 {
+        if publish_some(&context, &publisher, &mut refused).await? {
             continue;
         }
+        refused.clear();
         if tidied.elapsed() > TIDY {
             let kept = context.config.outbox.keep;
             while context.store.forget_published(kept, TIDY_MAX).await? == u64::from(TIDY_MAX) {}
@@ -45,21 +48,26 @@ pub async fn run(context: Context, mut stop: Stop) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Publishes a batch of rows; answers how many the broker has now.
-async fn publish_some(context: &Context, publisher: &Publisher) -> anyhow::Result<usize> {
+/// Publishes a batch of rows, but for those that were refused; answers whether there may be more.
+async fn publish_some(
+    context: &Context,
+    publisher: &Publisher,
+    refused: &mut Vec<i64>,
+) -> anyhow::Result<bool> {
     let began = Instant::now();
-    let batch = context.store.claim_outbox(context.config.outbox.batch_max).await?;
+    let batch = context.store.claim_outbox(context.config.outbox.batch_max, refused).await?;
     if batch.rows.is_empty() {
-        return Ok(0);
+        return Ok(false);
     }
     let (confirmed, broken) = tokio::time::timeout(CONFIRM, hand_over(publisher, &batch.rows))
         .await
         .context("rabbitmq did not confirm in time")?;
     failpoint::reach("F69.before-mark");
+    refused.extend(batch.rows.iter().map(|row| row.id).filter(|id| !confirmed.contains(id)));
     batch.mark(&confirmed).await?;
     context.metrics.job("outbox", if broken.is_none() { "done" } else { "broken" }, began.elapsed());
     match broken {
-        None => Ok(confirmed.len()),
+        None => Ok(refused.len() < REFUSED_MAX),
         Some(error) => Err(error.into()),
     }
 }

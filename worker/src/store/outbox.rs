@@ -94,15 +94,16 @@ impl Bell {
 }
 
 impl Store {
-    /// Claims the oldest unpublished rows that nobody holds. Never by a cursor: a lower number may
-    /// be committed after a higher one.
-    pub async fn claim_outbox(&self, most: u32) -> Result<OutboxBatch, StoreError> {
+    /// Claims the oldest unpublished rows that nobody holds, but for these. Never by a cursor: a lower
+    /// number may be committed after a higher one.
+    pub async fn claim_outbox(&self, most: u32, without: &[i64]) -> Result<OutboxBatch, StoreError> {
         let mut claim = self.pool.begin().await?;
         let rows: Vec<(i64, String, String)> = sqlx::query_as(
-            "SELECT id, topic, payload::text FROM outbox WHERE published_at IS NULL
+            "SELECT id, topic, payload::text FROM outbox WHERE published_at IS NULL AND id <> ALL($2)
              ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED",
         )
         .bind(i64::from(most))
+        .bind(without)
         .fetch_all(&mut *claim)
         .await?;
         let rows = rows.into_iter().map(|(id, topic, payload)| OutboxRow { id, topic, payload }).collect();

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use sluice_shared::amqp::{AmqpError, Link, Outgoing, Publisher};
+use sluice_shared::amqp::{Outgoing, Publisher, Sender};
 use sluice_shared::message::{Accepted, OrderMessage, VERSION};
 use sluice_shared::topology::{ORDERS, write_key, write_shard};
 
@@ -14,25 +14,19 @@ const WINDOW: usize = 512;
 /// A broker that does not confirm within this time is away, or blocks.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A connection that is made when it is needed and thrown away when it fails.
+/// A way to the write queues.
 #[derive(Debug)]
 pub struct Outlet {
-    url: String,
-    name: String,
     shards: u16,
-    open: Option<(Link, Publisher)>,
+    sender: Sender,
 }
 
 impl Outlet {
     /// Not connected yet; `what` is how operators read its purpose in the management UI.
     pub fn new(warden: &Warden, what: &str) -> Self {
         let config = &warden.context.config;
-        Self {
-            url: config.amqp.url.reveal().to_owned(),
-            name: format!("{} {what}", warden.context.who),
-            shards: config.orders.shards,
-            open: None,
-        }
+        let sender = Sender::new(config.amqp.url.reveal(), format!("{} {what}", warden.context.who));
+        Self { shards: config.orders.shards, sender }
     }
 
     /// How many write queues there are.
@@ -66,31 +60,11 @@ impl Outlet {
     }
 
     async fn send(&mut self, messages: &[(String, String, &str, Vec<u8>)]) -> Result<(), Trouble> {
-        let sent = match self.publisher().await {
-            Ok(publisher) => publish(&publisher, messages).await,
-            Err(trouble) => Err(trouble),
-        };
+        let sent = publish(&self.sender.publisher().await?, messages).await;
         if sent.is_err() {
-            // Whatever is wrong with it, the next attempt begins with a new one.
-            self.open = None;
+            self.sender.reset();
         }
         sent
-    }
-
-    async fn publisher(&mut self) -> Result<Publisher, Trouble> {
-        if let Some((link, publisher)) = &self.open
-            && link.is_up()
-        {
-            return Ok(publisher.clone());
-        }
-        let connect = async {
-            let link = Link::connect(&self.url, &self.name).await?;
-            let publisher = link.publisher().await?;
-            Ok::<_, AmqpError>((link, publisher))
-        };
-        let (link, publisher) = tokio::time::timeout(PATIENCE, connect).await.map_err(|_| late())??;
-        self.open = Some((link, publisher.clone()));
-        Ok(publisher)
     }
 }
 

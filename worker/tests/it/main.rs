@@ -15,6 +15,7 @@ mod audit_traps;
 mod claims_whole;
 mod explain_order;
 mod faults_books;
+mod faults_client;
 mod faults_kills;
 mod faults_promotion;
 mod faults_warden;

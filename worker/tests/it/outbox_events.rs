@@ -67,10 +67,10 @@ async fn a_lost_bell_is_made_up_for_by_looking() {
 async fn rows_of_an_outbox_that_dies_before_it_marks_them_are_sent_again() {
     let world = World::new(&[("phone", 10)]).await;
     world.db.store.write_orders(&[accepted("alice", "phone=1")]).await.unwrap();
-    let claimed = world.db.store.claim_outbox(10).await.unwrap();
+    let claimed = world.db.store.claim_outbox(10, &[]).await.unwrap();
     assert_eq!(claimed.rows.len(), 1);
     // Nobody else takes them meanwhile.
-    assert!(world.db.store.claim_outbox(10).await.unwrap().rows.is_empty());
+    assert!(world.db.store.claim_outbox(10, &[]).await.unwrap().rows.is_empty());
     let row = &claimed.rows[0];
     let message = (row.topic.clone(), row.payload.clone().into_bytes());
     world.broker.publish(sluice_shared::topology::EVENTS, &[message]).await;
@@ -107,13 +107,17 @@ async fn two_outboxes_send_each_row_once() {
 }
 
 #[tokio::test]
-async fn an_event_that_no_queue_takes_stays_and_holds_up_none() {
+async fn events_that_no_queue_takes_stay_and_hold_up_none() {
     let world = World::new(&[("phone", 10)]).await;
-    world.db.run("INSERT INTO outbox (topic, payload) VALUES ('nobody.listens', '{}')").await;
+    // More than one batch of them.
+    world
+        .db
+        .run("INSERT INTO outbox (topic, payload) SELECT 'nobody.listens', '{}' FROM generate_series(1, 250)")
+        .await;
     world.db.store.write_orders(&[accepted("alice", "phone=1")]).await.unwrap();
     let role = world.run(Role::Outbox);
     assert_eq!(world.broker.drain(SAGA, 1).await.len(), 1);
-    eventually("the other is marked", PATIENCE, async || world.db.count(UNSENT).await == 1).await;
+    eventually("the other is marked", PATIENCE, async || world.db.count(UNSENT).await == 250).await;
     role.stop().await;
 }
 
