@@ -53,7 +53,6 @@ TOML
 write_worker_config() {
   write_private "$STATE/worker.toml" <<TOML
 name = "worker"
-state_dir = "$STATE/state"
 
 [redis]
 url = "redis://worker:$REDIS_WORKER_PASSWORD@127.0.0.1:$REDIS_PORT"

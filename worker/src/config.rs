@@ -1,7 +1,7 @@
 //! What `worker.default.toml` says, checked and typed.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use sluice_shared::config::{Problems, Secret, Settings};
@@ -17,8 +17,6 @@ pub const DEFAULTS: &str = include_str!("../worker.default.toml");
 pub struct Config {
     /// What this process is called.
     pub name: String,
-    /// Where state of this machine lives.
-    pub state_dir: PathBuf,
     /// Redis.
     pub redis: RedisConfig,
     /// RabbitMQ.
@@ -159,7 +157,6 @@ impl Config {
     pub fn read(mut s: Settings, roles: &[Role]) -> Result<Self, Problems> {
         let config = Self {
             name: name(&mut s),
-            state_dir: PathBuf::from(s.text("state_dir")),
             redis: redis(&mut s),
             amqp: AmqpConfig {
                 url: url(&mut s, "amqp.url", &["amqp://", "amqps://"]),

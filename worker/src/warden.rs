@@ -66,6 +66,16 @@ pub enum Trouble {
     Odd(String),
 }
 
+impl Trouble {
+    /// Whether it may be of one segment alone, such as a key of another type: the others go on.
+    fn is_local(&self) -> bool {
+        matches!(self, Self::Odd(_) | Self::Redis(Fault::Refused { .. } | Fault::Unreadable { .. }))
+    }
+}
+
+/// After a turn that ended before its time.
+const AGAIN: Duration = Duration::from_millis(500);
+
 /// What the leader's tasks share.
 #[derive(Debug)]
 pub struct Warden {
@@ -82,6 +92,8 @@ pub struct Warden {
 #[derive(Debug, Default)]
 struct Floor {
     serving: BTreeMap<Shelf, u64>,
+    /// How many edges each re-opening waits for.
+    waiting: BTreeMap<Shelf, usize>,
     admitted: BTreeSet<InstanceId>,
 }
 
@@ -97,20 +109,21 @@ impl Warden {
         })
     }
 
-    /// The leader's work; never ends by itself. Dropping it stops everything that it began.
+    /// The leader's work; ends only when a part of it has broken down. Dropping it stops everything that it
+    /// began.
     pub async fn work(self: &Arc<Self>) {
         let mut tasks = JoinSet::new();
         tasks.spawn(shelves::run(self.clone()));
         tasks.spawn(roll::run(self.clone()));
         tasks.spawn(broker::run(self.clone()));
         tasks.spawn(reconcile::run(self.clone()));
-        while let Some(ended) = tasks.join_next().await {
-            if let Err(error) = ended {
-                // The others are of no use without it: end the turn, and lead again from the start.
-                tracing::error!(%error, "a task of the warden broke down");
-                return;
-            }
+        // The others are of no use without it: end the turn, and lead again from the start.
+        if let Some(ended) = tasks.join_next().await {
+            let error = ended.err().map(|error| error.to_string());
+            tracing::error!(?error, "a task of the warden broke down");
         }
+        drop(tasks);
+        tokio::time::sleep(AGAIN).await;
     }
 
     fn redis(&self) -> &Redis {

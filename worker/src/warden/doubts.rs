@@ -15,6 +15,11 @@ pub struct Doubt {
 }
 
 impl Doubt {
+    /// About these segments.
+    pub fn of(shelves: BTreeSet<Shelf>) -> Self {
+        Self { all: false, shelves }
+    }
+
     /// Whether it is about this segment.
     pub fn covers(&self, shelf: &Shelf) -> bool {
         self.all || self.shelves.contains(shelf)
@@ -40,7 +45,7 @@ impl Doubts {
 
     /// A segment was re-opened: Redis may have lost its end.
     pub fn note_shelf(&self, shelf: &Shelf) {
-        self.note(Doubt { all: false, shelves: BTreeSet::from([shelf.clone()]) });
+        self.note(Doubt::of(BTreeSet::from([shelf.clone()])));
     }
 
     /// What could not be looked at is in doubt still.

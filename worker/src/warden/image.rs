@@ -79,6 +79,8 @@ pub struct Head {
     pub changes: Vec<String>,
     /// SKU → units left; `None` where the number cannot be read.
     pub stock: BTreeMap<SkuId, Option<i64>>,
+    /// Fields of `meta` that must be numbers and are not.
+    pub torn: Vec<&'static str>,
 }
 
 /// The whole segment.
@@ -98,6 +100,8 @@ pub struct Image {
     pub torn: Vec<String>,
     /// How many of the segment's keys exist.
     pub keys: usize,
+    /// Whether the journal is one of them; it is there, empty or not, since the first order.
+    pub has_journal: bool,
     /// Keys that will run out by themselves.
     pub mortal: Vec<String>,
 }
@@ -127,6 +131,10 @@ impl Head {
             seq: number("seq"),
             ..Self::default()
         };
+        let torn = |field: &&str| meta.get(*field).is_none_or(|text| text.parse::<u64>().is_err());
+        if head.fence.is_some() {
+            head.torn = ["epoch", "seq"].into_iter().filter(torn).collect();
+        }
         for (field, value) in meta {
             let units = || value.parse().ok();
             match field.split_once(':') {
@@ -151,11 +159,11 @@ impl Image {
     pub async fn read(redis: &Redis, shelf: &Shelf) -> Result<Self, Fault> {
         let mut image = Self { at: redis.time().await?, ..Self::default() };
         let keys = [shelf.meta(), shelf.stock(), shelf.orders(), shelf.journal()];
-        let mut exists = cmd("EXISTS");
-        exists.arg(&keys[..]);
-        image.keys = redis.run("looking for the segment", &exists).await?;
         for key in keys {
+            // -2: there is no such key, -1: it does not run out.
             let left: i64 = redis.run("looking how long a key lives", cmd("PTTL").arg(&key)).await?;
+            image.keys += usize::from(left != -2);
+            image.has_journal |= left != -2 && key == shelf.journal();
             if left >= 0 {
                 image.mortal.push(key);
             }
@@ -163,6 +171,7 @@ impl Image {
         // The journal first: an entry that leaves it meanwhile has its order in the map all the same.
         image.read_journal(redis, shelf).await?;
         image.head = Head::read(redis, shelf).await?;
+        image.torn.extend(image.head.torn.iter().map(|field| format!("meta {field}")));
         image.read_orders(redis, shelf).await?;
         Ok(image)
     }

@@ -19,6 +19,8 @@ pub struct Metrics {
     pub serving: Gauge,
     /// Segments that do not sell because they are being re-opened, or do not fit their books.
     pub frozen_segments: Gauge,
+    /// Segments that the last round of the reconciler could not read.
+    pub unread_segments: Gauge,
     /// Edges that re-openings wait for.
     pub waiting_for_edges: Gauge,
     /// Registered edges that are not heard of.
@@ -50,6 +52,11 @@ impl Metrics {
         warden.register("serving_segments", "Segments whose lease is renewed", metrics.serving.clone());
         warden.register("frozen_segments", "Segments that do not sell", metrics.frozen_segments.clone());
         warden.register(
+            "unread_segments",
+            "Segments that the reconciler could not read",
+            metrics.unread_segments.clone(),
+        );
+        warden.register(
             "waiting_for_edges",
             "Edges that re-openings wait for",
             metrics.waiting_for_edges.clone(),
@@ -68,9 +75,15 @@ impl Metrics {
 
     /// What only a leader knows is told by the leader alone.
     pub fn follows(&self) {
-        for gauge in
-            [&self.leading, &self.serving, &self.frozen_segments, &self.waiting_for_edges, &self.silent_edges]
-        {
+        let of_leader = [
+            &self.leading,
+            &self.serving,
+            &self.frozen_segments,
+            &self.unread_segments,
+            &self.waiting_for_edges,
+            &self.silent_edges,
+        ];
+        for gauge in of_leader {
             gauge.set(0);
         }
         self.drift.clear();

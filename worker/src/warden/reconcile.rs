@@ -1,7 +1,7 @@
 //! Every ten seconds, and at once when a store has lost something: whatever fell between two stores is
 //! picked up, and drift is measured.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -41,6 +41,8 @@ const AGAIN: Duration = Duration::from_millis(500);
 const SHARE: u32 = 10;
 /// Orders asked for at once.
 const PAGE: usize = 5_000;
+/// Of so many orders it is remembered that they were told again; of more, each round tells them once more.
+const REMEMBERED: usize = 200_000;
 
 /// Works until it is dropped.
 pub async fn run(warden: Arc<Warden>) {
@@ -55,16 +57,21 @@ pub async fn run(warden: Arc<Warden>) {
         let began = Instant::now();
         let done = reconciler.round(look, doubt.as_ref()).await;
         took = began.elapsed();
-        match (done, doubt) {
-            (Ok(()), None) => routine = ROUTINE,
-            (Ok(()), Some(_)) => {}
+        let left = match (done, doubt) {
+            (Ok(unread), doubt) => {
+                if doubt.is_none() {
+                    routine = ROUTINE;
+                }
+                doubt.filter(|_| !unread.is_empty()).map(|_| Doubt::of(unread))
+            }
             (Err(trouble), doubt) => {
                 tracing::warn!(%trouble, "reconciling is held up");
-                if let Some(doubt) = doubt {
-                    tokio::time::sleep(AGAIN.max(took * SHARE)).await;
-                    reconciler.warden.doubts.note(doubt);
-                }
+                doubt
             }
+        };
+        if let Some(doubt) = left {
+            tokio::time::sleep(AGAIN.max(took * SHARE)).await;
+            reconciler.warden.doubts.note(doubt);
         }
     }
 }
@@ -88,8 +95,10 @@ struct Tally {
 }
 
 impl Reconciler {
-    /// Looks at every segment, or at those in doubt.
-    async fn round(&mut self, look: Look, doubt: Option<&Doubt>) -> Result<(), Trouble> {
+    /// Looks at every segment, or at those in doubt; answers which of them cannot be read.
+    async fn round(&mut self, look: Look, doubt: Option<&Doubt>) -> Result<BTreeSet<Shelf>, Trouble> {
+        let mut unread = BTreeSet::new();
+        self.told.retain(|_, at| at.elapsed() < ROUTINE.untold * 2);
         let serving = self.warden.floor(|floor| floor.serving.clone());
         for view in self.warden.views().await? {
             let mut tally = Tally::default();
@@ -98,7 +107,14 @@ impl Reconciler {
                 let shelf = Shelf::new(view.sale.clone(), segment);
                 match serving.get(&shelf) {
                     Some(_) if doubt.is_some_and(|doubt| !doubt.covers(&shelf)) => whole = false,
-                    Some(epoch) => self.segment(&view, &shelf, *epoch, look, &mut tally).await?,
+                    Some(epoch) => match self.segment(&view, &shelf, *epoch, look, &mut tally).await {
+                        Err(trouble) if trouble.is_local() => {
+                            tracing::warn!(shelf = shelf.name(), %trouble, "not reconciled");
+                            whole = false;
+                            unread.insert(shelf);
+                        }
+                        done => done?,
+                    },
                     None => whole = false,
                 }
             }
@@ -106,13 +122,14 @@ impl Reconciler {
                 self.sale(&view, &tally).await?;
             }
         }
-        self.told.retain(|_, at| at.elapsed() < ROUTINE.untold * 2);
         self.compared.retain(|shelf, _| serving.contains_key(shelf));
         let (store, redis) = (&self.warden.context.store, self.warden.redis());
         if let Err(trouble) = crate::api::stock::complete_pending(store, redis).await {
             tracing::warn!(%trouble, "stock changes wait");
         }
-        Ok(store.forget_old_barriers().await?)
+        store.forget_old_barriers().await?;
+        self.warden.metrics().unread_segments.set(i64::try_from(unread.len()).unwrap_or(i64::MAX));
+        Ok(unread)
     }
 
     /// Publishes what has no row, and tells again what Redis does not know.
@@ -229,7 +246,8 @@ impl Reconciler {
         self.warden.context.store.tell_again(&changes, &releases).await?;
         self.warden.metrics().settled_again.inc_by(changes.len() as u64);
         self.warden.metrics().released_again.inc_by(releases.len() as u64);
-        self.told.extend(orders.iter().map(|(row, _)| (row.id, Instant::now())));
+        let room = REMEMBERED.saturating_sub(self.told.len());
+        self.told.extend(orders.iter().take(room).map(|(row, _)| (row.id, Instant::now())));
         Ok(())
     }
 

@@ -17,13 +17,18 @@ use sluice_shared::script::{Raised, ShelfScripts};
 use super::image::{Head, Image, run_id};
 use super::outlet::Outlet;
 use super::reopening::{Command, Event, Reopening, Stage};
-use super::restore::restore;
+use super::restore;
 use super::verify::{Ledgered, Verdict, compare};
 use super::{Trouble, Warden, projection};
 use crate::store::segments::{Projection, Raising};
 
 /// Orders asked for at once.
 const PAGE: usize = 5_000;
+/// How often a segment that lost data goes back because accepted orders without a row have turned up; if
+/// they never get one, it is restored without them.
+const BACK: u32 = 5;
+/// Copies of a segment that earlier attempts may have left behind are looked for in so many epochs.
+const LEFT_BEHIND: u64 = 100;
 /// How often the same waiting is told.
 const TOLD: Duration = Duration::from_secs(10);
 
@@ -40,6 +45,8 @@ pub struct Reopen {
     /// What edges are asked.
     question: Question,
     barrier: String,
+    /// How often it went back with data lost and orders without a row.
+    back: u32,
     told: Option<((Stage, bool), Instant)>,
 }
 
@@ -56,6 +63,7 @@ pub async fn run(warden: Arc<Warden>, shelf: Shelf, rows: Projection) -> (Shelf,
         booked: 0,
         question: Question { epoch: 0, asked: Millis(0) },
         barrier: String::new(),
+        back: 0,
         told: None,
     };
     let (mut command, mut epoch) = (Command::Close, 0);
@@ -204,7 +212,13 @@ impl Reopen {
                 failpoint::reach("F85.books-raised");
                 self.raise_redis(&image.head, booked, seq).await?;
             }
-            Verdict::Lost(what) if books.given.is_some() => {
+            Verdict::Lost(what, unwritten) if unwritten > 0 && self.back < BACK => {
+                self.back += 1;
+                let shelf = self.shelf.name();
+                tracing::warn!(shelf, orders = unwritten, lost = ?what, "orders without a row, and data lost");
+                return Ok(Event::Unwritten);
+            }
+            Verdict::Lost(what, _) if books.given.is_some() => {
                 let shelf = self.shelf.name();
                 tracing::error!(shelf, lost = ?what, "redis has lost data: it is restored from the books");
                 raising.commit().await?;
@@ -215,7 +229,7 @@ impl Reopen {
                 tracing::warn!(shelf = self.shelf.name(), orders, "orders without a row turned up");
                 return Ok(Event::Unwritten);
             }
-            Verdict::Lost(what) | Verdict::BooksBehind(what) => return self.frozen(&what),
+            Verdict::Lost(what, _) | Verdict::BooksBehind(what) => return self.frozen(&what),
         }
         failpoint::reach("F85.redis-raised");
         *epoch = booked + 1;
@@ -276,8 +290,17 @@ impl Reopen {
     }
 
     async fn restore(&self, head: &Head, books: &Ledgered, booked: u64, seq: u64) -> Result<(), Trouble> {
-        let new = projection::preload(&self.rows, usize::from(self.shelf.segment), booked + 1);
-        restore(&self.warden, &self.shelf, new, books, seq.max(head.seq)).await?;
+        let (next, segment) = (booked + 1, usize::from(self.shelf.segment));
+        for epoch in (head.epoch + 1).max(next.saturating_sub(LEFT_BEHIND))..=next {
+            restore::forget(&self.warden, &self.shelf, epoch).await?;
+        }
+        let new = projection::preload(&self.rows, segment, next);
+        let restored = restore::restore(&self.warden, &self.shelf, new, books, seq.max(head.seq)).await;
+        if restored.is_err() {
+            // Half a segment would take memory that the sales need; the next attempt has another epoch.
+            drop(restore::forget(&self.warden, &self.shelf, next).await);
+        }
+        restored?;
         self.warden.metrics().restored.inc();
         Ok(())
     }
@@ -296,8 +319,11 @@ impl Reopen {
     fn tell(&mut self) {
         let (stage, now) = (self.machine.stage(), Instant::now());
         let (shelf, edges) = (self.shelf.name(), self.machine.waited_for());
-        let waiting = i64::try_from(edges.len()).unwrap_or(i64::MAX);
-        self.warden.metrics().waiting_for_edges.set(waiting);
+        let waiting = self.warden.floor(|floor| {
+            floor.waiting.insert(self.shelf.clone(), edges.len());
+            floor.waiting.values().sum::<usize>()
+        });
+        self.warden.metrics().waiting_for_edges.set(i64::try_from(waiting).unwrap_or(i64::MAX));
         let state = (stage, edges.is_empty());
         if self.told.is_some_and(|(told, at)| told == state && now.duration_since(at) < TOLD) {
             return;

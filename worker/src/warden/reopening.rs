@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::InstanceId;
 
-/// A barrier that has not come through by then was lost with its broker, or the writers are away.
-const BARRIER: Duration = Duration::from_secs(10);
+/// A barrier that has not come through by then was lost with its broker, or the writers are away, or have
+/// much to write: the next one is given twice as long, up to the second figure.
+const BARRIER: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs(300)];
 /// Between two looks at what others have to do.
 const LOOK: Duration = Duration::from_millis(50);
 /// After something that did not work.
@@ -114,13 +115,22 @@ pub struct Reopening {
     epoch: u64,
     asked: Millis,
     pushed: Option<Instant>,
+    /// How long the present barrier may take.
+    patience: Duration,
     waited_for: Vec<InstanceId>,
 }
 
 impl Reopening {
     /// A re-opening that begins; the first thing to do is [`Command::Close`].
     pub fn begin() -> Self {
-        Self { stage: Stage::Closing, epoch: 0, asked: Millis(0), pushed: None, waited_for: Vec::new() }
+        Self {
+            stage: Stage::Closing,
+            epoch: 0,
+            asked: Millis(0),
+            pushed: None,
+            patience: BARRIER[0],
+            waited_for: Vec::new(),
+        }
     }
 
     /// Where it stands.
@@ -197,8 +207,12 @@ impl Reopening {
     /// lost too, so edges and order map are looked at again before the next one.
     fn barrier_waits(&mut self, now: Instant) -> Command {
         match self.pushed {
-            Some(pushed) if now.duration_since(pushed) < BARRIER => Command::WatchBarrier(LOOK),
-            _ => self.begin_again(),
+            Some(pushed) if now.duration_since(pushed) < self.patience => Command::WatchBarrier(LOOK),
+            _ => {
+                // What the former one waits behind is published again, and in the new one's way too.
+                self.patience = (self.patience * 2).min(BARRIER[1]);
+                self.begin_again()
+            }
         }
     }
 
@@ -287,8 +301,22 @@ mod tests {
         machine.next(Event::Drained(0), now);
         machine.next(Event::BarrierPushed, now);
         assert_eq!(machine.next(Event::Trouble, now), Command::WatchBarrier(AGAIN));
-        assert_eq!(machine.next(Event::BarrierThrough(3, 4), now + BARRIER), Command::Rest(AGAIN));
+        assert_eq!(machine.next(Event::BarrierThrough(3, 4), now + BARRIER[0]), Command::Rest(AGAIN));
         assert_eq!(machine.rested(), Command::Close);
+    }
+
+    #[test]
+    fn each_barrier_that_is_lost_gives_the_next_one_twice_as_long() {
+        let mut now = Instant::now();
+        let mut machine = collecting(now);
+        for patience in [10, 20, 40, 80, 160, 300, 300].map(Duration::from_secs) {
+            machine.next(Event::Drained(0), now);
+            machine.next(Event::BarrierPushed, now);
+            let early = now + patience - LOOK;
+            assert_eq!(machine.next(Event::BarrierThrough(3, 4), early), Command::WatchBarrier(LOOK));
+            now += patience;
+            assert_eq!(machine.next(Event::BarrierThrough(3, 4), now), Command::Rest(AGAIN));
+        }
     }
 
     #[test]

@@ -39,6 +39,10 @@ pub(super) async fn restore(
         *units = given.get(sku).copied().unwrap_or(0);
     }
     stage(warden, shelf, &new).await?;
+    let [meta, stock, orders, journal] = shelf.staged(new.epoch);
+    for key in [&meta, &stock] {
+        expire(warden, key).await?;
+    }
     let (mut held, mut marks) = (Mark::new(), BTreeMap::<&str, Mark>::new());
     for row in books.orders.values().filter(|row| row.live) {
         let mark = marks.entry(row.user.as_str()).or_default();
@@ -47,7 +51,6 @@ pub(super) async fn restore(
             *mark.entry(sku.clone()).or_default() += u64::from(n);
         }
     }
-    let [meta, stock, orders, journal] = shelf.staged(new.epoch);
     let mut left = BTreeMap::new();
     for (sku, units, _) in &new.items {
         left.insert(sku.clone(), remaining(sku, *units, &held)?.to_string());
@@ -70,6 +73,12 @@ pub(super) async fn restore(
         Raised::Raised => Ok(()),
         Raised::Frozen(why) => Err(Trouble::Odd(format!("the restored segment: {why:?}"))),
     }
+}
+
+/// Deletes what was made anew for an epoch and is not on the shelf.
+pub(super) async fn forget(warden: &Warden, shelf: &Shelf, epoch: u64) -> Result<(), Fault> {
+    let unlink = cmd("UNLINK").arg(&shelf.staged(epoch)[..]).to_owned();
+    warden.redis().run::<u64>("forgetting a copy", &unlink).await.map(|_| ())
 }
 
 /// The segment beside the shelf, without orders.

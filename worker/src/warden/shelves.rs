@@ -23,12 +23,15 @@ const TIDY: Duration = Duration::from_secs(10);
 const URGENT: Duration = Duration::from_secs(10);
 /// Segments of closed sales are not re-opened while so many others are: each is read whole.
 const AT_ONCE: usize = 8;
+/// The same for those of other sales.
+const SELLING_AT_ONCE: usize = 24;
 /// How soon a round that failed is tried again.
 const AGAIN: Duration = Duration::from_millis(100);
 
-/// Works until it is dropped.
+/// Works until it is dropped, or a re-opening breaks down.
 pub async fn run(warden: Arc<Warden>) {
     let tick = warden.context.config.reconcile.tick;
+    warden.floor(|floor| floor.waiting.clear());
     let mut shelves = Shelves::new(warden);
     let mut news = None;
     let mut held_up = false;
@@ -47,13 +50,20 @@ pub async fn run(warden: Arc<Warden>) {
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             heard = next(&mut news) => if heard.is_err() { news = None },
-            Some(done) = shelves.reopenings.join_next() => match done {
-                Ok((shelf, epoch)) => drop(shelves.reopened.insert(shelf, epoch)),
-                Err(error) => {
-                    tracing::error!(%error, "a re-opening broke down");
-                    return;
+            Some(done) = shelves.reopenings.join_next() => {
+                // Those that have ended besides are taken in with it.
+                let mut done = Some(done);
+                while let Some(ended) = done {
+                    match ended {
+                        Ok((shelf, epoch)) => drop(shelves.reopened.insert(shelf, epoch)),
+                        Err(error) => {
+                            tracing::error!(%error, "a re-opening broke down");
+                            return;
+                        }
+                    }
+                    done = shelves.reopenings.try_join_next();
                 }
-            },
+            }
         }
     }
 }
@@ -96,6 +106,10 @@ struct Shelves {
     urgent: BTreeMap<Shelf, Instant>,
     /// Segments that were re-opened and do not serve yet.
     unserved: BTreeSet<Shelf>,
+    /// What is wrong with segments that cannot be looked after, as it was told last.
+    odd: BTreeMap<Shelf, String>,
+    /// Whether edges have to be told that sales have changed.
+    unrung: bool,
     /// When sales that are long over were last looked for.
     tidied: Option<Instant>,
 }
@@ -113,6 +127,8 @@ impl Shelves {
             reopened: BTreeMap::new(),
             urgent: BTreeMap::new(),
             unserved: BTreeSet::new(),
+            odd: BTreeMap::new(),
+            unrung: false,
             tidied: None,
         }
     }
@@ -135,31 +151,48 @@ impl Shelves {
         let mut sales = self.warden.context.store.projections(KEYS_KEPT).await?;
         // Those that sell first: what is closed can wait until they do.
         sales.sort_by_key(|rows| rows.step == SaleStep::Closed);
-        let mut changed = false;
+        let mut frozen = 0;
         for rows in &sales {
             let mut epochs = Vec::with_capacity(rows.segments.len());
             for segment in 0..rows.segments.len() {
-                epochs.push(match self.stand(rows, segment).await {
+                let epoch = match self.stand(rows, segment).await {
                     // One segment's oddity is not another's.
-                    Err(Trouble::Odd(what)) => {
-                        tracing::error!(sale = %rows.sale, segment, what, "a segment cannot be opened");
-                        0
+                    Err(trouble) if trouble.is_local() => self.puzzle(rows.shelf(segment), &trouble),
+                    answer => {
+                        let epoch = answer?;
+                        self.odd.remove(&rows.shelf(segment));
+                        epoch
                     }
-                    answer => answer?,
-                });
+                };
+                epochs.push(epoch);
             }
-            changed |= self.publish(projection::view(rows, epochs)).await?;
+            frozen += epochs.iter().filter(|epoch| **epoch == 0).count();
+            self.publish(projection::view(rows, epochs)).await?;
         }
         if self.tidied.is_none_or(|at| at.elapsed() > TIDY) {
-            changed |= self.withdraw(&sales).await?;
+            self.withdraw(&sales).await?;
             self.tidied = Some(Instant::now());
         }
-        if changed {
+        if self.unrung {
             self.ring().await?;
+            self.unrung = false;
         }
-        let frozen = self.standing.values().filter(|standing| **standing == Standing::Reopening).count();
         self.warden.metrics().frozen_segments.set(i64::try_from(frozen).unwrap_or(i64::MAX));
         Ok(())
+    }
+
+    /// A segment that cannot be looked after stays as it is; answers its epoch, 0 where it does not serve.
+    fn puzzle(&mut self, shelf: Shelf, trouble: &Trouble) -> u64 {
+        let what = trouble.to_string();
+        let epoch = match self.standing.get(&shelf) {
+            Some(Standing::Serving(epoch)) => *epoch,
+            _ => 0,
+        };
+        if self.odd.get(&shelf) != Some(&what) {
+            tracing::error!(shelf = shelf.name(), what, "a segment cannot be looked after");
+            self.odd.insert(shelf, what);
+        }
+        epoch
     }
 
     /// Makes sure that a segment serves; answers its epoch, 0 while it does not.
@@ -186,15 +219,15 @@ impl Shelves {
             self.keep(rows, &shelf, row.epoch).await?;
             return Ok(row.epoch);
         }
-        if rows.step == SaleStep::Closed && self.is_busy() {
+        if rows.step != SaleStep::Closed {
+            self.urgent.entry(shelf.clone()).or_insert_with(Instant::now);
+        }
+        if self.must_wait(rows.step) {
             self.standing.remove(&shelf);
             self.warden.floor(|floor| floor.serving.remove(&shelf));
             return Ok(0);
         }
         tracing::warn!(shelf = shelf.name(), epoch = row.epoch, "not as a warden left it: re-opening");
-        if rows.step != SaleStep::Closed {
-            self.urgent.insert(shelf.clone(), Instant::now());
-        }
         self.controlled.remove(&shelf);
         self.standing.insert(shelf.clone(), Standing::Reopening);
         self.warden.floor(|floor| floor.serving.remove(&shelf));
@@ -202,8 +235,11 @@ impl Shelves {
         Ok(0)
     }
 
-    /// Whether the re-opening of a closed sale would be in others' way.
-    fn is_busy(&self) -> bool {
+    /// Whether the re-opening of a sale at this step would be in others' way.
+    fn must_wait(&self, step: SaleStep) -> bool {
+        if step != SaleStep::Closed {
+            return self.reopenings.len() >= SELLING_AT_ONCE;
+        }
         let urgent = self.urgent.values().any(|since| since.elapsed() < URGENT);
         urgent || self.reopenings.len() >= AT_ONCE
     }
@@ -231,13 +267,22 @@ impl Shelves {
         Ok(true)
     }
 
-    /// Whether Redis holds the segment in its epoch and knows its scripts: then it is the same Redis
-    /// that a warden opened.
+    /// Whether Redis holds the segment in its epoch, with every key that it must have, and knows its
+    /// scripts: then it is the same Redis that a warden opened.
     async fn is_sound(&self, shelf: &Shelf, epoch: u64) -> Result<bool, Fault> {
         let redis = self.warden.redis();
-        let read = cmd("HGET").arg(shelf.meta()).arg("fence").to_owned();
-        let fence: Option<String> = redis.run("reading the fence", &read).await?;
+        let read = cmd("HMGET").arg(shelf.meta()).arg("fence").arg("seq").to_owned();
+        let (fence, seq): (Option<String>, Option<String>) = redis.run("reading the fence", &read).await?;
+        let Some(seq) = seq.and_then(|seq| seq.parse::<u64>().ok()) else { return Ok(false) };
         if fence.as_deref() != Some(shelf.fence(epoch).as_str()) {
+            return Ok(false);
+        }
+        let mut keys = vec![shelf.stock()];
+        if seq > 0 {
+            keys.extend([shelf.orders(), shelf.journal()]);
+        }
+        let exist: usize = redis.run("looking for its keys", cmd("EXISTS").arg(&keys)).await?;
+        if exist < keys.len() {
             return Ok(false);
         }
         ShelfScripts::new(shelf.clone(), epoch).loaded(redis).await
@@ -294,62 +339,63 @@ impl Shelves {
         Ok(())
     }
 
-    /// Writes a view that edges do not have yet; answers whether it did.
-    async fn publish(&mut self, view: SaleView) -> Result<bool, Trouble> {
+    /// Writes a view that edges do not have yet.
+    async fn publish(&mut self, view: SaleView) -> Result<(), Trouble> {
         if self.published.get(&view.sale) == Some(&view) {
-            return Ok(false);
+            return Ok(());
         }
         let text = serde_json::to_string(&view).map_err(|error| Trouble::Odd(error.to_string()))?;
         let mut write = cmd("HSET");
         write.arg(SALES).arg(view.sale.as_str()).arg(text);
         self.warden.redis().run::<u64>("writing a sale", &write).await?;
         self.published.insert(view.sale.clone(), view);
-        Ok(true)
+        self.unrung = true;
+        Ok(())
     }
 
     /// Tells the edges that sales have changed.
-    async fn ring(&mut self) -> Result<(), Trouble> {
+    async fn ring(&self) -> Result<(), Trouble> {
         let redis = self.warden.redis();
-        let rung = async {
-            let generation: u64 = redis.run("counting up", cmd("INCR").arg(GENERATION)).await?;
-            let mut tell = cmd("PUBLISH");
-            tell.arg(SALES_CHANNEL).arg(generation);
-            redis.run::<u64>("telling the edges", &tell).await
-        };
-        if let Err(fault) = rung.await {
-            // The views are written but nobody knows: write them all again, and ring then.
-            self.published.clear();
-            return Err(fault.into());
-        }
+        let generation: u64 = redis.run("counting up", cmd("INCR").arg(GENERATION)).await?;
+        let mut tell = cmd("PUBLISH");
+        tell.arg(SALES_CHANNEL).arg(generation);
+        redis.run::<u64>("telling the edges", &tell).await?;
         Ok(())
     }
 
     /// Takes sales out of Redis that are long over; whatever of them is not in the books yet keeps
     /// them there.
-    async fn withdraw(&mut self, sales: &[Projection]) -> Result<bool, Trouble> {
+    async fn withdraw(&mut self, sales: &[Projection]) -> Result<(), Trouble> {
         let known: BTreeSet<&SaleId> = sales.iter().map(|rows| &rows.sale).collect();
-        let mut changed = false;
         for view in self.warden.views().await?.iter().filter(|view| !known.contains(&view.sale)) {
-            if !self.is_written(view).await? {
-                continue;
+            match self.is_written(view).await {
+                Ok(true) => {}
+                Ok(false) => continue,
+                Err(trouble) if trouble.is_local() => {
+                    self.puzzle(Shelf::new(view.sale.clone(), 0), &trouble);
+                    continue;
+                }
+                Err(trouble) => return Err(trouble),
             }
-            let mut unlist = cmd("HDEL");
-            unlist.arg(SALES).arg(view.sale.as_str());
-            self.warden.redis().run::<u64>("taking a sale out", &unlist).await?;
+            // Off the list last: what is on it is come back to.
             for segment in 0..view.segments {
                 let shelf = Shelf::new(view.sale.clone(), segment);
                 self.standing.remove(&shelf);
                 self.controlled.remove(&shelf);
+                self.odd.remove(&shelf);
                 self.warden.take_off(&shelf).await;
                 let mut unlink = cmd("UNLINK");
                 unlink.arg(&[shelf.meta(), shelf.stock(), shelf.orders(), shelf.journal()][..]);
                 self.warden.redis().run::<u64>("deleting a segment", &unlink).await?;
             }
+            let mut unlist = cmd("HDEL");
+            unlist.arg(SALES).arg(view.sale.as_str());
+            self.warden.redis().run::<u64>("taking a sale out", &unlist).await?;
             self.published.remove(&view.sale);
+            self.unrung = true;
             tracing::info!(sale = %view.sale, "out of redis; the books answer from now on");
-            changed = true;
         }
-        Ok(changed)
+        Ok(())
     }
 
     async fn is_written(&self, view: &SaleView) -> Result<bool, Trouble> {

@@ -19,8 +19,9 @@ pub enum Verdict {
     Equal,
     /// Accepted orders have no row yet: they must be drained again.
     Unwritten(usize),
-    /// Redis has lost data, or has it wrong; what, for people. The books can mend it.
-    Lost(Vec<String>),
+    /// Redis has lost data, or has it wrong; what, for people. The books can mend it, but for accepted
+    /// orders that have no row yet: so many.
+    Lost(Vec<String>, usize),
     /// Redis knows what the books have known and do not know any more; what, for people.
     BooksBehind(Vec<String>),
 }
@@ -46,7 +47,7 @@ pub struct Ledgered {
 /// Compares.
 pub fn compare(image: &Image, books: &Ledgered) -> Verdict {
     if image.keys == 0 {
-        return Verdict::Lost(vec![format!("everything; the books have {} orders", books.orders.len())]);
+        return Verdict::Lost(vec![format!("everything; the books have {} orders", books.orders.len())], 0);
     }
     let mut found = Findings::default();
     if image.head.fence.is_none() {
@@ -58,6 +59,9 @@ pub fn compare(image: &Image, books: &Ledgered) -> Verdict {
     for field in &image.torn {
         found.note(format!("{field} cannot be read"));
     }
+    if image.head.seq > 0 && !image.has_journal {
+        found.note("the journal is missing".to_owned());
+    }
     let unwritten = orders(image, books, &mut found);
     units(image, books, &mut found);
     marks(image, &mut found);
@@ -65,7 +69,7 @@ pub fn compare(image: &Image, books: &Ledgered) -> Verdict {
         (true, ..) => Verdict::BooksBehind(found.told()),
         (false, 0, 0) => Verdict::Equal,
         (false, 0, n) => Verdict::Unwritten(n),
-        (false, ..) => Verdict::Lost(found.told()),
+        (false, _, n) => Verdict::Lost(found.told(), n),
     }
 }
 
@@ -237,7 +241,7 @@ mod tests {
         ]);
         let mark = Mark::from([(sku(), 1)]);
         let marks = HashMap::from([(user(1), mark.clone()), (user(3), mark)]);
-        let image = Image { head, orders, marks, keys: 4, ..Image::default() };
+        let image = Image { head, orders, marks, keys: 4, has_journal: true, ..Image::default() };
         let rows =
             HashMap::from([([1; 16], row(1, true)), ([2; 16], row(2, false)), ([3; 16], row(3, false))]);
         let init = Some(BTreeMap::from([(sku(), 10)]));
@@ -260,15 +264,19 @@ mod tests {
         books.orders.remove(&[3; 16]);
         image.orders.get_mut(&[3; 16]).unwrap().state = OrderState::Accepted;
         assert_eq!(compare(&image, &books), Verdict::Unwritten(1));
+        // Also where something is lost besides: what is restored from the books would lack it.
+        let mut torn = image.clone();
+        torn.head.stock.clear();
+        assert!(matches!(compare(&torn, &books), Verdict::Lost(_, 1)));
         // Of an epoch that is over it cannot be written any more.
         image.orders.get_mut(&[3; 16]).unwrap().epoch = 2;
-        assert!(matches!(compare(&image, &books), Verdict::Lost(_)));
+        assert!(matches!(compare(&image, &books), Verdict::Lost(..)));
     }
 
     #[test]
     fn every_loss_is_a_difference() {
         type Loss = fn(&mut Image, &mut Ledgered);
-        let losses: [(&str, Loss); 10] = [
+        let losses: [(&str, Loss); 11] = [
             ("record", |image, _| drop(image.orders.remove(&[2; 16]))),
             ("live record", |image, _| drop(image.orders.remove(&[1; 16]))),
             ("mark", |image, _| drop(image.marks.remove(&user(1)))),
@@ -276,6 +284,7 @@ mod tests {
             ("unit", |image, _| image.head.stock.extend([(sku(), Some(9))])),
             ("stock", |image, _| image.head.stock.clear()),
             ("meta", |image, _| image.head.fence = None),
+            ("journal", |image, _| image.has_journal = false),
             ("torn", |image, _| image.torn.push("x".to_owned())),
             ("released", |image, _| image.orders.get_mut(&[1; 16]).unwrap().released = true),
             ("books' stock", |_, books| books.init.as_mut().unwrap().extend([(sku(), 11)])),
@@ -283,16 +292,16 @@ mod tests {
         for (name, lose) in losses {
             let (mut image, mut books) = sound();
             lose(&mut image, &mut books);
-            assert!(matches!(compare(&image, &books), Verdict::Lost(_)), "{name}");
+            assert!(matches!(compare(&image, &books), Verdict::Lost(..)), "{name}");
         }
     }
 
     #[test]
     fn a_segment_without_trace_is_lost() {
         let (_, mut books) = sound();
-        assert!(matches!(compare(&Image::default(), &books), Verdict::Lost(_)));
+        assert!(matches!(compare(&Image::default(), &books), Verdict::Lost(..)));
         books.orders.clear();
-        assert!(matches!(compare(&Image::default(), &books), Verdict::Lost(_)));
+        assert!(matches!(compare(&Image::default(), &books), Verdict::Lost(..)));
     }
 
     #[test]

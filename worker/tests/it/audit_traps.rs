@@ -36,7 +36,7 @@ async fn t1_a_unit_of_a_buyer_who_was_told_that_there_is_none() {
     let order = place.ask(&edge, "kim").await.unwrap().order;
     let mut record = place.record(&order).await.unwrap();
     record.accepted.0 -= 60_000;
-    books.redis(&["DEL", &place.shelf.journal()]).await;
+    books.redis(&["XTRIM", &place.shelf.journal(), "MAXLEN", "0"]).await;
     books.redis(&["HSET", &place.shelf.orders(), &order.field(), &record.to_string()]).await;
     named(&books.judged().await, "X2", Some(&order.to_string()));
 }

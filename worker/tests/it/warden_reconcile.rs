@@ -1,14 +1,23 @@
 //! What fell between two stores is picked up.
 
+use std::time::{Duration, Instant};
+
 use sluice_shared::clock::Millis;
+use sluice_shared::ids::SaleId;
+use sluice_shared::keys::{GENERATION, Shelf};
 use sluice_shared::record::Record;
 use sluice_shared::redis::cmd;
+use sluice_shared::sale::SaleStep;
 use sluice_shared::testing::eventually;
 use sluice_worker::store::stock_changes::{Begun, StockChange};
 
 use crate::warden_world::{PATIENCE, Place, actor, sku, user};
 
 const OFTEN: &str = "[reconcile]\nreconcile_ms = 300\n";
+/// Messages that wait to tell that bob has paid.
+const UNSENT_CHANGES: &str = "SELECT count(*) FROM outbox, jsonb_array_elements(payload->'events') event
+                              WHERE published_at IS NULL AND topic = 'order.changed'
+                                AND event->>'user' = 'bob' AND event->>'state' = 'paid'";
 
 async fn age(place: &Place, record: Record, field: &str) {
     let old = Record { accepted: Millis(record.accepted.0 - 10_000), ..record };
@@ -21,7 +30,7 @@ async fn an_accepted_order_without_a_row_is_published_again() {
     warden.stop().await;
     let order = place.ask(&edge.instance, "bob").await.unwrap();
     let young = place.ask(&edge.instance, "eve").await.unwrap();
-    place.run(&["DEL", &place.shelf.journal()]).await;
+    place.run(&["XTRIM", &place.shelf.journal(), "MAXLEN", "0"]).await;
     let record = place.record(&order.order).await.unwrap();
     age(&place, record, &order.order.field()).await;
     let warden = place.warden(OFTEN);
@@ -53,7 +62,7 @@ async fn a_release_that_got_lost_is_asked_for_again_once() {
         metrics.contains("sluice_warden_drift{sale=\"demo\",equation=\"X2\"} 1")
     })
     .await;
-    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(place.db.count(unsent).await, 1);
 }
 
@@ -71,14 +80,94 @@ async fn a_change_that_got_lost_is_told_again_once() {
     .await
     .unwrap();
     let warden = place.warden(OFTEN);
-    let unsent = "SELECT count(*) FROM outbox, jsonb_array_elements(payload->'events') event
-                  WHERE published_at IS NULL AND topic = 'order.changed'
-                    AND event->>'user' = 'bob' AND event->>'state' = 'paid'";
-    eventually("a change", PATIENCE, async || place.db.count(unsent).await == 1).await;
-    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-    assert_eq!(place.db.count(unsent).await, 1);
+    eventually("a change", PATIENCE, async || place.db.count(UNSENT_CHANGES).await == 1).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(place.db.count(UNSENT_CHANGES).await, 1);
     let metrics = warden.metrics();
     assert!(metrics.contains("sluice_warden_settled_again_total"), "{metrics}");
+}
+
+#[tokio::test]
+async fn a_new_leader_looks_at_once_for_what_the_former_one_may_have_known() {
+    let (place, warden, _orders, edge) = Place::open(10).await;
+    warden.stop().await;
+    place.bought(&edge.instance, "bob").await;
+    // Published, and lost on its way, a moment ago.
+    place
+        .db
+        .run("UPDATE outbox SET published_at = now(); UPDATE orders SET state = 'paid', updated_at = now()")
+        .await;
+    let began = Instant::now();
+    let _warden = place.warden(OFTEN);
+    eventually("a change", PATIENCE, async || place.db.count(UNSENT_CHANGES).await == 1).await;
+    // In a routine it would be let alone for half a minute.
+    assert!(began.elapsed() < Duration::from_secs(30));
+}
+
+#[tokio::test]
+async fn a_look_after_a_loss_that_failed_is_repeated() {
+    let (mut place, warden, _orders, edge) = Place::open(10).await;
+    warden.stop().await;
+    // Nobody looks at the order map of its own accord.
+    let _warden = place.warden("[reconcile]\nreconcile_ms = 600000\n");
+    place.until_sells(&edge).await;
+    place.bought(&edge.instance, "bob").await;
+    let epoch = place.epoch().await;
+    // A sequence counts what is rolled back, too.
+    place
+        .db
+        .run(
+            "UPDATE outbox SET published_at = now(); UPDATE orders SET state = 'paid';
+             CREATE SEQUENCE attempts;
+             CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+               $$ BEGIN PERFORM nextval('attempts'); RAISE 'not now'; END $$;
+             CREATE TRIGGER refuse BEFORE INSERT ON outbox EXECUTE FUNCTION refuse()",
+        )
+        .await;
+    place.server.crash_and_restart();
+    eventually("attempts", PATIENCE, async || place.db.count("SELECT last_value FROM attempts").await >= 3)
+        .await;
+    assert_eq!(place.epoch().await, epoch + 1);
+    assert_eq!(place.db.count(UNSENT_CHANGES).await, 0);
+    place.db.run("DROP TRIGGER refuse ON outbox").await;
+    eventually("a change", PATIENCE, async || place.db.count(UNSENT_CHANGES).await > 0).await;
+}
+
+#[tokio::test]
+async fn a_segment_that_cannot_be_read_holds_no_other_sale_up() {
+    let place = Place::new(10).await;
+    // Its name comes first.
+    let broken = Shelf::new(SaleId::parse("broken").unwrap(), 0);
+    place.make("broken", 10).await;
+    for step in [SaleStep::Preloaded, SaleStep::Open] {
+        place.step_of(&broken.sale, step).await;
+    }
+    let (place, warden, _orders, edge) = place.opened().await;
+    warden.stop().await;
+    place.run(&["SET", &broken.orders(), "no map"]).await;
+    let order = place.ask(&edge.instance, "bob").await.unwrap();
+    place.run(&["XTRIM", &place.shelf.journal(), "MAXLEN", "0"]).await;
+    let record = place.record(&order.order).await.unwrap();
+    age(&place, record, &order.order.field()).await;
+    let warden = place.warden(OFTEN);
+    eventually("its row", PATIENCE, || place.written(&order.order)).await;
+    eventually("it is told", PATIENCE, async || warden.metrics().contains("sluice_warden_unread_segments 1"))
+        .await;
+    // The books' steps reach every other sale.
+    place.run(&["DEL", &broken.meta()]).await;
+    place.run(&["SET", &broken.meta(), "no map"]).await;
+    place.step(SaleStep::Paused).await;
+    eventually("the step", PATIENCE, async || {
+        place.view().await.is_some_and(|view| view.step == SaleStep::Paused)
+            && place.meta("state").await.as_deref() == Some("paused")
+    })
+    .await;
+    let heard: u64 = place.redis.run("test", cmd("GET").arg(GENERATION)).await.unwrap();
+    place.step(SaleStep::Open).await;
+    eventually("the edges are told", PATIENCE, async || {
+        place.redis.run::<u64>("test", cmd("GET").arg(GENERATION)).await.unwrap() > heard
+    })
+    .await;
 }
 
 #[tokio::test]

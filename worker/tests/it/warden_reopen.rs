@@ -13,7 +13,8 @@ use sluice_shared::testing::eventually;
 use sluice_worker::store::payments::{NoticeStatus, PaymentNotice};
 use sluice_worker::store::stock_changes::{Begun, StockChange};
 
-use crate::warden_world::{PATIENCE, Place, actor, sku};
+use crate::harness::accepted_of;
+use crate::warden_world::{Edge, PATIENCE, Place, actor, sku};
 
 async fn frozen(place: &Place) -> bool {
     place.view().await.is_some_and(|view| view.epochs == [0])
@@ -238,14 +239,64 @@ async fn a_wiped_redis_is_restored_with_all_orders() {
 }
 
 #[tokio::test]
-async fn books_that_know_less_than_redis_keep_the_sale_frozen() {
-    let (mut place, _warden, _orders, edge) = Place::open(10).await;
+async fn a_key_that_is_gone_is_restored() {
+    let (place, _warden, _orders, edge) = Place::open(10).await;
+    let bob = place.bought(&edge.instance, "bob").await;
+    let left = place.left().await;
+    let (shelf, mut epoch) = (&place.shelf, 1);
+    for key in [shelf.stock(), shelf.orders(), shelf.journal()] {
+        place.run(&["DEL", &key]).await;
+        epoch += 1;
+        until_epoch(&place, epoch).await;
+        assert_eq!(place.left().await, left, "{key}");
+        assert!(place.record(&bob.order).await.is_some(), "{key}");
+    }
+    place.run(&["HSET", &shelf.meta(), "seq", "many"]).await;
+    until_epoch(&place, epoch + 1).await;
+    place.until_sells(&edge).await;
+}
+
+#[tokio::test]
+async fn a_restore_that_redis_has_no_room_for_leaves_nothing_behind() {
+    let (mut place, _warden, _orders, edge) = Place::open(10_000).await;
+    // The books know many orders that Redis has lost.
+    let lost: Vec<Accepted> =
+        (0..3_000).map(|n| accepted_of("demo", place.number, &format!("u{n}"), "phone=1")).collect();
+    place.db.store.write_orders(&lost).await.unwrap();
+    edge.answers.store(false, Ordering::Relaxed);
+    place.server.crash_and_restart();
+    until_asked(&place).await;
+    let info: String = place.redis.run("test", cmd("INFO").arg("memory")).await.unwrap();
+    let used = info.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap();
+    let room = used.parse::<u64>().unwrap() + 300_000;
+    place.run(&["CONFIG", "SET", "maxmemory", &room.to_string()]).await;
+    edge.answers.store(true, Ordering::Relaxed);
+    eventually("it is tried again and again", PATIENCE, async || place.epoch().await >= 4).await;
+    let staged = async || {
+        let keys: Vec<String> = place.redis.run("test", cmd("KEYS").arg("*:staged:*")).await.unwrap();
+        keys.len()
+    };
+    assert!(staged().await <= 4, "{}", staged().await);
+    place.run(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    place.until_sells(&edge).await;
+    assert!(place.record(&lost[2_999].order).await.is_some());
+    assert_eq!(staged().await, 0);
+}
+
+/// An order that Redis was told of by the books, and that they know no more.
+async fn unknown_to_the_books(place: &Place, edge: &Edge) -> Accepted {
     let order = place.bought(&edge.instance, "bob").await;
-    // Redis was told of the row.
     let mut record = place.record(&order.order).await.unwrap();
     record.state = OrderState::PendingPayment;
     place.run(&["HSET", &place.shelf.orders(), &order.order.field(), &record.to_string()]).await;
     place.db.run("DELETE FROM orders WHERE user_id = 'bob'").await;
+    order
+}
+
+#[tokio::test]
+async fn books_that_know_less_than_redis_keep_the_sale_frozen() {
+    let (mut place, _warden, _orders, edge) = Place::open(10).await;
+    let order = unknown_to_the_books(&place, &edge).await;
     place.server.crash_and_restart();
     until_compared(&place).await;
     assert_eq!(place.epoch().await, 1);
@@ -300,12 +351,10 @@ async fn a_paused_sale_is_paused_after_its_reopening_too() {
     assert!(place.ask(&edge.instance, "bob").await.unwrap_err().contains("Paused"));
 }
 
-#[tokio::test]
-async fn a_closed_sale_is_opened_again_after_those_that_sell() {
-    let (mut place, _warden, _orders, edge) = Place::open(10).await;
-    // Its name comes first.
-    let closed = Shelf::new(SaleId::parse("closed").unwrap(), 0);
-    place.make("closed", 10).await;
+/// A sale that was on the shelf and is over.
+async fn closed(place: &Place, sale: &str) -> Shelf {
+    let closed = Shelf::new(SaleId::parse(sale).unwrap(), 0);
+    place.make(sale, 10).await;
     for step in [SaleStep::Preloaded, SaleStep::Open] {
         place.step_of(&closed.sale, step).await;
     }
@@ -314,6 +363,14 @@ async fn a_closed_sale_is_opened_again_after_those_that_sell() {
     })
     .await;
     place.step_of(&closed.sale, SaleStep::Closed).await;
+    closed
+}
+
+#[tokio::test]
+async fn a_closed_sale_is_opened_again_after_those_that_sell() {
+    let (mut place, _warden, _orders, edge) = Place::open(10).await;
+    // Its name comes first.
+    let closed = closed(&place, "closed").await;
     // Nobody sells until this edge answers.
     edge.answers.store(false, Ordering::Relaxed);
     place.server.crash_and_restart();
@@ -325,6 +382,52 @@ async fn a_closed_sale_is_opened_again_after_those_that_sell() {
                 .map(|epoch| epoch.unwrap().unwrap_or(1));
         assert!(closed <= selling, "{closed} before {selling}");
         closed == 2
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_sale_that_cannot_be_opened_holds_closed_ones_up_for_ten_seconds() {
+    let (mut place, _warden, _orders, edge) = Place::open(10).await;
+    let closed = closed(&place, "closed").await;
+    unknown_to_the_books(&place, &edge).await;
+    place.server.crash_and_restart();
+    let up = Instant::now();
+    eventually("the closed one is open again", PATIENCE, async || {
+        place.db.store.epoch(&closed).await.unwrap() == Some(2)
+    })
+    .await;
+    assert!(up.elapsed() >= Duration::from_secs(9), "{:?}", up.elapsed());
+    assert_eq!(place.epoch().await, 1);
+}
+
+#[tokio::test]
+async fn closed_sales_are_opened_again_eight_at_a_time() {
+    let (mut place, warden, _orders, edge) = Place::open(10).await;
+    place.step(SaleStep::Closed).await;
+    let mut shelves = vec![place.shelf.clone()];
+    for n in 0..10 {
+        shelves.push(closed(&place, &format!("closed-{n}")).await);
+    }
+    let asked = async || place.redis.run::<usize>("test", cmd("HLEN").arg("sluice:reopening")).await;
+    edge.answers.store(false, Ordering::Relaxed);
+    place.server.crash_and_restart();
+    eventually("all are frozen, and eight are asked for", PATIENCE, async || {
+        warden.metrics().contains("sluice_warden_frozen_segments 11") && asked().await == Ok(8)
+    })
+    .await;
+    edge.answers.store(true, Ordering::Relaxed);
+    eventually("all are open again", PATIENCE, async || {
+        assert!(asked().await.unwrap() <= 8);
+        let mut open = 0;
+        for shelf in &shelves {
+            open += usize::from(place.db.store.epoch(shelf).await.unwrap() == Some(2));
+        }
+        open == shelves.len()
+    })
+    .await;
+    eventually("none is frozen", PATIENCE, async || {
+        warden.metrics().contains("sluice_warden_frozen_segments 0")
     })
     .await;
 }

@@ -1,6 +1,6 @@
 //! Redis against PostgreSQL. Redis was read first: a row may be ahead of its record, never behind.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use sluice_shared::ids::{OrderId, SkuId};
 use sluice_shared::record::OrderState;
@@ -16,9 +16,7 @@ use crate::warden::reopen::expected;
 
 /// An accepted order may be without a row so long.
 const UNWRITTEN_MS: i64 = 5_000;
-/// A dead order may hold its units so long.
-const UNRELEASED_MS: i64 = 10_000;
-/// Redis may not know so long what the books say of an order.
+/// Redis may not have followed so long in what the books say of an order.
 const UNTOLD_MS: i64 = 10_000;
 /// Orders in one message of the outbox.
 const A_MESSAGE: usize = 100;
@@ -76,8 +74,7 @@ fn rows(seen: &Seen, all: &Gathered, sheet: &mut Sheet) {
 
 /// Every order that holds units is in the books, or on its way there.
 fn unwritten(seen: &Seen, all: &Gathered, depths: Option<Depths>, sheet: &mut Sheet) -> usize {
-    let journal: std::collections::HashSet<[u8; 16]> =
-        seen.image.journal.iter().map(|(_, _, order)| *order).collect();
+    let journal: HashSet<[u8; 16]> = seen.image.journal.iter().map(|(_, _, order)| *order).collect();
     let (mut held, mut young, mut late, mut wrong) = (0, 0, Vec::new(), Vec::new());
     for (uuid, entry) in seen.image.orders.iter().filter(|(_, entry)| !entry.released) {
         held += 1;
@@ -105,53 +102,68 @@ fn unwritten(seen: &Seen, all: &Gathered, depths: Option<Depths>, sheet: &mut Sh
     under_way
 }
 
+/// What redis has to follow the books in, and the message that tells it to.
+struct Telling<'a> {
+    title: (&'static str, &'static str),
+    /// Orders whose message is still in the outbox.
+    unsent: &'a HashSet<OrderId>,
+    /// Messages that wait in the queue.
+    queued: usize,
+}
+
 /// Every dead order has given its units back, or is about to.
 fn unreleased(seen: &Seen, all: &Gathered, depths: Option<Depths>, sheet: &mut Sheet) -> usize {
-    let (mut dead, mut young, mut late) = (0, 0, Vec::new());
-    for (order, row) in all.orders.iter().filter(|(order, _)| order.segment == seen.shelf.segment) {
-        if row.live {
-            continue;
-        }
-        dead += 1;
-        if seen.image.orders.get(&order.uuid).is_none_or(|entry| entry.released) {
-            continue;
-        }
-        if all.unsent_releases.contains(order) || all.sale.now.0 - row.updated.0 < UNRELEASED_MS {
-            young += 1;
-        } else {
-            late.push(order.to_string());
-        }
-    }
-    let under_way = young + late.len();
-    if late.len() <= depths.map_or(0, |depths| depths.releases * A_MESSAGE) {
-        late.clear();
-    }
-    let title = ("X4", "every dead order has given its units back, or is about to");
-    sheet.each(title, seen.shelf.name(), dead, late);
-    under_way
+    let telling = Telling {
+        title: ("X4", "every dead order has given its units back, or is about to"),
+        unsent: &all.unsent_releases,
+        queued: depths.map_or(0, |depths| depths.releases),
+    };
+    let owes = |entry: Option<&Entry>, row: &OrderFact| {
+        (!row.live).then(|| entry.is_some_and(|entry| !entry.released))
+    };
+    followed(seen, all, &telling, owes, sheet)
 }
 
 /// What buyers are told of an order is what the books say, or is about to be.
 fn untold(seen: &Seen, all: &Gathered, depths: Option<Depths>, sheet: &mut Sheet) -> usize {
-    let (mut known, mut young, mut late) = (0, 0, Vec::new());
+    let telling = Telling {
+        title: ("X6", "redis tells of every order what the books say, or is about to"),
+        unsent: &all.unsent_changes,
+        queued: depths.map_or(0, |depths| depths.changes),
+    };
+    let owes = |entry: Option<&Entry>, row: &OrderFact| {
+        entry.map(|entry| behind(entry, row.standing()) == Some(Behind::Change))
+    };
+    followed(seen, all, &telling, owes, sheet)
+}
+
+/// Whether redis has followed the books in each order that this is about, or is about to. `owes` says
+/// nothing of an order that it is not about.
+fn followed(
+    seen: &Seen,
+    all: &Gathered,
+    telling: &Telling<'_>,
+    owes: impl Fn(Option<&Entry>, &OrderFact) -> Option<bool>,
+    sheet: &mut Sheet,
+) -> usize {
+    let (mut looked, mut young, mut late) = (0, 0, Vec::new());
     for (order, row) in all.orders.iter().filter(|(order, _)| order.segment == seen.shelf.segment) {
-        let Some(entry) = seen.image.orders.get(&order.uuid) else { continue };
-        known += 1;
-        if behind(entry, row.standing()) != Some(Behind::Change) {
+        let Some(owing) = owes(seen.image.orders.get(&order.uuid), row) else { continue };
+        looked += 1;
+        if !owing {
             continue;
         }
-        if all.unsent_changes.contains(order) || all.sale.now.0 - row.updated.0 < UNTOLD_MS {
+        if telling.unsent.contains(order) || all.sale.now.0 - row.updated.0 < UNTOLD_MS {
             young += 1;
         } else {
             late.push(order.to_string());
         }
     }
     let under_way = young + late.len();
-    if late.len() <= depths.map_or(0, |depths| depths.changes * A_MESSAGE) {
+    if late.len() <= telling.queued * A_MESSAGE {
         late.clear();
     }
-    let title = ("X6", "redis tells of every order what the books say, or is about to");
-    sheet.each(title, seen.shelf.name(), known, late);
+    sheet.each(telling.title, seen.shelf.name(), looked, late);
     under_way
 }
 
@@ -247,8 +259,7 @@ fn of_sku(all: &Gathered, sku: &SkuId, stock: i64) -> Units {
 
 /// Units of orders that have no row yet.
 fn on_their_way(seen: &Seen, all: &Gathered, sku: &SkuId, units: &mut Units) {
-    let journal: std::collections::HashSet<[u8; 16]> =
-        seen.image.journal.iter().map(|(_, _, order)| *order).collect();
+    let journal: HashSet<[u8; 16]> = seen.image.journal.iter().map(|(_, _, order)| *order).collect();
     for (uuid, entry) in seen.image.orders.iter().filter(|(_, entry)| seen.held_then(entry)) {
         if all.orders.contains_key(&order(seen, all, uuid)) {
             continue;

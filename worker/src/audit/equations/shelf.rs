@@ -17,6 +17,9 @@ pub(super) fn judge(seen: &Seen, all: &Gathered, sheet: &mut Sheet) {
     if image.keys > 0 && image.head.stock.is_empty() {
         torn.push("stock".to_owned());
     }
+    if image.head.seq > 0 && !image.has_journal {
+        torn.push("journal".to_owned());
+    }
     sheet.each(("R0", "every field can be read"), &name, image.orders.len() + image.marks.len() + 2, torn);
     let title = ("R4", "no key of the sale runs out by itself");
     sheet.each(title, &name, image.keys, image.mortal.clone());
