@@ -32,6 +32,8 @@ port = $DATABASE_PORT
 unix_socket_directories = ''
 password_encryption = 'scram-sha-256'
 max_connections = $DATABASE_CONNECTIONS
+# DROP DATABASE waits for connections that have not said who they are.
+authentication_timeout = 10s
 shared_buffers = 256MB
 fsync = $DATABASE_DURABLE
 synchronous_commit = $DATABASE_DURABLE
