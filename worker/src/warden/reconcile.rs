@@ -49,14 +49,21 @@ pub async fn run(warden: Arc<Warden>) {
     let every = warden.context.config.reconcile.reconcile;
     let outlet = Outlet::new(&warden, "reconcile");
     let mut reconciler = Reconciler { outlet, told: HashMap::new(), compared: HashMap::new(), warden };
-    let (mut took, mut routine) = (Duration::ZERO, FIRST);
+    let (mut routine, mut due) = (FIRST, Instant::now() + every);
     loop {
-        let pause = every.max(took * SHARE);
-        let doubt = tokio::time::timeout(pause, reconciler.warden.doubts.next()).await.ok();
+        // Doubts that never end, of a segment that cannot be read, do not keep the others waiting.
+        let wait = due.saturating_duration_since(Instant::now());
+        let doubt = match wait {
+            Duration::ZERO => None,
+            wait => tokio::time::timeout(wait, reconciler.warden.doubts.next()).await.ok(),
+        };
         let look = if doubt.is_some() { AFTER_LOSS } else { routine };
         let began = Instant::now();
         let done = reconciler.round(look, doubt.as_ref()).await;
-        took = began.elapsed();
+        let took = began.elapsed();
+        if doubt.is_none() {
+            due = Instant::now() + every.max(took * SHARE);
+        }
         let left = match (done, doubt) {
             (Ok(unread), doubt) => {
                 if doubt.is_none() {

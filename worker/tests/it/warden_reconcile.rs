@@ -153,6 +153,16 @@ async fn a_segment_that_cannot_be_read_holds_no_other_sale_up() {
     eventually("its row", PATIENCE, || place.written(&order.order)).await;
     eventually("it is told", PATIENCE, async || warden.metrics().contains("sluice_warden_unread_segments 1"))
         .await;
+    // After a loss it stays in doubt, and the others are looked at all the same.
+    let young = place.ask(&edge.instance, "dave").await.unwrap();
+    place.run(&["XTRIM", &place.shelf.journal(), "MAXLEN", "0"]).await;
+    place.broker.wipe();
+    eventually("all are looked at", PATIENCE, || place.written(&young.order)).await;
+    let order = place.ask(&edge.instance, "eve").await.unwrap();
+    place.run(&["XTRIM", &place.shelf.journal(), "MAXLEN", "0"]).await;
+    let record = place.record(&order.order).await.unwrap();
+    age(&place, record, &order.order.field()).await;
+    eventually("its row", PATIENCE, || place.written(&order.order)).await;
     // The books' steps reach every other sale.
     place.run(&["DEL", &broken.meta()]).await;
     place.run(&["SET", &broken.meta(), "no map"]).await;
