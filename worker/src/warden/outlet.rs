@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use sluice_shared::amqp::{Outgoing, Publisher, Sender};
+use sluice_shared::amqp::{AmqpError, Outgoing, Publisher, Sender};
 use sluice_shared::message::{Accepted, OrderMessage, VERSION};
 use sluice_shared::topology::{ORDERS, write_key, write_shard};
 
@@ -87,7 +87,7 @@ async fn publish(publisher: &Publisher, messages: &[(String, String, &str, Vec<u
 }
 
 fn late() -> Trouble {
-    Trouble::Odd(format!("rabbitmq gave no answer within {PATIENCE:?}"))
+    AmqpError::Silent(PATIENCE).into()
 }
 
 fn encode(message: &OrderMessage) -> Result<Vec<u8>, Trouble> {
