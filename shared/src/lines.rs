@@ -1,6 +1,8 @@
 //! The lines of an order: which SKUs, how many of each.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 
 use crate::ids::SkuId;
 
@@ -9,9 +11,9 @@ pub const QUANTITY_MAX: u32 = 10_000;
 /// Lines an order may have as sent.
 pub const LINES_MAX: usize = 20;
 
-/// Lines after merging: each SKU once, sorted, so that equal orders have equal texts.
+/// Lines after merging: each SKU once, sorted, so that equal orders have equal texts. Clones share them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Lines(Vec<(SkuId, u32)>);
+pub struct Lines(Arc<[(SkuId, u32)]>);
 
 /// Why lines are not lines.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -45,7 +47,7 @@ impl Lines {
             }
             same
         });
-        Ok(Self(merged))
+        Ok(Self(merged.into()))
     }
 
     /// Reads `sku=n,sku=n` as [`fmt::Display`] writes it.
@@ -60,7 +62,7 @@ impl Lines {
         if lines.len() > LINES_MAX || !lines.windows(2).all(|pair| pair[0].0 < pair[1].0) {
             return Err(BadLines::Text);
         }
-        Ok(Self(lines))
+        Ok(Self(lines.into()))
     }
 
     /// Each SKU with its units.
@@ -71,6 +73,22 @@ impl Lines {
     /// How many different SKUs.
     pub fn count(&self) -> usize {
         self.0.len()
+    }
+}
+
+/// Whoever reads many orders reads few different texts: each is parsed once, and shared.
+#[derive(Debug, Default)]
+pub struct LinesPool(HashMap<Box<str>, Lines>);
+
+impl LinesPool {
+    /// As [`Lines::parse`].
+    pub fn parse(&mut self, text: &str) -> Result<Lines, BadLines> {
+        if let Some(lines) = self.0.get(text) {
+            return Ok(lines.clone());
+        }
+        let lines = Lines::parse(text)?;
+        self.0.insert(text.into(), lines.clone());
+        Ok(lines)
     }
 }
 
@@ -121,6 +139,16 @@ mod tests {
         assert_eq!(Lines::merge(vec![(sku("a"), 1), (sku("a"), 0)]), Err(BadLines::Quantity(1)));
         assert_eq!(Lines::merge(vec![(sku("a"), 10_001)]), Err(BadLines::Quantity(0)));
         assert!(Lines::merge(vec![(sku("a"), 10_000); 20]).is_ok());
+    }
+
+    #[test]
+    fn a_pool_reads_as_anybody_does_and_shares_what_it_read() {
+        let mut pool = LinesPool::default();
+        let (one, other) = (pool.parse("a=2").unwrap(), pool.parse("a=2").unwrap());
+        assert_eq!(Ok(&one), Lines::parse("a=2").as_ref());
+        assert!(Arc::ptr_eq(&one.0, &other.0));
+        assert_eq!(pool.parse("a=0"), Err(BadLines::Text));
+        assert_eq!(pool.parse("a=0"), Err(BadLines::Text));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::clock::Millis;
 use crate::ids::UserId;
-use crate::lines::Lines;
+use crate::lines::{Lines, LinesPool};
 
 /// What a buyer is told about an order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -151,6 +151,15 @@ pub struct Record {
 impl Record {
     /// Reads a record; `None` when it is torn.
     pub fn parse(text: &str) -> Option<Self> {
+        Self::read(text, |lines| Lines::parse(lines).ok())
+    }
+
+    /// As [`Self::parse`], for whoever reads many.
+    pub fn parse_shared(text: &str, pool: &mut LinesPool) -> Option<Self> {
+        Self::read(text, |lines| pool.parse(lines).ok())
+    }
+
+    fn read(text: &str, lines: impl FnOnce(&str) -> Option<Lines>) -> Option<Self> {
         let mut parts = text.splitn(9, '|');
         let mut state = parts.next()?.chars();
         let (letter, units) = (state.next()?, state.next()?);
@@ -169,7 +178,7 @@ impl Record {
             updated: millis(parts.next())?,
             pay_before: millis(parts.next()).map(|due| (due.0 > 0).then_some(due))?,
             refund: Refund::parse(parts.next()?)?,
-            lines: Lines::parse(parts.next()?).ok()?,
+            lines: lines(parts.next()?)?,
             user: UserId::parse(parts.next()?).ok()?,
         })
     }

@@ -20,6 +20,7 @@ pub mod doubts;
 pub mod image;
 pub mod lead;
 pub mod leases;
+pub mod mark;
 pub mod metrics;
 pub mod outlet;
 pub mod projection;

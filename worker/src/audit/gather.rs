@@ -1,17 +1,19 @@
 //! Reads everything an audit judges: Redis first, then one snapshot of PostgreSQL.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::time::Duration;
+use std::collections::{BTreeMap, HashSet};
+use std::time::{Duration, Instant};
 
+use ahash::AHashMap;
 use sluice_shared::ids::{OrderId, SaleId, SkuId};
 use sluice_shared::keys::{REOPENING, Shelf};
 use sluice_shared::redis::{Fault, Redis, cmd};
 use sluice_shared::sale::SaleStep;
+use tokio::task::JoinSet;
 
 use super::AuditError;
-use crate::store::Store;
 use crate::store::books::{Books, ClaimFacts, LedgerFact, OfferFact, OrderFact, PaymentFact, SaleFact};
 use crate::store::ledger::LineText;
+use crate::store::{Store, StoreError};
 use crate::warden::image::Image;
 
 /// A closed sale's keys may be gone this long after its end.
@@ -33,6 +35,20 @@ pub struct Moves {
     pub refund: (u32, u64),
 }
 
+impl Moves {
+    fn add(&mut self, kind: &str, quantity: u64) {
+        let (lines, units) = match kind {
+            "take" => &mut self.take,
+            "release" => &mut self.release,
+            "sold" => &mut self.sold,
+            "refund" => &mut self.refund,
+            _ => return,
+        };
+        *lines += 1;
+        *units += quantity;
+    }
+}
+
 /// An offer's ledger.
 #[derive(Debug, Clone, Default)]
 pub struct Chain {
@@ -49,7 +65,9 @@ pub struct Chain {
     /// Number of the last line.
     pub last: u64,
     /// Lines of one order of one SKU.
-    pub moves: HashMap<String, Moves>,
+    pub moves: AHashMap<OrderId, Moves>,
+    /// What stands in an order's place and is none.
+    pub nameless: Vec<String>,
 }
 
 /// One segment as Redis has it.
@@ -73,11 +91,11 @@ pub struct Gathered {
     /// The most units a user was ever allowed.
     pub limits: BTreeMap<SkuId, u64>,
     /// Its orders.
-    pub orders: HashMap<OrderId, OrderFact>,
+    pub orders: AHashMap<OrderId, OrderFact>,
     /// Its ledgers.
     pub chains: BTreeMap<SkuId, Chain>,
     /// Its payments, by order.
-    pub payments: HashMap<OrderId, Vec<PaymentFact>>,
+    pub payments: AHashMap<OrderId, Vec<PaymentFact>>,
     /// Orders whose release has not left the outbox.
     pub unsent_releases: HashSet<OrderId>,
     /// Orders of which a change has not.
@@ -100,13 +118,17 @@ pub async fn gather(store: &Store, redis: &Redis, sale: &SaleId) -> Result<Gathe
     let fact = books.sale().await?;
     books.close().await?;
     let fact = fact.ok_or_else(|| AuditError::UnknownSale(sale.clone()))?;
+    let began = Instant::now();
     let (shelves, reopening) = shelves(redis, &fact).await?;
+    let redis_took = began.elapsed();
     if shelves.iter().any(|(_, image)| !image.journal.is_empty()) {
         // What was taken while the shelf was read is written by then, and the books can tell of it.
         tokio::time::sleep(WRITTEN).await;
     }
-    let books = store.books(sale).await?;
-    let mut gathered = read(books, sale).await?;
+    let began = Instant::now();
+    let entries = shelves.iter().map(|(_, image)| image.orders.len()).sum();
+    let mut gathered = read(store, sale, entries).await?;
+    tracing::debug!(%sale, orders = gathered.orders.len(), ?redis_took, postgres_took = ?began.elapsed(), "read");
     for (shelf, image) in shelves {
         let epoch = gathered.sale.epochs.get(usize::from(shelf.segment)).copied().unwrap_or(1);
         gathered.shelves.push(Seen { shelf, image, epoch });
@@ -136,26 +158,16 @@ async fn shelves(redis: &Redis, sale: &SaleFact) -> Result<Shelves, Fault> {
     Ok((shelves, asked))
 }
 
-async fn read(mut books: Books, sale: &SaleId) -> Result<Gathered, AuditError> {
+async fn read(store: &Store, sale: &SaleId, entries: usize) -> Result<Gathered, AuditError> {
+    let mut books = store.books(sale).await?;
     let fact = books.sale().await?.ok_or_else(|| AuditError::UnknownSale(sale.clone()))?;
     let offers = books.offers().await?;
     let limits = books.limits().await?.into_iter().collect();
-    let mut orders = HashMap::new();
-    let mut payments: HashMap<OrderId, Vec<PaymentFact>> = HashMap::new();
-    let mut after = String::new();
-    loop {
-        let page = books.orders_after(&after).await?;
-        let Some((last, _)) = page.last() else { break };
-        after = last.to_string();
-        for payment in books.payments_of(&page).await? {
-            payments.entry(payment.order).or_default().push(payment);
-        }
-        orders.extend(page);
-    }
-    let mut chains = BTreeMap::new();
-    for offer in &offers {
-        chains.insert(offer.sku.clone(), chain(&mut books, sale, &offer.sku).await?);
-    }
+    // The two long parts at once; a set ends its task when this one is given up.
+    let ledgers = books.beside(store).await?;
+    let mut beside = JoinSet::new();
+    beside.spawn(chains(ledgers, sale.clone(), offers.clone()));
+    let (orders, payments) = orders(&mut books, entries).await?;
     let (releases, changes): (Vec<_>, Vec<_>) =
         books.unsent().await?.into_iter().partition(|(_, release)| *release);
     let named = |unsent: Vec<(OrderId, bool)>| unsent.into_iter().map(|(order, _)| order).collect();
@@ -164,6 +176,7 @@ async fn read(mut books: Books, sale: &SaleId) -> Result<Gathered, AuditError> {
     let changes = books.pending_changes().await?;
     let claims = books.claims().await?;
     books.close().await?;
+    let chains = beside.join_all().await.into_iter().next().transpose()?.unwrap_or_default();
     Ok(Gathered {
         sale: fact,
         offers,
@@ -181,31 +194,59 @@ async fn read(mut books: Books, sale: &SaleId) -> Result<Gathered, AuditError> {
     })
 }
 
-async fn chain(books: &mut Books, sale: &SaleId, sku: &SkuId) -> Result<Chain, AuditError> {
-    let mut chain = Chain::default();
+type Orders = (AHashMap<OrderId, OrderFact>, AHashMap<OrderId, Vec<PaymentFact>>);
+
+/// Reads the orders; there will be about as many as are in Redis.
+async fn orders(books: &mut Books, entries: usize) -> Result<Orders, StoreError> {
+    let (mut orders, mut payments) = (AHashMap::with_capacity(entries), AHashMap::<_, Vec<_>>::new());
+    let mut after = String::new();
     loop {
-        let page = books.ledger_after(sku, chain.last).await?;
-        if page.is_empty() {
-            return Ok(chain);
+        let page = books.orders_after(&after).await?;
+        let Some((last, _)) = page.last() else { return Ok((orders, payments)) };
+        after = last.to_string();
+        for payment in books.payments_of(&page).await? {
+            payments.entry(payment.order).or_default().push(payment);
         }
-        for line in page {
-            chain.add(sale, line);
-        }
+        orders.extend(page);
     }
+}
+
+async fn chains(
+    mut books: Books,
+    sale: SaleId,
+    offers: Vec<OfferFact>,
+) -> Result<BTreeMap<SkuId, Chain>, StoreError> {
+    let mut chains = BTreeMap::new();
+    for OfferFact { sku, taken, .. } in offers {
+        let mut chain = Chain::default();
+        chain.moves.reserve(usize::try_from(taken).unwrap_or(0));
+        loop {
+            let page = books.ledger_after(&sku, chain.last).await?;
+            if page.is_empty() {
+                break;
+            }
+            for line in page {
+                chain.add(&sale, &sku, line);
+            }
+        }
+        chains.insert(sku, chain);
+    }
+    books.close().await?;
+    Ok(chains)
 }
 
 impl Chain {
     /// Takes the next line; recomputes its hash from the one before.
-    pub fn add(&mut self, sale: &SaleId, line: LedgerFact) {
+    pub fn add(&mut self, sale: &SaleId, sku: &SkuId, line: LedgerFact) {
         let about = line.order.as_deref().or(line.change.as_deref()).unwrap_or("");
         let text = LineText {
             sale: sale.as_str(),
-            sku: line.sku.as_str(),
+            sku: sku.as_str(),
             line: i64::try_from(line.line).unwrap_or(i64::MAX),
             kind: &line.kind,
             about,
             quantity: i64::try_from(line.quantity).unwrap_or(i64::MAX),
-            at_micros: i128::from(line.at_micros),
+            at_micros: line.at_micros,
         };
         self.lines += 1;
         if line.line == self.last + 1 && text.hash(&self.hash).as_slice() == line.hash {
@@ -214,20 +255,14 @@ impl Chain {
             self.broken = self.broken.or(Some(line.line));
         }
         let units = i64::try_from(line.quantity).unwrap_or(i64::MAX);
-        *self.sums.entry(line.kind.clone()).or_default() += units;
-        if let Some(order) = line.order {
-            let moves = self.moves.entry(order).or_default();
-            let kind = match line.kind.as_str() {
-                "take" => Some(&mut moves.take),
-                "release" => Some(&mut moves.release),
-                "sold" => Some(&mut moves.sold),
-                "refund" => Some(&mut moves.refund),
-                _ => None,
-            };
-            if let Some((lines, sum)) = kind {
-                *lines += 1;
-                *sum += line.quantity;
-            }
+        match self.sums.get_mut(&line.kind) {
+            Some(sum) => *sum += units,
+            None => drop(self.sums.insert(line.kind.clone(), units)),
+        }
+        match line.order.as_deref().map(|name| OrderId::parse(name).ok_or(name)) {
+            Some(Ok(order)) => self.moves.entry(order).or_default().add(&line.kind, line.quantity),
+            Some(Err(name)) => self.nameless.push(name.to_owned()),
+            None => {}
         }
         (self.last, self.hash) = (line.line, line.hash);
     }

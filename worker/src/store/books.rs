@@ -2,17 +2,20 @@
 
 use std::time::Duration;
 
+use futures_util::TryStreamExt;
 use sqlx::{Postgres, Transaction};
+use time::OffsetDateTime;
 
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::{OrderId, SaleId, SkuId, UserId};
-use sluice_shared::lines::Lines;
+use sluice_shared::lines::{Lines, LinesPool};
 use sluice_shared::record::{OrderState, Refund};
 use sluice_shared::sale::SaleStep;
 
+use super::ledger::micros;
 use super::orders::Standing;
 use super::segments::{id, unsigned};
-use super::{Store, StoreError};
+use super::{Store, StoreError, millis};
 
 mod lost;
 mod strays;
@@ -98,11 +101,9 @@ pub struct OfferFact {
     pub hash: Vec<u8>,
 }
 
-/// A line of the ledger.
+/// A line of an offer's ledger.
 #[derive(Debug, Clone)]
 pub struct LedgerFact {
-    /// The SKU.
-    pub sku: SkuId,
     /// Its place in the offer's chain.
     pub line: u64,
     /// What happened.
@@ -114,7 +115,7 @@ pub struct LedgerFact {
     /// Units.
     pub quantity: u64,
     /// When, in microseconds.
-    pub at_micros: i64,
+    pub at_micros: i128,
     /// Hash over this line and all before.
     pub hash: Vec<u8>,
 }
@@ -137,10 +138,13 @@ pub struct PaymentFact {
 pub struct Books {
     snapshot: Transaction<'static, Postgres>,
     sale: SaleId,
+    pool: LinesPool,
 }
 
-type OrderLine = (String, String, bool, String, String, i64, i64, i64, String, i64, i64, i64, i64);
-type LedgerLine = (String, i64, String, Option<String>, Option<String>, i64, i64, Vec<u8>);
+type Moment = OffsetDateTime;
+type OrderLine =
+    (String, String, bool, String, String, i64, i64, i64, String, Moment, Moment, Moment, Moment);
+type LedgerLine = (i64, String, Option<String>, Option<String>, i64, Moment, Vec<u8>);
 
 impl Store {
     /// Every sale that has books: preloaded or later.
@@ -158,11 +162,22 @@ impl Store {
         sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             .execute(&mut *snapshot)
             .await?;
-        Ok(Books { snapshot, sale: sale.clone() })
+        Ok(Books { snapshot, sale: sale.clone(), pool: LinesPool::default() })
     }
 }
 
 impl Books {
+    /// The same snapshot over another connection, so that two parts of it can be read at once.
+    pub async fn beside(&mut self, store: &Store) -> Result<Self, StoreError> {
+        let name: String =
+            sqlx::query_scalar("SELECT pg_export_snapshot()").fetch_one(&mut *self.snapshot).await?;
+        let mut books = store.books(&self.sale).await?;
+        // The name is PostgreSQL's own: hexadecimal digits and dashes.
+        let import = format!("SET TRANSACTION SNAPSHOT '{name}'");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(import)).execute(&mut *books.snapshot).await?;
+        Ok(books)
+    }
+
     /// The sale itself; `None` when there is none of that name.
     pub async fn sale(&mut self) -> Result<Option<SaleFact>, StoreError> {
         let row: Option<(i32, String, i16, i64, i64, i32)> = sqlx::query_as(
@@ -241,28 +256,26 @@ impl Books {
 
     /// The next page of orders after an id (empty: from the first).
     pub async fn orders_after(&mut self, after: &str) -> Result<Vec<(OrderId, OrderFact)>, StoreError> {
-        orders_after(&mut self.snapshot, &self.sale, after).await
+        orders_after(&mut self.snapshot, &self.sale, after, &mut self.pool).await
     }
 
     /// The next page of an offer's ledger after a line.
     pub async fn ledger_after(&mut self, sku: &SkuId, after: u64) -> Result<Vec<LedgerFact>, StoreError> {
-        let rows: Vec<LedgerLine> = sqlx::query_as(
-            "SELECT sku, line, kind, order_id, change, quantity,
-                    (extract(epoch from at) * 1000000)::bigint, hash
+        let line = |row: LedgerLine| {
+            let (line, kind, order, change, quantity, at, hash) = row;
+            let (line, quantity) = (unsigned(line), unsigned(quantity));
+            LedgerFact { line, kind, order, change, quantity, at_micros: micros(at), hash }
+        };
+        let rows = sqlx::query_as(
+            "SELECT line, kind, order_id, change, quantity, at, hash
              FROM ledger WHERE sale = $1 AND sku = $2 AND line > $3 ORDER BY line LIMIT $4",
         )
         .bind(self.sale.as_str())
         .bind(sku.as_str())
         .bind(super::segments::signed(after))
         .bind(PAGE)
-        .fetch_all(&mut *self.snapshot)
-        .await?;
-        rows.into_iter()
-            .map(|(sku, line, kind, order, change, quantity, at_micros, hash)| {
-                let (sku, line, quantity) = (id(SkuId::parse(&sku))?, unsigned(line), unsigned(quantity));
-                Ok(LedgerFact { sku, line, kind, order, change, quantity, at_micros, hash })
-            })
-            .collect()
+        .fetch(&mut *self.snapshot);
+        Ok(rows.map_ok(line).try_collect().await?)
     }
 
     /// The payments of these orders. Asked for by order: a join that follows the payments' own order
@@ -343,39 +356,41 @@ pub(super) async fn orders_after(
     snapshot: &mut Transaction<'static, Postgres>,
     sale: &SaleId,
     after: &str,
+    pool: &mut LinesPool,
 ) -> Result<Vec<(OrderId, OrderFact)>, StoreError> {
-    let rows: Vec<OrderLine> = sqlx::query_as(
+    let mut rows = sqlx::query_as(
         "SELECT id, state, live, lines, user_id, epoch, seq, amount, refund,
-                (extract(epoch from created_at) * 1000)::bigint,
-                (extract(epoch from updated_at) * 1000)::bigint,
-                (extract(epoch from pay_before) * 1000)::bigint,
-                (extract(epoch from accepted_at) * 1000)::bigint
+                created_at, updated_at, pay_before, accepted_at
          FROM orders WHERE sale = $1 AND id > $2 ORDER BY id LIMIT $3",
     )
     .bind(sale.as_str())
     .bind(after)
     .bind(PAGE)
-    .fetch_all(&mut **snapshot)
-    .await?;
-    rows.into_iter().map(fact).collect()
+    .fetch(&mut **snapshot);
+    let mut page = Vec::new();
+    // One by one, so that each is understood while PostgreSQL finds the next.
+    while let Some(row) = rows.try_next().await? {
+        page.push(fact(row, pool)?);
+    }
+    Ok(page)
 }
 
-fn fact(line: OrderLine) -> Result<(OrderId, OrderFact), StoreError> {
+fn fact(line: OrderLine, pool: &mut LinesPool) -> Result<(OrderId, OrderFact), StoreError> {
     let (name, state, live, lines, user, epoch, seq, amount, refund, created, updated, due, accepted) = line;
     let broken = |what: &str| StoreError::Broken(format!("order {name}: {what}"));
     let fact = OrderFact {
         state: OrderState::parse(&state).ok_or_else(|| broken("state"))?,
         live,
-        lines: Lines::parse(&lines).map_err(|bad| broken(&bad.to_string()))?,
+        lines: pool.parse(&lines).map_err(|bad| broken(&bad.to_string()))?,
         user: UserId::parse(&user).map_err(|bad| broken(&bad.to_string()))?,
         epoch: unsigned(epoch),
         seq: unsigned(seq),
         amount,
         refund: Refund::parse(&refund).ok_or_else(|| broken("refund"))?,
-        accepted: Millis(accepted),
-        created: Millis(created),
-        updated: Millis(updated),
-        pay_before: Millis(due),
+        accepted: millis(accepted),
+        created: millis(created),
+        updated: millis(updated),
+        pay_before: millis(due),
     };
     Ok((order(&name)?, fact))
 }

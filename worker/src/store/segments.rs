@@ -6,6 +6,7 @@ use sqlx::{Postgres, Transaction};
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::{SaleId, SkuId};
 use sluice_shared::keys::Shelf;
+use sluice_shared::lines::LinesPool;
 use sluice_shared::sale::{AcceptAfter, Item, SaleStep};
 
 use super::books::{self, OrderFact};
@@ -176,9 +177,9 @@ impl Raising {
     /// Every order of the segment, by its id in Redis.
     pub async fn orders(&mut self) -> Result<Vec<([u8; 16], OrderFact)>, StoreError> {
         let mut facts = Vec::new();
-        let mut after = String::new();
+        let (mut after, mut pool) = (String::new(), LinesPool::default());
         loop {
-            let page = books::orders_after(&mut self.writing, &self.shelf.sale, &after).await?;
+            let page = books::orders_after(&mut self.writing, &self.shelf.sale, &after, &mut pool).await?;
             let Some((last, _)) = page.last() else { return Ok(facts) };
             after = last.to_string();
             let ours = page.into_iter().filter(|(id, _)| id.segment == self.shelf.segment);

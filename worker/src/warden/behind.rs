@@ -57,8 +57,6 @@ pub fn next_page(image: &Image, after: Option<&[u8; 16]>, most: usize) -> Vec<[u
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::sync::Arc;
-
     use sluice_shared::clock::Millis;
     use sluice_shared::ids::UserId;
     use sluice_shared::lines::Lines;
@@ -74,7 +72,7 @@ mod tests {
             accepted: Millis(0),
             updated: Millis(0),
             refund,
-            lines: Arc::new(Lines::parse("phone=1").unwrap()),
+            lines: Lines::parse("phone=1").unwrap(),
             user: UserId::parse("ann").unwrap(),
         }
     }

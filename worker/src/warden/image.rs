@@ -1,14 +1,16 @@
 //! One sale segment as Redis holds it, read without writing: what is compared with the books.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::collections::BTreeMap;
 
+use ahash::AHashMap;
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::{SkuId, UserId, parse_field};
 use sluice_shared::keys::Shelf;
-use sluice_shared::lines::Lines;
+use sluice_shared::lines::{Lines, LinesPool};
 use sluice_shared::record::{OrderState, Record, Refund};
 use sluice_shared::redis::{Fault, Redis, cmd};
+
+use super::mark::Mark;
 
 /// Fields or entries in one page: 1.3 ms of Redis' time, for which a buyer may have to wait.
 const PAGE: usize = 2_000;
@@ -32,8 +34,8 @@ pub struct Entry {
     pub updated: Millis,
     /// Money to give back.
     pub refund: Refund,
-    /// What was taken; equal texts share it.
-    pub lines: Arc<Lines>,
+    /// What was taken.
+    pub lines: Lines,
     /// By whom.
     pub user: UserId,
 }
@@ -50,14 +52,11 @@ impl Entry {
             updated: self.updated,
             pay_before: None,
             refund: self.refund,
-            lines: (*self.lines).clone(),
+            lines: self.lines.clone(),
             user: self.user.clone(),
         }
     }
 }
-
-/// A buyer's mark: SKU → units held.
-pub type Mark = BTreeMap<SkuId, u64>;
 
 /// A hash as it is.
 type Fields = BTreeMap<String, String>;
@@ -91,9 +90,9 @@ pub struct Image {
     /// Redis' clock just before the head was read.
     pub at: Millis,
     /// The order map.
-    pub orders: HashMap<[u8; 16], Entry>,
+    pub orders: AHashMap<[u8; 16], Entry>,
     /// The buyers' marks.
-    pub marks: HashMap<UserId, Mark>,
+    pub marks: AHashMap<UserId, Mark>,
     /// Entries of the journal: epoch, sequence, order.
     pub journal: Vec<(u64, u64, [u8; 16])>,
     /// Fields and entries that cannot be read.
@@ -176,27 +175,36 @@ impl Image {
         Ok(image)
     }
 
+    /// Takes a page in while Redis answers with the next.
     async fn read_orders(&mut self, redis: &Redis, shelf: &Shelf) -> Result<(), Fault> {
-        let mut texts: HashMap<Lines, Arc<Lines>> = HashMap::new();
-        let mut cursor = 0_u64;
-        loop {
+        let scan = async |cursor: u64| {
             let mut scan = cmd("HSCAN");
             scan.arg(shelf.orders()).arg(cursor).arg("COUNT").arg(PAGE);
-            let (next, page): (u64, Vec<(String, String)>) =
-                redis.run("reading the order map", &scan).await?;
-            for (field, value) in page {
-                self.take_field(&field, &value, &mut texts);
-            }
-            if next == 0 {
-                return Ok(());
-            }
-            cursor = next;
+            redis.run::<(u64, Vec<(String, String)>)>("reading the order map", &scan).await
+        };
+        // About one order to each mark; growing while it is read costs as much as reading it.
+        let fields: usize = redis.run("counting the order map", cmd("HLEN").arg(shelf.orders())).await?;
+        self.orders.reserve(fields / 2);
+        self.marks.reserve(fields / 2);
+        let mut pool = LinesPool::default();
+        let (mut cursor, mut page) = scan(0).await?;
+        while cursor != 0 {
+            let (next, ()) = tokio::join!(scan(cursor), async { self.take_page(page, &mut pool) });
+            (cursor, page) = next?;
+        }
+        self.take_page(page, &mut pool);
+        Ok(())
+    }
+
+    fn take_page(&mut self, page: Vec<(String, String)>, pool: &mut LinesPool) {
+        for (field, value) in page {
+            self.take_field(&field, &value, pool);
         }
     }
 
-    fn take_field(&mut self, field: &str, value: &str, texts: &mut HashMap<Lines, Arc<Lines>>) {
+    fn take_field(&mut self, field: &str, value: &str, pool: &mut LinesPool) {
         if let Some(user) = field.strip_prefix('@') {
-            match (UserId::parse(user), mark(value)) {
+            match (UserId::parse(user), Mark::parse(value)) {
                 (Ok(user), Some(mark)) => {
                     self.marks.insert(user, mark);
                 }
@@ -204,11 +212,10 @@ impl Image {
             }
             return;
         }
-        let (Some(uuid), Some(record)) = (parse_field(field), Record::parse(value)) else {
+        let (Some(uuid), Some(record)) = (parse_field(field), Record::parse_shared(value, pool)) else {
             self.torn.push(field.to_owned());
             return;
         };
-        let lines = texts.entry(record.lines.clone()).or_insert_with(|| Arc::new(record.lines)).clone();
         let entry = Entry {
             state: record.state,
             released: record.released,
@@ -217,7 +224,7 @@ impl Image {
             accepted: record.accepted,
             updated: record.updated,
             refund: record.refund,
-            lines,
+            lines: record.lines,
             user: record.user,
         };
         self.orders.insert(uuid, entry);
@@ -254,25 +261,13 @@ impl Image {
     }
 
     /// What every buyer's mark should be: the sum over his orders that hold units.
-    pub fn held_by_user(&self) -> HashMap<UserId, Mark> {
-        let mut users: HashMap<UserId, Mark> = HashMap::new();
+    pub fn held_by_user(&self) -> AHashMap<UserId, Mark> {
+        let mut users: AHashMap<UserId, Mark> = AHashMap::new();
         for entry in self.orders.values().filter(|entry| !entry.released) {
-            let mark = users.entry(entry.user.clone()).or_default();
-            for (sku, n) in entry.lines.iter() {
-                *mark.entry(sku.clone()).or_default() += u64::from(n);
-            }
+            users.entry(entry.user.clone()).or_default().add(&entry.lines);
         }
         users
     }
-}
-
-/// Reads `sku=n,sku=n`.
-fn mark(text: &str) -> Option<Mark> {
-    let unit = |part: &str| {
-        let (sku, n) = part.split_once('=')?;
-        Some((SkuId::parse(sku).ok()?, n.parse().ok()?))
-    };
-    text.split(',').map(unit).collect()
 }
 
 /// Which start of Redis this is: it changes with a restart and with a promotion.

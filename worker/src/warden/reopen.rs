@@ -246,7 +246,7 @@ impl Reopen {
     }
 
     async fn books(&self, raising: &mut Raising, head: &Head, epoch: u64) -> Result<Ledgered, Trouble> {
-        let orders: HashMap<_, _> = raising.orders().await?.into_iter().collect();
+        let orders = raising.orders().await?.into_iter().collect();
         let stocks = raising.stocks().await?;
         let skus: BTreeSet<SkuId> = stocks.iter().map(|(sku, _)| sku.clone()).collect();
         let pending = raising.pending_changes().await?;

@@ -13,7 +13,7 @@ use sluice_shared::record::Record;
 use sluice_shared::redis::{Fault, cmd};
 use sluice_shared::script::{Preload, Preloaded, Raised};
 
-use super::image::Mark;
+use super::mark::Mark;
 use super::verify::Ledgered;
 use super::{Trouble, Warden};
 use crate::store::books::OrderFact;
@@ -43,13 +43,10 @@ pub(super) async fn restore(
     for key in [&meta, &stock] {
         expire(warden, key).await?;
     }
-    let (mut held, mut marks) = (Mark::new(), BTreeMap::<&str, Mark>::new());
+    let (mut held, mut marks) = (Mark::default(), BTreeMap::<&str, Mark>::new());
     for row in books.orders.values().filter(|row| row.live) {
-        let mark = marks.entry(row.user.as_str()).or_default();
-        for (sku, n) in row.lines.iter() {
-            *held.entry(sku.clone()).or_default() += u64::from(n);
-            *mark.entry(sku.clone()).or_default() += u64::from(n);
-        }
+        held.add(&row.lines);
+        marks.entry(row.user.as_str()).or_default().add(&row.lines);
     }
     let mut left = BTreeMap::new();
     for (sku, units, _) in &new.items {
@@ -62,7 +59,7 @@ pub(super) async fn restore(
     write(warden, &meta, changes.chain([("seq".to_owned(), seq.to_string())])).await?;
     write(warden, &stock, left.iter().map(|(sku, n)| (sku.to_string(), n.clone()))).await?;
     let records = books.orders.iter().map(|(uuid, row)| (hex::encode(uuid), record(row).to_string()));
-    let marks = marks.into_iter().map(|(user, mark)| (format!("@{user}"), text(&mark)));
+    let marks = marks.into_iter().map(|(user, mark)| (format!("@{user}"), mark.to_string()));
     write(warden, &orders, records.chain(marks)).await?;
     // As they take a missing journal: it is there, and empty.
     let (begins, redis) = (format!("{}-0", new.epoch), warden.redis());
@@ -99,7 +96,7 @@ async fn stage(warden: &Warden, shelf: &Shelf, new: &Preload) -> Result<(), Trou
 
 /// Units that nobody holds.
 fn remaining(sku: &SkuId, units: u64, held: &Mark) -> Result<u64, Trouble> {
-    let held = held.get(sku).copied().unwrap_or(0);
+    let held = held.get(sku);
     let less = || Trouble::Odd(format!("{sku}: the books hold {held} units of {units}"));
     units.checked_sub(held).ok_or_else(less)
 }
@@ -142,9 +139,4 @@ fn record(row: &OrderFact) -> Record {
         lines: row.lines.clone(),
         user: row.user.clone(),
     }
-}
-
-/// `sku=n,sku=n`, in the order of SKUs.
-fn text(mark: &Mark) -> String {
-    mark.iter().map(|(sku, n)| format!("{sku}={n}")).collect::<Vec<_>>().join(",")
 }

@@ -1,12 +1,14 @@
 //! Is what Redis holds exactly what the books say? Asked while a segment is frozen, drained, and
 //! every message of its epoch handled: then nothing may be under way, and any difference is a loss.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
+use ahash::AHashMap;
 use sluice_shared::ids::SkuId;
 use sluice_shared::record::OrderState;
 
-use super::image::{Image, Mark};
+use super::image::Image;
+use super::mark::Mark;
 use crate::store::books::OrderFact;
 
 /// Differences told by name, at the most.
@@ -32,7 +34,7 @@ pub struct Ledgered {
     /// The epoch that PostgreSQL has ended, or is about to.
     pub epoch: u64,
     /// Every order of the segment.
-    pub orders: HashMap<[u8; 16], OrderFact>,
+    pub orders: AHashMap<[u8; 16], OrderFact>,
     /// Units that this segment should have been given in all; `None` where that is only known for all
     /// segments together.
     pub init: Option<BTreeMap<SkuId, u64>>,
@@ -112,7 +114,7 @@ fn orders(image: &Image, books: &Ledgered, found: &mut Findings) -> usize {
             Some(record) if row.live && record.released => {
                 found.note(format!("order {} is live but its units were released", name()));
             }
-            Some(record) if *record.lines != row.lines || record.user != row.user => {
+            Some(record) if record.lines != row.lines || record.user != row.user => {
                 found.note(format!("order {} has other lines or another user in redis", name()));
             }
             Some(_) => {}
@@ -161,11 +163,11 @@ fn units(image: &Image, books: &Ledgered, found: &mut Findings) {
 
 /// Every mark is the sum of its buyer's orders.
 fn marks(image: &Image, found: &mut Findings) {
-    let (due, none) = (image.held_by_user(), Mark::new());
+    let (due, none) = (image.held_by_user(), Mark::default());
     for (user, mark) in &due {
         if image.marks.get(user) != Some(mark) {
             let there = image.marks.get(user).unwrap_or(&none);
-            found.note(format!("the mark of {user} is {there:?}, his orders hold {mark:?}"));
+            found.note(format!("the mark of {user} is \"{there}\", his orders hold \"{mark}\""));
         }
     }
     for user in image.marks.keys().filter(|user| !due.contains_key(*user)) {
@@ -182,8 +184,6 @@ mod tests {
     use sluice_shared::ids::UserId;
     use sluice_shared::lines::Lines;
     use sluice_shared::record::Refund;
-    use std::sync::Arc;
-
     fn sku() -> SkuId {
         SkuId::parse("phone").unwrap()
     }
@@ -218,7 +218,7 @@ mod tests {
             accepted: Millis(0),
             updated: Millis(0),
             refund: Refund::None,
-            lines: Arc::new(Lines::parse("phone=1").unwrap()),
+            lines: Lines::parse("phone=1").unwrap(),
             user: user(n),
         }
     }
@@ -234,16 +234,16 @@ mod tests {
             stock: BTreeMap::from([(sku(), Some(8))]),
             ..Head::default()
         };
-        let orders = HashMap::from([
+        let orders = AHashMap::from([
             ([1; 16], entry(1, OrderState::PendingPayment, false)),
             ([2; 16], entry(2, OrderState::Expired, true)),
             ([3; 16], entry(3, OrderState::PendingPayment, false)),
         ]);
-        let mark = Mark::from([(sku(), 1)]);
-        let marks = HashMap::from([(user(1), mark.clone()), (user(3), mark)]);
+        let mark = Mark::parse("phone=1").unwrap();
+        let marks = AHashMap::from([(user(1), mark.clone()), (user(3), mark)]);
         let image = Image { head, orders, marks, keys: 4, has_journal: true, ..Image::default() };
         let rows =
-            HashMap::from([([1; 16], row(1, true)), ([2; 16], row(2, false)), ([3; 16], row(3, false))]);
+            AHashMap::from([([1; 16], row(1, true)), ([2; 16], row(2, false)), ([3; 16], row(3, false))]);
         let init = Some(BTreeMap::from([(sku(), 10)]));
         (
             image,
@@ -280,7 +280,7 @@ mod tests {
             ("record", |image, _| drop(image.orders.remove(&[2; 16]))),
             ("live record", |image, _| drop(image.orders.remove(&[1; 16]))),
             ("mark", |image, _| drop(image.marks.remove(&user(1)))),
-            ("mark too many", |image, _| drop(image.marks.insert(user(9), Mark::new()))),
+            ("mark too many", |image, _| drop(image.marks.insert(user(9), Mark::default()))),
             ("unit", |image, _| image.head.stock.extend([(sku(), Some(9))])),
             ("stock", |image, _| image.head.stock.clear()),
             ("meta", |image, _| image.head.fence = None),

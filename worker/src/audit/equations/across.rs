@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use ahash::AHashSet;
 use sluice_shared::ids::{OrderId, SkuId};
 use sluice_shared::record::OrderState;
 
@@ -21,21 +22,23 @@ const UNTOLD_MS: i64 = 10_000;
 /// Orders in one message of the outbox.
 const A_MESSAGE: usize = 100;
 
-/// Judges; answers how many entries are under way.
-pub(super) fn judge(all: &Gathered, depths: Option<Depths>, sheet: &mut Sheet) -> usize {
+/// Judges; answers where every unit is, and how many entries are under way.
+pub(super) fn judge(all: &Gathered, depths: Option<Depths>) -> (Sheet, Vec<Units>, usize) {
+    let mut sheet = Sheet::default();
     let mut under_way = all.unsent_releases.len() + all.unsent_changes.len() + all.changes.len();
     for seen in &all.shelves {
         under_way += seen.image.journal.len();
-        rows(seen, all, sheet);
-        under_way += unwritten(seen, all, depths, sheet);
-        under_way += unreleased(seen, all, depths, sheet);
-        under_way += untold(seen, all, depths, sheet);
-        released(seen, all, sheet);
+        rows(seen, all, &mut sheet);
+        under_way += unwritten(seen, all, depths, &mut sheet);
+        under_way += unreleased(seen, all, depths, &mut sheet);
+        under_way += untold(seen, all, depths, &mut sheet);
+        released(seen, all, &mut sheet);
     }
     if !all.shelves.is_empty() {
-        stocks(all, sheet);
+        stocks(all, &mut sheet);
     }
-    under_way
+    let units = units(all, &mut sheet);
+    (sheet, units, under_way)
 }
 
 fn order(seen: &Seen, all: &Gathered, uuid: &[u8; 16]) -> OrderId {
@@ -61,7 +64,7 @@ fn rows(seen: &Seen, all: &Gathered, sheet: &mut Sheet) {
             continue;
         }
         let entry = seen.image.orders.get(&order.uuid);
-        let same = entry.is_some_and(|entry| *entry.lines == row.lines && entry.user == row.user);
+        let same = entry.is_some_and(|entry| entry.lines == row.lines && entry.user == row.user);
         live += usize::from(row.live);
         let held = entry.is_some_and(|entry| !entry.released);
         if !same || row.live && !held {
@@ -74,7 +77,7 @@ fn rows(seen: &Seen, all: &Gathered, sheet: &mut Sheet) {
 
 /// Every order that holds units is in the books, or on its way there.
 fn unwritten(seen: &Seen, all: &Gathered, depths: Option<Depths>, sheet: &mut Sheet) -> usize {
-    let journal: HashSet<[u8; 16]> = seen.image.journal.iter().map(|(_, _, order)| *order).collect();
+    let journal: AHashSet<[u8; 16]> = seen.image.journal.iter().map(|(_, _, order)| *order).collect();
     let (mut held, mut young, mut late, mut wrong) = (0, 0, Vec::new(), Vec::new());
     for (uuid, entry) in seen.image.orders.iter().filter(|(_, entry)| !entry.released) {
         held += 1;
@@ -198,7 +201,7 @@ fn stocks(all: &Gathered, sheet: &mut Sheet) {
 }
 
 /// Where every unit is.
-pub(super) fn units(all: &Gathered, sheet: &mut Sheet) -> Vec<Units> {
+fn units(all: &Gathered, sheet: &mut Sheet) -> Vec<Units> {
     let units: Vec<Units> =
         all.offers.iter().map(|offer| of_sku(all, &offer.sku, signed(offer.stock))).collect();
     for of_sku in &units {
@@ -259,7 +262,7 @@ fn of_sku(all: &Gathered, sku: &SkuId, stock: i64) -> Units {
 
 /// Units of orders that have no row yet.
 fn on_their_way(seen: &Seen, all: &Gathered, sku: &SkuId, units: &mut Units) {
-    let journal: HashSet<[u8; 16]> = seen.image.journal.iter().map(|(_, _, order)| *order).collect();
+    let journal: AHashSet<[u8; 16]> = seen.image.journal.iter().map(|(_, _, order)| *order).collect();
     for (uuid, entry) in seen.image.orders.iter().filter(|(_, entry)| seen.held_then(entry)) {
         if all.orders.contains_key(&order(seen, all, uuid)) {
             continue;

@@ -1,35 +1,32 @@
 //! PostgreSQL against itself: one snapshot.
 
-use std::collections::HashMap;
-
+use ahash::AHashMap;
 use sluice_shared::ids::{OrderId, SkuId, UserId};
 use sluice_shared::record::OrderState;
 
 use super::{Sheet, shelf::greedy, signed};
 use crate::audit::gather::{Chain, Gathered, Moves};
 use crate::store::books::{OfferFact, OrderFact, PaymentFact};
-use crate::warden::image::Mark;
+use crate::warden::mark::Mark;
 
-pub(super) fn judge(all: &Gathered, sheet: &mut Sheet) {
-    let empty = Chain::default();
+pub(super) fn judge(all: &Gathered) -> Sheet {
+    let (mut sheet, empty) = (Sheet::default(), Chain::default());
     for offer in &all.offers {
         let chain = all.chains.get(&offer.sku).unwrap_or(&empty);
-        offers(offer, chain, all, sheet);
-        ledger(offer, chain, sheet);
-        moves(offer, chain, all, sheet);
+        offers(offer, chain, all, &mut sheet);
+        ledger(offer, chain, &mut sheet);
+        moves(offer, chain, all, &mut sheet);
     }
-    let mut held: HashMap<UserId, Mark> = HashMap::new();
+    let mut held: AHashMap<UserId, Mark> = AHashMap::new();
     for row in all.orders.values().filter(|row| row.live) {
-        let mark = held.entry(row.user.clone()).or_default();
-        for (sku, n) in row.lines.iter() {
-            *mark.entry(sku.clone()).or_default() += u64::from(n);
-        }
+        held.entry(row.user.clone()).or_default().add(&row.lines);
     }
     sheet.each(("P2", "no user has more than he may"), "", held.len(), greedy(&held, &all.limits));
-    strangers(all, sheet);
-    payments(all, sheet);
-    epochs(all, sheet);
-    deadlines(all, sheet);
+    strangers(all, &mut sheet);
+    payments(all, &mut sheet);
+    epochs(all, &mut sheet);
+    deadlines(all, &mut sheet);
+    sheet
 }
 
 /// An unpaid order may be overdue by so much: the timeout role looks every second.
@@ -96,16 +93,15 @@ fn moves(offer: &OfferFact, chain: &Chain, all: &Gathered, sheet: &mut Sheet) {
             continue;
         }
         orders += 1;
-        let name = order.to_string();
-        let (there, due) = (chain.moves.get(&name).copied().unwrap_or_default(), due(row, units));
+        let (there, due) = (chain.moves.get(order).copied().unwrap_or_default(), due(row, units));
         if there.take != due.take {
-            takes.push(name.clone());
+            takes.push(order.to_string());
         }
         if there.release != due.release {
-            releases.push(name.clone());
+            releases.push(order.to_string());
         }
         if (there.sold, there.refund) != (due.sold, due.refund) {
-            sales.push(name);
+            sales.push(order.to_string());
         }
     }
     let sku = offer.sku.as_str();
@@ -120,13 +116,10 @@ fn moves(offer: &OfferFact, chain: &Chain, all: &Gathered, sheet: &mut Sheet) {
 fn strangers(all: &Gathered, sheet: &mut Sheet) {
     let (mut wrong, mut lines) = (Vec::new(), 0);
     for (sku, chain) in &all.chains {
-        lines += chain.moves.len();
-        for order in chain.moves.keys() {
-            let row = OrderId::parse(order).and_then(|order| all.orders.get(&order));
-            if row.is_none_or(|row| units(row, sku) == 0) {
-                wrong.push(order.clone());
-            }
-        }
+        lines += chain.moves.len() + chain.nameless.len();
+        let stranger = |order: &&OrderId| all.orders.get(order).is_none_or(|row| units(row, sku) == 0);
+        wrong.extend(chain.moves.keys().filter(stranger).map(OrderId::to_string));
+        wrong.extend(chain.nameless.iter().cloned());
     }
     sheet.each(("P3o", "every order in the ledger has a row"), "", lines, wrong);
 }

@@ -4,7 +4,8 @@ use super::Sheet;
 use crate::audit::gather::Gathered;
 
 /// Every claimed order is in the books, on the shelf on its way there, or resolved by an operator.
-pub(super) fn judge(all: &Gathered, sheet: &mut Sheet) {
+pub(super) fn judge(all: &Gathered) -> Sheet {
+    let mut sheet = Sheet::default();
     let shelved = |order: &sluice_shared::ids::OrderId| {
         let mut seen = all.shelves.iter().filter(|seen| seen.shelf.segment == order.segment);
         seen.any(|seen| seen.image.orders.contains_key(&order.uuid))
@@ -13,4 +14,5 @@ pub(super) fn judge(all: &Gathered, sheet: &mut Sheet) {
     let lost = open.map(|(order, reason)| format!("{order} {reason}")).collect();
     let title = ("A6", "every order accepted by its receipt is honoured, or an operator has resolved it");
     sheet.each(title, "", all.claims.all, lost);
+    sheet
 }

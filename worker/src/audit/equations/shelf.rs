@@ -1,14 +1,24 @@
-//! One segment in Redis against itself.
+//! Each segment in Redis against itself.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
+use ahash::{AHashMap, AHashSet};
 use sluice_shared::ids::{SkuId, UserId};
 
 use super::{Sheet, count, signed};
 use crate::audit::gather::{Gathered, Seen};
-use crate::warden::image::{Entry, Mark};
+use crate::warden::image::Entry;
+use crate::warden::mark::Mark;
 
-pub(super) fn judge(seen: &Seen, all: &Gathered, sheet: &mut Sheet) {
+pub(super) fn judge(all: &Gathered) -> Sheet {
+    let mut sheet = Sheet::default();
+    for seen in &all.shelves {
+        segment(seen, all, &mut sheet);
+    }
+    sheet
+}
+
+fn segment(seen: &Seen, all: &Gathered, sheet: &mut Sheet) {
     let (name, image) = (seen.shelf.name(), &seen.image);
     let mut torn = image.torn.clone();
     if image.head.fence.is_none() {
@@ -124,31 +134,31 @@ fn marks(seen: &Seen, all: &Gathered, sheet: &mut Sheet) {
     // A buyer whose orders change while they are read is looked at again next time. His mark may be read
     // after the order was taken, and his order's place before: then only the books know of it.
     let since = all.orders.values().filter(|row| row.accepted >= image.at).map(|row| &row.user);
-    let busy: BTreeSet<&UserId> = image
+    let busy: AHashSet<&UserId> = image
         .orders
         .values()
         .filter(|entry| entry.updated >= image.at || entry.accepted >= image.at)
         .map(|entry| &entry.user)
         .chain(since)
         .collect();
-    let none = Mark::new();
-    let users: BTreeSet<&UserId> = due.keys().chain(image.marks.keys()).collect();
-    let differs = |user: &&&UserId| {
-        due.get(**user).unwrap_or(&none) != image.marks.get(**user).unwrap_or(&none) && !busy.contains(**user)
+    let none = Mark::default();
+    let differs = |user: &&UserId| {
+        due.get(*user).unwrap_or(&none) != image.marks.get(*user).unwrap_or(&none) && !busy.contains(*user)
     };
-    let wrong: Vec<String> = users.iter().filter(differs).map(|user| user.to_string()).collect();
+    let strangers = || image.marks.keys().filter(|user| !due.contains_key(*user));
+    let wrong: Vec<String> = due.keys().chain(strangers()).filter(differs).map(UserId::to_string).collect();
     let title = ("R3", "every buyer's mark is the sum of his orders");
-    sheet.each(title, seen.shelf.name(), users.len(), wrong);
+    sheet.each(title, seen.shelf.name(), due.len() + strangers().count(), wrong);
     let title = ("R3l", "no buyer holds more than he may");
     sheet.each(title, seen.shelf.name(), due.len(), greedy(&due, &all.limits));
 }
 
 /// Buyers who hold more than they ever were allowed.
-pub(super) fn greedy(held: &HashMap<UserId, Mark>, limits: &BTreeMap<SkuId, u64>) -> Vec<String> {
+pub(super) fn greedy(held: &AHashMap<UserId, Mark>, limits: &BTreeMap<SkuId, u64>) -> Vec<String> {
     let mut greedy = Vec::new();
     for (user, mark) in held {
-        for (sku, n) in mark {
-            if limits.get(sku).is_none_or(|most| n > most) {
+        for (sku, n) in mark.iter() {
+            if limits.get(sku).is_none_or(|most| n > *most) {
                 greedy.push(format!("{user} {sku}={n}"));
             }
         }
