@@ -25,7 +25,7 @@ pub use lost::ClaimFacts;
 pub use trail::Trace;
 
 /// Rows a page.
-const PAGE: i64 = 5_000;
+const PAGE: i64 = 20_000;
 
 /// What an audit needs to know about an order's row.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,10 +7,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use futures_util::{StreamExt, stream};
 use sluice_shared::ids::SkuId;
 use sluice_shared::keys::Shelf;
 use sluice_shared::record::Record;
-use sluice_shared::redis::{Fault, cmd};
+use sluice_shared::redis::{Fault, Redis, cmd};
 use sluice_shared::script::{Preload, Preloaded, Raised};
 
 use super::mark::Mark;
@@ -20,6 +21,8 @@ use crate::store::books::OrderFact;
 
 /// Fields in one command.
 const PAGE: usize = 500;
+/// Commands under way.
+const AT_ONCE: usize = 8;
 /// What is made anew is gone after this, should nobody put it on the shelf.
 const STAGED: Duration = Duration::from_secs(3600);
 /// How long what was replaced is kept.
@@ -101,23 +104,36 @@ fn remaining(sku: &SkuId, units: u64, held: &Mark) -> Result<u64, Trouble> {
     units.checked_sub(held).ok_or_else(less)
 }
 
-/// Writes fields of a hash, page by page.
+/// Writes fields of a hash, some pages at once; other sales have their turn between them.
 async fn write(
     warden: &Warden,
     key: &str,
     fields: impl IntoIterator<Item = (String, String)>,
 ) -> Result<(), Fault> {
-    let fields: Vec<(String, String)> = fields.into_iter().collect();
-    for page in fields.chunks(PAGE) {
-        let mut set = cmd("HSET");
-        set.arg(key);
-        for (field, value) in page {
-            set.arg(field).arg(value);
+    let mut fields: Vec<(String, String)> = fields.into_iter().collect();
+    let pages = std::iter::from_fn(move || {
+        let page = fields.split_off(fields.len().saturating_sub(PAGE));
+        (!page.is_empty()).then_some(page)
+    });
+    let set = |page| set(warden.redis().clone(), key.to_owned(), page);
+    let mut written = stream::iter(pages).map(set).buffer_unordered(AT_ONCE);
+    let mut mortal = false;
+    while written.next().await.transpose()?.is_some() {
+        if !mortal {
+            expire(warden, key).await?;
+            mortal = true;
         }
-        warden.redis().run::<u64>("restoring", &set).await?;
-        expire(warden, key).await?;
     }
     Ok(())
+}
+
+async fn set(redis: Redis, key: String, page: Vec<(String, String)>) -> Result<u64, Fault> {
+    let mut set = cmd("HSET");
+    set.arg(key);
+    for (field, value) in page {
+        set.arg(field).arg(value);
+    }
+    redis.run("restoring", &set).await
 }
 
 /// A warden may die at any moment, and nobody comes back to what it has begun.
