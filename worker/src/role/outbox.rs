@@ -11,12 +11,15 @@ use sluice_shared::failpoint;
 use sluice_shared::topology::EVENTS;
 
 use crate::role::{Context, Stop};
-use crate::store::outbox::OutboxRow;
+use crate::store::StoreError;
+use crate::store::outbox::{Bell, OutboxRow};
 
 /// How long the broker may take to confirm a batch: less than a transaction may be idle.
 const CONFIRM: Duration = Duration::from_secs(10);
 /// Rows that the broker has refused are let alone until all others are published, or there are so many.
 const REFUSED_MAX: usize = 5_000;
+/// Rows that come within it go out together: a transaction for each would cost more than the waiting.
+const LINGER: Duration = Duration::from_millis(10);
 /// Published rows deleted at once, and how often it is looked for them.
 const TIDY_MAX: u32 = 1000;
 const TIDY: Duration = Duration::from_secs(60);
@@ -40,11 +43,18 @@ pub async fn run(context: Context, mut stop: Stop) -> anyhow::Result<()> {
         }
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => {}
-            ring = bell.ring() => ring?,
+            rung = rung(&mut bell) => rung?,
             () = tokio::time::sleep(context.config.outbox.poll) => {}
         }
     }
     link.close().await;
+    Ok(())
+}
+
+/// Waits for the bell, and a little longer.
+async fn rung(bell: &mut Bell) -> Result<(), StoreError> {
+    bell.ring().await?;
+    tokio::time::sleep(LINGER).await;
     Ok(())
 }
 
@@ -55,10 +65,12 @@ async fn publish_some(
     refused: &mut Vec<i64>,
 ) -> anyhow::Result<bool> {
     let began = Instant::now();
-    let batch = context.store.claim_outbox(context.config.outbox.batch_max, refused).await?;
+    let most = context.config.outbox.batch_max;
+    let batch = context.store.claim_outbox(most, refused).await?;
     if batch.rows.is_empty() {
         return Ok(false);
     }
+    let full = u32::try_from(batch.rows.len()).is_ok_and(|rows| rows >= most);
     let (confirmed, broken) = tokio::time::timeout(CONFIRM, hand_over(publisher, &batch.rows))
         .await
         .context("rabbitmq did not confirm in time")?;
@@ -67,7 +79,7 @@ async fn publish_some(
     batch.mark(&confirmed).await?;
     context.metrics.job("outbox", if broken.is_none() { "done" } else { "broken" }, began.elapsed());
     match broken {
-        None => Ok(refused.len() < REFUSED_MAX),
+        None => Ok(full && refused.len() < REFUSED_MAX),
         Some(error) => Err(error.into()),
     }
 }
