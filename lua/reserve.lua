@@ -44,24 +44,14 @@ local found, changed = fetch(orders, fields), {}
 local closed = state == 'paused' and 'PAUSED' or (state == 'closed' or now >= ends) and 'ENDED'
   or (state ~= 'open' or now < starts) and 'NOT_STARTED'
 
-local function refusal(mark, lines, token)
-  if closed or token ~= 'live' then return closed or 'TOKEN_EXPIRED' end
-  for _, line in ipairs(lines) do if not limit[line[1]] then return 'UNKNOWN_SKU|' .. line[1] end end
-  if room < 1 then return 'OVERLOADED' end
-  for _, line in ipairs(lines) do
-    local has, most = mark and held(mark, line[1]) or 0, limit[line[1]]
-    if has + line[2] > most then return 'LIMIT|' .. has .. '|' .. most .. '|' .. line[1] end
-  end
-  for _, line in ipairs(lines) do if left[line[1]] < line[2] then return 'SOLD_OUT|' .. line[1] end end
-end
-
 local entries, changes, n = {}, {}, 0
 local answers = {'ANSWERS', epoch, string.format('%d', now), ''}
 local head, times = 'Ah|' .. epoch .. '|', '|' .. answers[3] .. '|' .. answers[3] .. '|0|-|'
 for i = 1, count do
   local id, user, lines = fields[i], fields[count + i], texts[i]
   local old, mark = changed[id] or found[i], changed[user] or found[count + i]
-  local answer = not old and refusal(mark, wanted[lines], ARGV[i * 4 + 1])
+  local answer = not old and (closed or ARGV[i * 4 + 1] ~= 'live' and 'TOKEN_EXPIRED'
+    or refusal(mark, wanted[lines], limit, left, room))
   if old and string.sub(old, 2, 2) == 'r' then
     answer = 'SPENT'
   elseif old then

@@ -39,7 +39,7 @@ pub struct Script {
     body: &'static str,
 }
 
-const RESERVE: Script = script!("reserve", "fetch", "lines", "record");
+const RESERVE: Script = script!("reserve", "fetch", "lines", "refusal", "record");
 const RELEASE: Script = script!("release", "lines", "record");
 const SETTLE: Script = script!("settle", "record");
 const ADJUST: Script = script!("adjust",);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sluice_shared::ids::{InstanceId, SaleId};
-use sluice_shared::keys::{GENERATION, REOPENING, SALES, SALES_CHANNEL, Shelf};
+use sluice_shared::keys::{REOPENING, SALES, Shelf};
 use sluice_shared::redis::{Fault, cmd};
 use sluice_shared::sale::{Question, SaleStep, SaleView};
 use sluice_shared::script::{Preloaded, ShelfScripts};
@@ -14,6 +14,9 @@ use tokio::task::JoinSet;
 use super::image::run_id;
 use super::{Trouble, Warden, projection, reopen};
 use crate::store::segments::{Projection, SaleNews};
+
+mod publish;
+mod withdraw;
 
 /// A sale's keys stay in Redis this long after its end; then PostgreSQL answers.
 const KEYS_KEPT: Duration = Duration::from_secs(24 * 3600);
@@ -337,76 +340,5 @@ impl Shelves {
         answer.map_err(|why| Trouble::Odd(format!("{} cannot be controlled: {why:?}", shelf.name())))?;
         self.controlled.insert(shelf.clone(), rows.cfg);
         Ok(())
-    }
-
-    /// Writes a view that edges do not have yet.
-    async fn publish(&mut self, view: SaleView) -> Result<(), Trouble> {
-        if self.published.get(&view.sale) == Some(&view) {
-            return Ok(());
-        }
-        let text = serde_json::to_string(&view).map_err(|error| Trouble::Odd(error.to_string()))?;
-        let mut write = cmd("HSET");
-        write.arg(SALES).arg(view.sale.as_str()).arg(text);
-        self.warden.redis().run::<u64>("writing a sale", &write).await?;
-        self.published.insert(view.sale.clone(), view);
-        self.unrung = true;
-        Ok(())
-    }
-
-    /// Tells the edges that sales have changed.
-    async fn ring(&self) -> Result<(), Trouble> {
-        let redis = self.warden.redis();
-        let generation: u64 = redis.run("counting up", cmd("INCR").arg(GENERATION)).await?;
-        let mut tell = cmd("PUBLISH");
-        tell.arg(SALES_CHANNEL).arg(generation);
-        redis.run::<u64>("telling the edges", &tell).await?;
-        Ok(())
-    }
-
-    /// Takes sales out of Redis that are long over; whatever of them is not in the books yet keeps
-    /// them there.
-    async fn withdraw(&mut self, sales: &[Projection]) -> Result<(), Trouble> {
-        let known: BTreeSet<&SaleId> = sales.iter().map(|rows| &rows.sale).collect();
-        for view in self.warden.views().await?.iter().filter(|view| !known.contains(&view.sale)) {
-            match self.is_written(view).await {
-                Ok(true) => {}
-                Ok(false) => continue,
-                Err(trouble) if trouble.is_local() => {
-                    self.puzzle(Shelf::new(view.sale.clone(), 0), &trouble);
-                    continue;
-                }
-                Err(trouble) => return Err(trouble),
-            }
-            // Off the list last: what is on it is come back to.
-            for segment in 0..view.segments {
-                let shelf = Shelf::new(view.sale.clone(), segment);
-                self.standing.remove(&shelf);
-                self.controlled.remove(&shelf);
-                self.odd.remove(&shelf);
-                self.warden.take_off(&shelf).await;
-                let mut unlink = cmd("UNLINK");
-                unlink.arg(&[shelf.meta(), shelf.stock(), shelf.orders(), shelf.journal()][..]);
-                self.warden.redis().run::<u64>("deleting a segment", &unlink).await?;
-            }
-            let mut unlist = cmd("HDEL");
-            unlist.arg(SALES).arg(view.sale.as_str());
-            self.warden.redis().run::<u64>("taking a sale out", &unlist).await?;
-            self.published.remove(&view.sale);
-            self.unrung = true;
-            tracing::info!(sale = %view.sale, "out of redis; the books answer from now on");
-        }
-        Ok(())
-    }
-
-    async fn is_written(&self, view: &SaleView) -> Result<bool, Trouble> {
-        for segment in 0..view.segments {
-            let shelf = Shelf::new(view.sale.clone(), segment);
-            let image = super::image::Image::read(self.warden.redis(), &shelf).await?;
-            let missing = reopen::unwritten(&self.warden, &shelf, view.number, &image, |_| true).await?;
-            if !missing.is_empty() || !image.journal.is_empty() {
-                return Ok(false);
-            }
-        }
-        Ok(true)
     }
 }

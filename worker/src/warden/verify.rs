@@ -7,7 +7,7 @@ use ahash::AHashMap;
 use sluice_shared::ids::SkuId;
 use sluice_shared::record::OrderState;
 
-use super::image::Image;
+use super::image::{Head, Image};
 use super::mark::Mark;
 use crate::store::books::OrderFact;
 
@@ -175,10 +175,32 @@ fn marks(image: &Image, found: &mut Findings) {
     }
 }
 
+/// The units that the segment should have been given: the offers' stock, less what a change has put
+/// into the books but not yet into Redis, and the reverse.
+pub fn expected(
+    stocks: Vec<(SkuId, u64)>,
+    pending: &[(String, SkuId, i64, bool)],
+    head: &Head,
+) -> BTreeMap<SkuId, u64> {
+    let mut expected: BTreeMap<SkuId, u64> = stocks.into_iter().collect();
+    for (key, sku, delta, booked) in pending {
+        let shelved = head.changes.contains(key);
+        let missing = match (shelved, *booked) {
+            (true, false) => *delta,
+            (false, true) => -*delta,
+            _ => 0,
+        };
+        if let Some(units) = expected.get_mut(sku) {
+            *units = units.saturating_add_signed(missing);
+        }
+    }
+    expected
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::super::image::{Entry, Head};
+    use super::super::image::Entry;
     use super::*;
     use sluice_shared::clock::Millis;
     use sluice_shared::ids::UserId;

@@ -13,7 +13,7 @@ use crate::audit::gather::{Gathered, Seen};
 use crate::store::books::OrderFact;
 use crate::warden::behind::{Behind, behind};
 use crate::warden::image::Entry;
-use crate::warden::reopen::expected;
+use crate::warden::verify::expected;
 
 /// An accepted order may be without a row so long.
 const UNWRITTEN_MS: i64 = 5_000;
