@@ -1,6 +1,6 @@
 //! Frozen sales, lost replies, dead edges, missing queues, re-openings: with the real servers.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sluice_edge::engine::{Outcome, PublicState, ReadyState};
 use sluice_shared::ids::OrderId;
@@ -46,6 +46,36 @@ async fn without_its_scripts_a_sale_is_frozen_and_sells_again_when_the_warden_lo
     let sells = || async { accepted(&edge.buy("alice").await.1) };
     eventually("it sells again", Duration::from_secs(1), sells).await;
     assert!(!sale.frozen());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn buyers_who_are_turned_away_make_an_edge_ask_more_often_whether_the_sale_goes_on() {
+    let world = World::start().await;
+    let shelf = world.sell("sale", Offer::default()).await;
+    let edge = world.edge("edge", &shelf, 1).await;
+    let sale = edge.engine.sale("sale").unwrap();
+    world.ask::<String>("SCRIPT", &["FLUSH"]).await;
+    assert_eq!(edge.buy("alice").await.1, Outcome::Frozen);
+    let probes = async || {
+        let stats: String = world.ask("INFO", &["commandstats"]).await;
+        let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
+        line.and_then(|line| line.split(',').next()?.parse::<u64>().ok()).unwrap_or(0)
+    };
+    let within = async |turn_away: bool| {
+        let (before, began) = (probes().await, Instant::now());
+        while began.elapsed() < Duration::from_secs(3) {
+            assert!(!turn_away || sale.turns_away());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        probes().await - before
+    };
+    // Those who knock queue no more: the desk's door alone knows of them.
+    let busy = within(true).await;
+    // For a second it goes on as if they still came.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let idle = within(false).await;
+    assert!(busy >= 12, "{busy} probes in three seconds");
+    assert!(idle <= 6, "{idle} probes in three seconds");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -20,7 +20,7 @@ async fn killed_on_the_way(points: &[&str], written: bool, lose: impl AsyncFn(&m
             orders.push(bought(&place, &edge, &format!("u{n}-{buyer}"), written).await);
         }
         let before = place.epoch().await;
-        let mut doomed = doomed(&place, leader, point).await;
+        let mut doomed = doomed(&place, leader, &format!("{point}=kill")).await;
         // A Redis that forgets who leads would let the one that waits begin: then it comes afterwards.
         let standby = (!written).then(|| place.warden(""));
         lose(&mut place).await;
@@ -64,13 +64,13 @@ async fn bought(place: &Place, edge: &Edge, who: &str, written: bool) -> OrderId
     order.order
 }
 
-/// A leading warden that dies at this place, as a process of its own, in the place of another.
-async fn doomed(place: &Place, old: Process, point: &str) -> Worker {
+/// A leading warden with this failpoint, as a process of its own, in the place of another.
+async fn doomed(place: &Place, old: Process, plan: &str) -> Worker {
     let leader = || async {
         place.redis.run::<Option<String>>("test", cmd("GET").arg("sluice:warden")).await.unwrap()
     };
     let before = leader().await;
-    let plan = [(failpoint::VARIABLE, format!("{point}=kill")), ("SLUICE__NAME", "doomed".to_owned())];
+    let plan = [(failpoint::VARIABLE, plan.to_owned()), ("SLUICE__NAME", "doomed".to_owned())];
     let doomed = Worker::start(&place.urls(), &["reconcile"], &plan);
     old.stop().await;
     eventually("another one leads", PATIENCE, || async {
@@ -92,4 +92,17 @@ async fn f85_a_warden_killed_at_any_step_of_a_reopening_is_succeeded() {
 async fn f85_a_warden_killed_while_it_restores_is_succeeded() {
     let steps = ["F85.raise", "F85.books-raised", "F85.redis-raised", "F85.scripts-loaded", "F85.done"];
     killed_on_the_way(&steps, true, async |place| place.run(&["FLUSHALL"]).await).await;
+}
+
+#[tokio::test]
+async fn f85_a_reopening_that_breaks_down_is_begun_again_by_whoever_leads_next() {
+    let (mut place, leader, _orders, edge) = Place::open(10).await;
+    let order = bought(&place, &edge, "bob", false).await;
+    let before = place.epoch().await;
+    // Its process lives on: nobody else is there to lead.
+    let _broken = doomed(&place, leader, "F85.drain=panic").await;
+    place.server.crash_and_restart();
+    let sells = async || place.epoch().await > before && place.ask(&edge.instance, "eve").await.is_ok();
+    eventually("it sells again", PATIENCE, sells).await;
+    eventually("the order is in the books", PATIENCE, || place.written(&order)).await;
 }

@@ -1,6 +1,13 @@
 //! A broker that lost what was declared in it, and the messages with that.
 
-use sluice_shared::record::OrderState;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::{Duration, Instant};
+
+use sluice_bench::proxy::Proxy;
+use sluice_bench::proxy::frames::Protocol;
+use sluice_bench::proxy::rules::Flow;
+use sluice_shared::clock::Millis;
+use sluice_shared::record::{OrderState, Record};
 use sluice_shared::testing::eventually;
 use sluice_shared::topology::{SAGA, Topology};
 use sluice_worker::store::payments::{NoticeStatus, PaymentNotice};
@@ -82,4 +89,42 @@ async fn a_queue_that_somebody_deleted_is_declared_again() {
         eventually("it is declared again", PATIENCE, || async { warden.metrics().contains(&counted) }).await;
         eventually("it is there", PATIENCE, || as_described(&place)).await;
     }
+}
+
+#[tokio::test]
+async fn a_broker_that_falls_silent_is_waited_for_and_no_segments_trouble() {
+    let mut place = Place::new(10).await;
+    let (login, server) = place.broker.url.split_once('@').unwrap();
+    let (server, host) = server.split_once('/').unwrap();
+    let any = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+    let proxy = Proxy::start(any, server.parse().unwrap(), Protocol::Amqp, 1).unwrap();
+    place.broker.url = format!("{login}@{}/{host}", proxy.address());
+    let (place, warden, orders, edge) = place.opened().await;
+    warden.stop().await;
+    orders.stop().await;
+    let _orders = place.orders();
+    let warden = place.warden("[reconcile]\nreconcile_ms = 300\n");
+    place.until_sells(&edge).await;
+    // Orders that nobody publishes but a warden, as soon as they are old enough.
+    let forgotten = async |who: &str| {
+        let order = place.ask(&edge.instance, who).await.unwrap();
+        place.run(&["XTRIM", &place.shelf.journal(), "MAXLEN", "0"]).await;
+        let record = place.record(&order.order).await.unwrap();
+        let old = Record { accepted: Millis(record.accepted.0 - 10_000), ..record };
+        place.run(&["HSET", &place.shelf.orders(), &order.order.field(), &old.to_string()]).await;
+        order.order
+    };
+    let before = forgotten("ann").await;
+    eventually("its connection is open", PATIENCE, || place.written(&before)).await;
+    proxy.flow_both(Flow::Hold);
+    let order = forgotten("bob").await;
+    let silence = Instant::now();
+    while silence.elapsed() < Duration::from_secs(12) {
+        assert!(warden.metrics().contains("sluice_warden_unread_segments 0"));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(!place.written(&order).await);
+    proxy.heal();
+    eventually("its row", PATIENCE, || place.written(&order)).await;
+    assert_eq!(place.db.count("SELECT count(*) FROM fenced_messages").await, 0);
 }

@@ -79,3 +79,31 @@ async fn a_segment_that_was_on_the_shelf_is_never_preloaded_from_nothing() {
     assert_eq!(place.left().await, 10 - sold);
     assert!(place.record(&order.order).await.is_some_and(|record| !record.released));
 }
+
+#[tokio::test]
+async fn a_sale_that_is_long_over_leaves_redis_even_when_its_withdrawal_was_cut_short() {
+    for cut_short in [false, true] {
+        let (place, warden, _orders, edge) = Place::open(10).await;
+        let order = place.bought(&edge.instance, "bob").await;
+        warden.kill().await;
+        place.step(SaleStep::Closed).await;
+        place
+            .db
+            .run(
+                "UPDATE sales SET starts_at = now() - interval '3 days',
+                     ends_at = now() - interval '2 days', updated_at = now() - interval '2 days'",
+            )
+            .await;
+        if cut_short {
+            let shelf = &place.shelf;
+            place.run(&["UNLINK", &shelf.meta(), &shelf.stock(), &shelf.orders()]).await;
+        }
+        let _warden = place.warden("");
+        eventually("nothing of it is in redis", PATIENCE, async || {
+            let keys: Vec<String> = place.redis.run("test", cmd("KEYS").arg("*{demo:0}*")).await.unwrap();
+            keys.is_empty() && place.view().await.is_none()
+        })
+        .await;
+        assert!(place.written(&order.order).await);
+    }
+}

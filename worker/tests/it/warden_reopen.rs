@@ -283,6 +283,28 @@ async fn a_restore_that_redis_has_no_room_for_leaves_nothing_behind() {
     assert_eq!(staged().await, 0);
 }
 
+#[tokio::test]
+async fn accepted_orders_that_turn_up_in_a_damaged_segment_are_written_before_it_is_restored() {
+    let (mut place, _warden, orders, edge) = Place::open(10).await;
+    let bob = place.bought(&edge.instance, "bob").await;
+    let eve = place.ask(&edge.instance, "eve").await.unwrap();
+    let record = place.record(&eve.order).await.unwrap().to_string();
+    let (field, entry) = (eve.order.field(), format!("{}-{}", eve.epoch, eve.seq));
+    place.run(&["HDEL", &place.shelf.orders(), &field]).await;
+    place.run(&["XDEL", &place.shelf.journal(), &entry]).await;
+    let kim = place.ask(&edge.instance, "kim").await.unwrap();
+    // Without a writer no barrier comes through: it is drained, and nothing is compared yet.
+    orders.kill().await;
+    place.server.crash_and_restart();
+    let entries = async || place.redis.run::<u64>("test", cmd("XLEN").arg(place.shelf.journal())).await;
+    eventually("it is drained", PATIENCE, async || entries().await == Ok(0)).await;
+    place.run(&["HSET", &place.shelf.orders(), &field, &record]).await;
+    place.run(&["HINCRBY", &place.shelf.stock(), "phone", "1"]).await;
+    let _orders = place.orders();
+    until_epoch(&place, 2).await;
+    restored(&place, &[&bob, &eve, &kim]).await;
+}
+
 /// An order that Redis was told of by the books, and that they know no more.
 async fn unknown_to_the_books(place: &Place, edge: &Edge) -> Accepted {
     let order = place.bought(&edge.instance, "bob").await;
@@ -428,6 +450,35 @@ async fn closed_sales_are_opened_again_eight_at_a_time() {
     .await;
     eventually("none is frozen", PATIENCE, async || {
         warden.metrics().contains("sluice_warden_frozen_segments 0")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn sales_that_sell_are_opened_again_twenty_four_at_a_time() {
+    let (mut place, warden, _orders, edge) = Place::open(10).await;
+    for n in 0..26 {
+        let sale = format!("selling-{n}");
+        place.make(&sale, 10).await;
+        for step in [SaleStep::Preloaded, SaleStep::Open] {
+            place.step_of(&SaleId::parse(&sale).unwrap(), step).await;
+        }
+    }
+    let metrics =
+        async |frozen: u32| warden.metrics().contains(&format!("sluice_warden_frozen_segments {frozen}\n"));
+    let asked = async || place.redis.run::<usize>("test", cmd("HLEN").arg("sluice:reopening")).await;
+    let listed = async || place.redis.run::<usize>("test", cmd("HLEN").arg("sluice:sales")).await == Ok(27);
+    eventually("all are on the shelf", PATIENCE, async || listed().await && metrics(0).await).await;
+    edge.answers.store(false, Ordering::Relaxed);
+    place.server.crash_and_restart();
+    eventually("all are frozen, and 24 are asked for", PATIENCE, async || {
+        metrics(27).await && asked().await == Ok(24)
+    })
+    .await;
+    edge.answers.store(true, Ordering::Relaxed);
+    eventually("all are open again", PATIENCE, async || {
+        assert!(asked().await.unwrap() <= 24);
+        metrics(0).await && place.db.count("SELECT count(*) FROM segments WHERE epoch >= 2").await == 27
     })
     .await;
 }
