@@ -75,6 +75,8 @@ pub struct Api {
     pub numbers: Numbers,
     /// Room for event streams.
     pub streams: Arc<Semaphore>,
+    /// Room for audits: each holds a sale in memory, and two connections to PostgreSQL.
+    pub audits: Semaphore,
     /// What is counted.
     pub metrics: Metrics,
 }
@@ -100,6 +102,7 @@ impl Api {
             edge_wait,
             numbers: Numbers::default(),
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+            audits: Semaphore::new(1),
             metrics,
         }
     }

@@ -231,7 +231,7 @@ fn redis(s: &mut Settings) -> RedisConfig {
 fn database(s: &mut Settings) -> DatabaseConfig {
     let config = DatabaseConfig {
         url: url(s, "database.url", &["postgres://", "postgresql://"]),
-        max_connections: u32::from(small(s.integer("database.max_connections", 2..=1000))),
+        max_connections: u32::from(small(s.integer("database.max_connections", 4..=1000))),
         min_connections: u32::from(small(s.integer("database.min_connections", 0..=1000))),
         connect_timeout: s.millis("database.connect_timeout_ms", 100..=60_000),
         statement_timeout: s.millis("database.statement_timeout_ms", 100..=600_000),

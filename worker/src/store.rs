@@ -14,6 +14,7 @@ pub mod saga;
 pub mod sales;
 pub mod search;
 pub mod segments;
+mod stamp;
 pub mod stock_changes;
 
 use std::str::FromStr;

@@ -66,6 +66,9 @@ pub async fn explain(api: Arc<Api>, call: Call) -> Answer {
 
 /// `GET /admin/v1/sales/{sale}/audit`
 pub async fn audit(api: Arc<Api>, call: Call) -> Answer {
+    let busy =
+        |_| Rejection::new(Code::Overloaded, "another audit is under way; repeat it when that is done");
+    let _room = api.audits.try_acquire().map_err(busy)?;
     let report = judge(&api.store, &api.redis, Some(&call.sale()?)).await.map_err(|error| match error {
         AuditError::Store(error) => reply::store(error),
         AuditError::Redis(fault) => reply::redis(fault),

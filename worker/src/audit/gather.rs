@@ -166,7 +166,7 @@ async fn read(store: &Store, sale: &SaleId, entries: usize) -> Result<Gathered, 
     // The two long parts at once; a set ends its task when this one is given up.
     let ledgers = books.beside(store).await?;
     let mut beside = JoinSet::new();
-    beside.spawn(chains(ledgers, sale.clone(), offers.clone()));
+    beside.spawn(chains(ledgers, sale.clone(), offers.clone(), entries));
     let (orders, payments) = orders(&mut books, entries).await?;
     let (releases, changes): (Vec<_>, Vec<_>) =
         books.unsent().await?.into_iter().partition(|(_, release)| *release);
@@ -215,11 +215,12 @@ async fn chains(
     mut books: Books,
     sale: SaleId,
     offers: Vec<OfferFact>,
+    entries: usize,
 ) -> Result<BTreeMap<SkuId, Chain>, StoreError> {
     let mut chains = BTreeMap::new();
     for OfferFact { sku, taken, .. } in offers {
         let mut chain = Chain::default();
-        chain.moves.reserve(usize::try_from(taken).unwrap_or(0));
+        chain.moves.reserve(usize::try_from(taken).unwrap_or(0).min(entries));
         loop {
             let page = books.ledger_after(&sku, chain.last).await?;
             if page.is_empty() {

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use sqlx::{Postgres, Transaction};
-use time::OffsetDateTime;
 
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::{OrderId, SaleId, SkuId, UserId};
@@ -12,10 +11,10 @@ use sluice_shared::lines::{Lines, LinesPool};
 use sluice_shared::record::{OrderState, Refund};
 use sluice_shared::sale::SaleStep;
 
-use super::ledger::micros;
 use super::orders::Standing;
 use super::segments::{id, unsigned};
-use super::{Store, StoreError, millis};
+use super::stamp::Stamp;
+use super::{Store, StoreError};
 
 mod lost;
 mod strays;
@@ -141,10 +140,8 @@ pub struct Books {
     pool: LinesPool,
 }
 
-type Moment = OffsetDateTime;
-type OrderLine =
-    (String, String, bool, String, String, i64, i64, i64, String, Moment, Moment, Moment, Moment);
-type LedgerLine = (i64, String, Option<String>, Option<String>, i64, Moment, Vec<u8>);
+type OrderLine = (String, String, bool, String, String, i64, i64, i64, String, Stamp, Stamp, Stamp, Stamp);
+type LedgerLine = (i64, String, Option<String>, Option<String>, i64, Stamp, Vec<u8>);
 
 impl Store {
     /// Every sale that has books: preloaded or later.
@@ -174,7 +171,9 @@ impl Books {
         let mut books = store.books(&self.sale).await?;
         // The name is PostgreSQL's own: hexadecimal digits and dashes.
         let import = format!("SET TRANSACTION SNAPSHOT '{name}'");
-        sqlx::raw_sql(sqlx::AssertSqlSafe(import)).execute(&mut *books.snapshot).await?;
+        let imported = sqlx::raw_sql(sqlx::AssertSqlSafe(import)).execute(&mut *books.snapshot).await;
+        // Another server answers at this address, or the first connection has ended: no row is to blame.
+        imported.map_err(|error| StoreError::Away(format!("sharing a snapshot: {error}")))?;
         Ok(books)
     }
 
@@ -264,7 +263,7 @@ impl Books {
         let line = |row: LedgerLine| {
             let (line, kind, order, change, quantity, at, hash) = row;
             let (line, quantity) = (unsigned(line), unsigned(quantity));
-            LedgerFact { line, kind, order, change, quantity, at_micros: micros(at), hash }
+            LedgerFact { line, kind, order, change, quantity, at_micros: at.micros(), hash }
         };
         let rows = sqlx::query_as(
             "SELECT line, kind, order_id, change, quantity, at, hash
@@ -387,10 +386,10 @@ fn fact(line: OrderLine, pool: &mut LinesPool) -> Result<(OrderId, OrderFact), S
         seq: unsigned(seq),
         amount,
         refund: Refund::parse(&refund).ok_or_else(|| broken("refund"))?,
-        accepted: millis(accepted),
-        created: millis(created),
-        updated: millis(updated),
-        pay_before: millis(due),
+        accepted: accepted.millis(),
+        created: created.millis(),
+        updated: updated.millis(),
+        pay_before: due.millis(),
     };
     Ok((order(&name)?, fact))
 }

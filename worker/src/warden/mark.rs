@@ -10,7 +10,8 @@ use sluice_shared::lines::Lines;
 pub struct Mark(Vec<(SkuId, u64)>);
 
 impl Mark {
-    /// Reads `sku=n,sku=n` as [`fmt::Display`] writes it, in any order; `None` for anything else.
+    /// Reads `sku=n,sku=n` as [`fmt::Display`] writes it, in any order of the SKUs, each of them once; `None`
+    /// for anything else.
     pub fn parse(text: &str) -> Option<Self> {
         let unit = |part: &str| {
             let (sku, n) = part.split_once('=')?;
@@ -18,7 +19,8 @@ impl Mark {
         };
         let mut units: Vec<(SkuId, u64)> = text.split(',').map(unit).collect::<Option<_>>()?;
         units.sort_unstable();
-        Some(Self(units))
+        let doubles = units.windows(2).any(|pair| pair[0].0 == pair[1].0);
+        (!doubles).then_some(Self(units))
     }
 
     /// The units of an order besides.
@@ -71,7 +73,7 @@ mod tests {
 
     #[test]
     fn what_is_no_mark_is_not_read() {
-        for torn in ["", "a", "a=", "a=-1", "a=1,", "a b=1"] {
+        for torn in ["", "a", "a=", "a=-1", "a=1,", "a b=1", "a=1,a=2"] {
             assert_eq!(Mark::parse(torn), None, "{torn}");
         }
     }

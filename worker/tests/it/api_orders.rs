@@ -1,9 +1,12 @@
 //! Orders for the back office and for buyers: search, refund, look, cancel, follow.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use sluice_shared::ids::OrderId;
 use sluice_shared::redis::cmd;
 use sluice_shared::sale::SaleStep;
+use sluice_shared::testing::eventually;
 
 use super::api_world::{EDGE_SECRET, World, a_notice};
 
@@ -218,4 +221,24 @@ async fn time_lines_and_books_are_told() {
     assert!(line["events"].as_array().unwrap().len() > 2, "{line}");
     let unknown = OrderId::mint(1, 0);
     world.admin("GET", &format!("/orders/{unknown}/explain"), Value::Null).await.problem(404, "not_found");
+}
+
+#[tokio::test]
+async fn one_audit_at_a_time_is_made_in_the_back_office() {
+    let world = world().await;
+    let mut held = world.pool.begin().await.unwrap();
+    sqlx::query("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE").execute(&mut *held).await.unwrap();
+    let audit = || world.admin("GET", "/sales/a/audit", Value::Null);
+    let second = async {
+        eventually("the first one is under way", Duration::from_secs(20), async || {
+            let waiting = "SELECT count(*) FROM pg_stat_activity
+                           WHERE wait_event_type = 'Lock' AND datname = current_database()";
+            sqlx::query_scalar::<_, i64>(waiting).fetch_one(&world.pool).await.unwrap() > 0
+        })
+        .await;
+        audit().await.problem(503, "overloaded");
+        held.rollback().await.unwrap();
+    };
+    tokio::join!(audit(), second);
+    audit().await.expect(200);
 }

@@ -154,6 +154,15 @@ async fn t15_two_lines_that_were_counted_as_one() {
 }
 
 #[tokio::test]
+async fn t9_a_deadline_that_no_calendar_has() {
+    let books = books().await;
+    for never in ["infinity", "-infinity", "20000-01-01"] {
+        books.sql(format!("UPDATE orders SET pay_before = '{never}' WHERE id = '{}'", books.unpaid)).await;
+        named(&books.judged().await, "P6", Some(&books.unpaid.to_string()));
+    }
+}
+
+#[tokio::test]
 async fn t16_a_deadline_that_every_attempt_to_pay_moved() {
     let books = books().await;
     books
