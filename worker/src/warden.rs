@@ -43,6 +43,7 @@ use sluice_shared::keys::{SALES, Shelf};
 use sluice_shared::redis::{Fault, Redis, cmd};
 use sluice_shared::sale::SaleView;
 use sluice_shared::script::{Leased, WardenScripts};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 pub use metrics::Metrics;
@@ -74,6 +75,8 @@ impl Trouble {
     }
 }
 
+/// Pages of segments that are restored, under way at once, over all segments.
+const RESTORING: usize = 8;
 /// After a turn that ended before its time.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -87,6 +90,8 @@ pub struct Warden {
     // once this was free.
     renewing: tokio::sync::Mutex<()>,
     doubts: Doubts,
+    /// Room for pages of segments that are restored: leases are renewed over the same connection.
+    restoring: Arc<Semaphore>,
 }
 
 /// What may sell, and through whom.
@@ -107,6 +112,7 @@ impl Warden {
             floor: Mutex::default(),
             renewing: tokio::sync::Mutex::default(),
             doubts: Doubts::default(),
+            restoring: Arc::new(Semaphore::new(RESTORING)),
         })
     }
 
@@ -160,6 +166,17 @@ impl Warden {
             }
             answer => answer,
         }
+    }
+
+    /// Admits edges in every segment that serves, and strikes others off there.
+    async fn admit(&self, admit: &[InstanceId], strike: &[InstanceId]) -> Result<(), Fault> {
+        for (shelf, epoch) in self.floor(|floor| floor.serving.clone()) {
+            let answer = self.lease(&shelf, epoch, self.lease_span(), admit, strike).await?;
+            if let Err(frozen) = answer {
+                tracing::debug!(shelf = shelf.name(), ?frozen, "admitted when the segment is open again");
+            }
+        }
+        Ok(())
     }
 
     /// Takes a segment off the floor for good: no renewal of its lease is under way afterwards.

@@ -5,14 +5,16 @@
 //! there. That is kept for a day.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use sluice_shared::ids::SkuId;
 use sluice_shared::keys::Shelf;
 use sluice_shared::record::Record;
-use sluice_shared::redis::{Fault, Redis, cmd};
+use sluice_shared::redis::{Cmd, Fault, Redis, cmd};
 use sluice_shared::script::{Preload, Preloaded, Raised};
+use tokio::sync::Semaphore;
 
 use super::mark::Mark;
 use super::verify::Ledgered;
@@ -21,8 +23,6 @@ use crate::store::books::OrderFact;
 
 /// Fields in one command.
 const PAGE: usize = 500;
-/// Commands under way.
-const AT_ONCE: usize = 8;
 /// What is made anew is gone after this, should nobody put it on the shelf.
 const STAGED: Duration = Duration::from_secs(3600);
 /// How long what was replaced is kept.
@@ -115,31 +115,38 @@ async fn write(
         let page = fields.split_off(fields.len().saturating_sub(PAGE));
         (!page.is_empty()).then_some(page)
     });
-    let set = |page| set(warden.redis().clone(), key.to_owned(), page);
-    let mut written = stream::iter(pages).map(set).buffer_unordered(AT_ONCE);
-    let mut mortal = false;
-    while written.next().await.transpose()?.is_some() {
-        if !mortal {
-            expire(warden, key).await?;
-            mortal = true;
-        }
-    }
+    let set = |page| set(warden.redis().clone(), warden.restoring.clone(), key.to_owned(), page);
+    let mut written = stream::iter(pages).map(set).buffer_unordered(super::RESTORING);
+    while written.next().await.transpose()?.is_some() {}
     Ok(())
 }
 
-async fn set(redis: Redis, key: String, page: Vec<(String, String)>) -> Result<u64, Fault> {
+/// Writes a page when there is room for it. The key is mortal again with each: a warden that was held up
+/// may write to what its successor has deleted meanwhile.
+async fn set(
+    redis: Redis,
+    room: Arc<Semaphore>,
+    key: String,
+    page: Vec<(String, String)>,
+) -> Result<(), Fault> {
     let mut set = cmd("HSET");
-    set.arg(key);
+    set.arg(&key);
     for (field, value) in page {
         set.arg(field).arg(value);
     }
-    redis.run("restoring", &set).await
+    // Never closed.
+    let _room = room.acquire().await;
+    let (_, _): (u64, u64) = redis.run_all("restoring", [set, expiry(&key)]).await?;
+    Ok(())
+}
+
+fn expiry(key: &str) -> Cmd {
+    cmd("EXPIRE").arg(key).arg(STAGED.as_secs()).to_owned()
 }
 
 /// A warden may die at any moment, and nobody comes back to what it has begun.
 async fn expire(warden: &Warden, key: &str) -> Result<(), Fault> {
-    let expire = cmd("EXPIRE").arg(key).arg(STAGED.as_secs()).to_owned();
-    warden.redis().run::<u64>("restoring", &expire).await.map(|_| ())
+    warden.redis().run::<u64>("restoring", &expiry(key)).await.map(|_| ())
 }
 
 fn record(row: &OrderFact) -> Record {

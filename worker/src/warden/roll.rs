@@ -87,7 +87,7 @@ async fn carry_out(warden: &Warden, register: &mut Register, command: Command) -
             if stands {
                 tracing::info!(name = beat.name, instance = %beat.instance, "an edge is registered");
                 warden.floor(|floor| floor.admitted.insert(beat.instance.clone()));
-                admit(warden, std::slice::from_ref(&beat.instance), &[]).await?;
+                warden.admit(std::slice::from_ref(&beat.instance), &[]).await?;
                 show(warden, &beat.instance).await?;
             }
         }
@@ -99,22 +99,11 @@ async fn carry_out(warden: &Warden, register: &mut Register, command: Command) -
             warden.floor(|floor| floor.admitted.remove(&instance));
             // A renewal that is under way would admit it again.
             drop(warden.renewing.lock().await);
-            admit(warden, &[], std::slice::from_ref(&instance)).await?;
+            warden.admit(&[], std::slice::from_ref(&instance)).await?;
             bury(warden, &instance).await?;
             register.struck(&instance);
         }
         Command::Bury(instance) => bury(warden, &instance).await?,
-    }
-    Ok(())
-}
-
-/// Admits edges in every segment that serves, and strikes others off there.
-pub(super) async fn admit(warden: &Warden, admit: &[InstanceId], strike: &[InstanceId]) -> Result<(), Fault> {
-    for (shelf, epoch) in warden.floor(|floor| floor.serving.clone()) {
-        let answer = warden.lease(&shelf, epoch, warden.lease_span(), admit, strike).await?;
-        if let Err(frozen) = answer {
-            tracing::debug!(shelf = shelf.name(), ?frozen, "admitted when the segment is open again");
-        }
     }
     Ok(())
 }
@@ -138,7 +127,7 @@ async fn show_all(warden: &Warden, instances: &[InstanceId]) -> Result<(), Fault
     for instance in instances {
         show(warden, instance).await?;
     }
-    admit(warden, instances, &[]).await
+    warden.admit(instances, &[]).await
 }
 
 async fn bury(warden: &Warden, instance: &InstanceId) -> Result<(), Fault> {

@@ -12,8 +12,8 @@ use sluice_shared::ids::InstanceId;
 use sluice_shared::keys::Shelf;
 use sluice_shared::redis::{Fault, cmd};
 
+use super::Warden;
 use super::register::{Command, Reason, Register};
-use super::{Warden, roll};
 
 /// An entry of a journal: epoch and sequence.
 type Place = (u64, u64);
@@ -74,7 +74,7 @@ impl Striking {
             return Ok(());
         }
         warden.floor(|floor| floor.admitted.extend(heard.iter().cloned()));
-        roll::admit(warden, &heard, &[]).await?;
+        warden.admit(&heard, &[]).await?;
         self.refused.retain(|instance, _| !heard.contains(instance));
         Ok(())
     }
@@ -96,7 +96,7 @@ async fn refuse(
     warden.floor(|floor| floor.admitted.remove(instance));
     // A renewal that is under way would admit it again.
     drop(warden.renewing.lock().await);
-    roll::admit(warden, &[], std::slice::from_ref(instance)).await?;
+    warden.admit(&[], std::slice::from_ref(instance)).await?;
     let mut places = BTreeMap::new();
     for (shelf, epoch) in serving {
         let read = cmd("HGET").arg(shelf.meta()).arg("seq").to_owned();
