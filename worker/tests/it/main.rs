@@ -38,4 +38,5 @@ mod warden_projection;
 mod warden_reconcile;
 mod warden_register;
 mod warden_reopen;
+mod warden_turns;
 mod warden_world;

@@ -3,8 +3,6 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use sluice_shared::ids::SaleId;
-use sluice_shared::keys::Shelf;
 use sluice_shared::message::Accepted;
 use sluice_shared::record::OrderState;
 use sluice_shared::redis::cmd;
@@ -20,7 +18,7 @@ async fn frozen(place: &Place) -> bool {
     place.view().await.is_some_and(|view| view.epochs == [0])
 }
 
-async fn until_asked(place: &Place) {
+pub async fn until_asked(place: &Place) {
     eventually("the edges are asked", PATIENCE, || async {
         let asked: Result<u64, _> = place.redis.run("test", cmd("HLEN").arg("sluice:reopening")).await;
         asked == Ok(1) && frozen(place).await
@@ -306,7 +304,7 @@ async fn accepted_orders_that_turn_up_in_a_damaged_segment_are_written_before_it
 }
 
 /// An order that Redis was told of by the books, and that they know no more.
-async fn unknown_to_the_books(place: &Place, edge: &Edge) -> Accepted {
+pub async fn unknown_to_the_books(place: &Place, edge: &Edge) -> Accepted {
     let order = place.bought(&edge.instance, "bob").await;
     let mut record = place.record(&order.order).await.unwrap();
     record.state = OrderState::PendingPayment;
@@ -371,116 +369,6 @@ async fn a_paused_sale_is_paused_after_its_reopening_too() {
     until_epoch(&place, 2).await;
     assert_eq!(place.meta("state").await.as_deref(), Some("paused"));
     assert!(place.ask(&edge.instance, "bob").await.unwrap_err().contains("Paused"));
-}
-
-/// A sale that was on the shelf and is over.
-async fn closed(place: &Place, sale: &str) -> Shelf {
-    let closed = Shelf::new(SaleId::parse(sale).unwrap(), 0);
-    place.make(sale, 10).await;
-    for step in [SaleStep::Preloaded, SaleStep::Open] {
-        place.step_of(&closed.sale, step).await;
-    }
-    eventually("it is on the shelf", PATIENCE, || async {
-        place.redis.run::<u64>("test", cmd("EXISTS").arg(closed.meta())).await == Ok(1)
-    })
-    .await;
-    place.step_of(&closed.sale, SaleStep::Closed).await;
-    closed
-}
-
-#[tokio::test]
-async fn a_closed_sale_is_opened_again_after_those_that_sell() {
-    let (mut place, _warden, _orders, edge) = Place::open(10).await;
-    // Its name comes first.
-    let closed = closed(&place, "closed").await;
-    // Nobody sells until this edge answers.
-    edge.answers.store(false, Ordering::Relaxed);
-    place.server.crash_and_restart();
-    until_asked(&place).await;
-    edge.answers.store(true, Ordering::Relaxed);
-    eventually("the closed one is open again", PATIENCE, || async {
-        let [closed, selling] =
-            [place.db.store.epoch(&closed).await, place.db.store.epoch(&place.shelf).await]
-                .map(|epoch| epoch.unwrap().unwrap_or(1));
-        assert!(closed <= selling, "{closed} before {selling}");
-        closed == 2
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn a_sale_that_cannot_be_opened_holds_closed_ones_up_for_ten_seconds() {
-    let (mut place, _warden, _orders, edge) = Place::open(10).await;
-    let closed = closed(&place, "closed").await;
-    unknown_to_the_books(&place, &edge).await;
-    place.server.crash_and_restart();
-    let up = Instant::now();
-    eventually("the closed one is open again", PATIENCE, async || {
-        place.db.store.epoch(&closed).await.unwrap() == Some(2)
-    })
-    .await;
-    assert!(up.elapsed() >= Duration::from_secs(9), "{:?}", up.elapsed());
-    assert_eq!(place.epoch().await, 1);
-}
-
-#[tokio::test]
-async fn closed_sales_are_opened_again_eight_at_a_time() {
-    let (mut place, warden, _orders, edge) = Place::open(10).await;
-    place.step(SaleStep::Closed).await;
-    let mut shelves = vec![place.shelf.clone()];
-    for n in 0..10 {
-        shelves.push(closed(&place, &format!("closed-{n}")).await);
-    }
-    let asked = async || place.redis.run::<usize>("test", cmd("HLEN").arg("sluice:reopening")).await;
-    edge.answers.store(false, Ordering::Relaxed);
-    place.server.crash_and_restart();
-    eventually("all are frozen, and eight are asked for", PATIENCE, async || {
-        warden.metrics().contains("sluice_warden_frozen_segments 11") && asked().await == Ok(8)
-    })
-    .await;
-    edge.answers.store(true, Ordering::Relaxed);
-    eventually("all are open again", PATIENCE, async || {
-        assert!(asked().await.unwrap() <= 8);
-        let mut open = 0;
-        for shelf in &shelves {
-            open += usize::from(place.db.store.epoch(shelf).await.unwrap() == Some(2));
-        }
-        open == shelves.len()
-    })
-    .await;
-    eventually("none is frozen", PATIENCE, async || {
-        warden.metrics().contains("sluice_warden_frozen_segments 0")
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn sales_that_sell_are_opened_again_twenty_four_at_a_time() {
-    let (mut place, warden, _orders, edge) = Place::open(10).await;
-    for n in 0..26 {
-        let sale = format!("selling-{n}");
-        place.make(&sale, 10).await;
-        for step in [SaleStep::Preloaded, SaleStep::Open] {
-            place.step_of(&SaleId::parse(&sale).unwrap(), step).await;
-        }
-    }
-    let metrics =
-        async |frozen: u32| warden.metrics().contains(&format!("sluice_warden_frozen_segments {frozen}\n"));
-    let asked = async || place.redis.run::<usize>("test", cmd("HLEN").arg("sluice:reopening")).await;
-    let listed = async || place.redis.run::<usize>("test", cmd("HLEN").arg("sluice:sales")).await == Ok(27);
-    eventually("all are on the shelf", PATIENCE, async || listed().await && metrics(0).await).await;
-    edge.answers.store(false, Ordering::Relaxed);
-    place.server.crash_and_restart();
-    eventually("all are frozen, and 24 are asked for", PATIENCE, async || {
-        metrics(27).await && asked().await == Ok(24)
-    })
-    .await;
-    edge.answers.store(true, Ordering::Relaxed);
-    eventually("all are open again", PATIENCE, async || {
-        assert!(asked().await.unwrap() <= 24);
-        metrics(0).await && place.db.count("SELECT count(*) FROM segments WHERE epoch >= 2").await == 27
-    })
-    .await;
 }
 
 #[tokio::test]
