@@ -32,7 +32,7 @@ use crate::client::call::{Reply, call};
 use crate::client::engine::{Options, Ran, run};
 use crate::client::outcome::{OK, Outcome, UNAVAILABLE};
 use crate::client::{Entry, Kind, Load, Micros};
-use crate::crowd::Plan;
+use crate::crowd::{Crowd, Plan};
 use crate::environment::Environment;
 use crate::log::Writer;
 use crate::oracle::{Contradiction, Rules, judge, judge_payments, judged};
@@ -41,6 +41,9 @@ use crate::schedule::Profile;
 
 /// At most one order of so many may be answered by 503 while nothing is broken.
 const UNKNOWN_SHARE: u64 = 100;
+/// How fast the orders come that a sale has before anything happens to it, and how long they may take.
+const BEFORE: f64 = 5_000.0;
+const BEFORE_TAKES: Duration = Duration::from_secs(600);
 
 /// What every drill is given.
 #[derive(Debug, Clone)]
@@ -198,6 +201,16 @@ impl Scene {
             self.verdicts.say(false, format!("{} requests were not sent: time was up", ran.unsent));
         }
         Ok(ran)
+    }
+
+    /// Sells to the first so many buyers before anything happens.
+    pub fn sell_before(&mut self, orders: u32, tally: &mut Tally) -> Result<()> {
+        if orders == 0 {
+            return Ok(());
+        }
+        let plan = Plan { mint: true, faults: self.faults, ..self.plan(Profile::Rate(BEFORE)) };
+        let mut crowd = Crowd::new(&self.buyers, (0..orders).collect(), plan);
+        self.run(&mut crowd, tally, BEFORE_TAKES).map(drop)
     }
 
     /// Runs the audit until it is at rest; `orders` is how many may have to be written until then.

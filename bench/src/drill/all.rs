@@ -38,10 +38,15 @@ pub fn run(setting: &Setting, ask: &All) -> Result<bool> {
     let expiry = Expiry { units: pick(1_000, 40), again: pick(2, 1), pay_within: 3 };
     let outage = |how| BrokerOutage { how, seconds: pick(60, 3), rate: pick(2_000, 200) };
     let kills = Kill { kills: pick(20, 1), servers: pick(2, 1), rate: pick(500, 100) };
-    let data =
-        LostData { what: vec![Loss::Tail, Loss::Redis], times: pick(3, 1), rate: pick(500, 100), orders: 0 };
+    let losses = [Loss::Tail, Loss::Redis, Loss::Nothing, Loss::Broker, Loss::Both];
+    let data = LostData {
+        what: losses[..if ask.small { 2 } else { 5 }].to_vec(),
+        times: pick(3, 1),
+        rate: pick(500, 100),
+        orders: pick(100_000, 0),
+    };
     let rolled = Rolling { restarts: pick(10, 1), successors: pick(10, 2), rate: pick(500, 100) };
-    let power = PowerCut { times: pick(3, 1), rate: pick(500, 100) };
+    let power = PowerCut { times: pick(3, 1), rate: pick(500, 100), orders: pick(100_000, 0) };
     let lost = LostReply { units: pick(60, 8) };
     let burst = Burst { orders: pick(300_000, 5_000), rounds: pick(3, 0) };
     let audited = Audit { orders: pick(100_000, 2_000), rate: pick(500, 200), audits: pick(3, 1) };

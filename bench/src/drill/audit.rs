@@ -33,8 +33,6 @@ pub struct Audit {
     pub audits: u32,
 }
 
-/// How fast the orders before the first audit come.
-const FILL: f64 = 8_000.0;
 /// How long an audit of 100,000 orders may take; a larger one in proportion.
 const LONGEST: Duration = Duration::from_secs(5);
 /// The share of Redis' time that one audit a minute may take.
@@ -65,9 +63,7 @@ pub fn run(setting: &Setting, ask: &Audit) -> Result<bool> {
     let offer = Offer { stock: buyers, per_user: 1, price: 19_900, pay_within: 3_600 };
     let mut scene = Scene::open(setting, offer, buyers)?;
     let mut tally = scene.tally("audit", u64::from(buyers))?;
-    let plan = Plan { mint: true, ..scene.plan(Profile::Rate(FILL)) };
-    let mut crowd = Crowd::new(&scene.buyers, (0..ask.orders).collect(), plan);
-    scene.run(&mut crowd, &mut tally, Duration::from_secs(300))?;
+    scene.sell_before(ask.orders, &mut tally)?;
     scene.audit("before it goes on", u64::from(ask.orders))?;
 
     let plan = Plan { mint: true, paid: 0.3, ..scene.plan(Profile::Rate(f64::from(ask.rate))) };

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
+use sluice_shared::ids::SaleId;
 
 use super::{Scene, Setting, sells_again, wait_for};
 use crate::admin::{Offer, audit};
@@ -60,9 +61,6 @@ const ROUND: u32 = 240;
 const QUIET: Duration = Duration::from_secs(30);
 /// How long it is waited for all the same, to tell late from never.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// How fast the orders come that are there before anything breaks, and how long they may take.
-const BEFORE: f64 = 5_000.0;
-const BEFORE_TAKES: Duration = Duration::from_secs(600);
 /// Connections of the crowd.
 const CONNECTIONS: usize = 128;
 
@@ -190,16 +188,13 @@ impl Run<'_> {
         let (stop, orders) = (plan.stop.clone(), self.ask.orders);
         let due = orders + self.ask.rate * 60;
         let mut tally = scene.tally(&format!("chaos {}/{count}", at + 1), u64::from(due))?;
-        if orders > 0 {
-            let plan = crowd::Plan { mint: true, ..scene.plan(Profile::Rate(BEFORE)) };
-            let mut crowd = Crowd::new(&scene.buyers, (0..orders).collect(), plan);
-            scene.run(&mut crowd, &mut tally, BEFORE_TAKES)?;
-        }
+        scene.sell_before(orders, &mut tally)?;
         let mut crowd = Crowd::new(&scene.buyers, (orders..buyers).collect(), plan);
         let before = self.journal.count();
         let (ran, broken) = std::thread::scope(|scope| {
+            let sale = &scene.sale;
             let breaker = scope.spawn(|| {
-                let failed = self.break_all(lanes, at);
+                let failed = self.break_all(lanes, at, sale);
                 stop.store(true, Ordering::Relaxed);
                 (failed, Instant::now())
             });
@@ -255,12 +250,14 @@ impl Run<'_> {
     }
 
     /// All lanes beside each other; what could not be carried out or was not recovered from.
-    fn break_all(&self, lanes: &BTreeMap<Lane, Vec<Fault>>, at: usize) -> Vec<anyhow::Error> {
+    fn break_all(&self, lanes: &BTreeMap<Lane, Vec<Fault>>, at: usize, sale: &SaleId) -> Vec<anyhow::Error> {
         let seed = self.setting.seed.wrapping_add(at as u64);
         std::thread::scope(|scope| {
             let lanes: Vec<_> = lanes
                 .iter()
-                .map(|(lane, faults)| scope.spawn(move || self.lane(faults, seed ^ (*lane as u64 + 1) << 32)))
+                .map(|(lane, faults)| {
+                    scope.spawn(move || self.lane(faults, sale, seed ^ (*lane as u64 + 1) << 32))
+                })
                 .collect();
             let ended = lanes.into_iter().map(|lane| lane.join());
             ended
@@ -272,9 +269,9 @@ impl Run<'_> {
         })
     }
 
-    fn lane(&self, faults: &[Fault], seed: u64) -> Result<()> {
+    fn lane(&self, faults: &[Fault], sale: &SaleId, seed: u64) -> Result<()> {
         let mut random = StdRng::seed_from_u64(seed);
-        let doer = Doer { ground: self.ground, journal: self.journal };
+        let doer = Doer { ground: self.ground, journal: self.journal, sale };
         for fault in faults {
             std::thread::sleep(deeds::millis(&mut random, 100..1_000));
             if self.interrupt.came() {

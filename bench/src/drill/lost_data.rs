@@ -44,8 +44,6 @@ const SECONDS_EACH: u32 = 40;
 const TAIL: u64 = 64 * 1024;
 /// Between the loss of Redis' data and of RabbitMQ's.
 const APART: Duration = Duration::from_secs(15);
-/// How fast the orders come that are sold before.
-const BEFORE: f64 = 5_000.0;
 
 /// What is lost, and how soon the sale must go on after the server is up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -91,11 +89,7 @@ pub fn run(setting: &Setting, ask: &LostData) -> Result<bool> {
     let mut scene = Scene::open(setting, offer, buyers)?;
     scene.faults = true;
     let mut tally = scene.tally("lost-data", u64::from(buyers))?;
-    if ask.orders > 0 {
-        let plan = Plan { mint: true, faults: true, ..scene.plan(Profile::Rate(BEFORE)) };
-        let mut crowd = Crowd::new(&scene.buyers, (0..ask.orders).collect(), plan);
-        scene.run(&mut crowd, &mut tally, Duration::from_secs(600))?;
-    }
+    scene.sell_before(ask.orders, &mut tally)?;
     let plan = Plan { mint: true, faults: true, paid: 0.1, ..scene.plan(Profile::Rate(f64::from(ask.rate))) };
     let (stop, sold) = (plan.stop.clone(), plan.accepted.clone());
     let mut crowd = Crowd::new(&scene.buyers, (ask.orders..buyers).collect(), plan);

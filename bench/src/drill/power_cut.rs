@@ -25,6 +25,9 @@ pub struct PowerCut {
     /// Orders a second meanwhile
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(10..=5_000))]
     pub rate: u32,
+    /// Orders that are sold before the first cut
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    pub orders: u32,
 }
 
 /// Everything, in the order in which it is started again.
@@ -38,14 +41,15 @@ const SECONDS_EACH: u32 = 60;
 
 /// Runs the drill; whether all is good.
 pub fn run(setting: &Setting, ask: &PowerCut) -> Result<bool> {
-    let buyers = ask.rate * ask.times * SECONDS_EACH;
+    let buyers = ask.orders + ask.rate * ask.times * SECONDS_EACH;
     let offer = Offer { stock: buyers, per_user: 1, price: 19_900, pay_within: 3_600 };
     let mut scene = Scene::open(setting, offer, buyers)?;
     scene.faults = true;
+    let mut tally = scene.tally("power-cut", u64::from(buyers))?;
+    scene.sell_before(ask.orders, &mut tally)?;
     let plan = Plan { mint: true, faults: true, paid: 0.1, ..scene.plan(Profile::Rate(f64::from(ask.rate))) };
     let (stop, sold) = (plan.stop.clone(), plan.accepted.clone());
-    let mut crowd = Crowd::new(&scene.buyers, (0..buyers).collect(), plan);
-    let mut tally = scene.tally("power-cut", u64::from(buyers))?;
+    let mut crowd = Crowd::new(&scene.buyers, (ask.orders..buyers).collect(), plan);
     let mut random = StdRng::seed_from_u64(setting.seed);
     let directory = setting.environment.directory.clone();
     let times = ask.times;

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use sluice_shared::ids::SaleId;
 
 use super::ground::{Ground, hold};
 use super::journal::Journal;
@@ -34,6 +35,8 @@ pub(super) struct Doer<'a> {
     pub(super) ground: &'a Ground,
     /// Where it is told.
     pub(super) journal: &'a Journal,
+    /// What is sold meanwhile.
+    pub(super) sale: &'a SaleId,
 }
 
 impl Doer<'_> {
@@ -76,12 +79,12 @@ impl Doer<'_> {
         Ok(())
     }
 
-    /// Waits until the edges sell, and go on doing so: what they tell at first may be from before they
-    /// noticed anything.
+    /// Waits until the edges sell the round's sale, and go on doing so: what they tell at first may be from
+    /// before they noticed anything. Closed sales of former rounds come back after it; then it is over.
     fn sells_again(&self, number: usize, fault: Fault) -> Result<()> {
         let (undone, mut since) = (Instant::now(), None);
         let sells = || {
-            if let Err(error) = self.ground.sells() {
+            if let Err(error) = self.ground.sells(self.sale) {
                 since = None;
                 return Err(error);
             }
@@ -90,7 +93,8 @@ impl Doer<'_> {
         };
         wait_for("the edges to sell", RECOVERY, sells).with_context(|| format!("after {fault}"))?;
         self.journal.recover(number, since.unwrap_or(undone) - undone);
-        Ok(())
+        wait_for("the edges to be calm", RECOVERY, || self.ground.is_calm())
+            .with_context(|| format!("after {fault}"))
     }
 
     /// Whether what was hit does its work.

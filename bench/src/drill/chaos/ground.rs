@@ -1,14 +1,17 @@
 //! The system that chaos is let loose on: a fleet, two Redis servers, RabbitMQ and PostgreSQL.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use sluice_shared::ids::SaleId;
 
 use super::plan::MEMBERS;
 use crate::admin::Admin;
+use crate::client::call::call;
 use crate::drill::wait_for;
 use crate::environment::Environment;
 use crate::fleet::redis::Shelves;
@@ -107,26 +110,38 @@ impl Ground {
         self.way.reset();
     }
 
-    /// Whether an edge is ready, has the broker, sells everything, and holds nothing for long.
-    fn is_calm(&self, edge: &str) -> Result<()> {
-        self.fleet.is_ready(edge)?;
-        for (metric, good) in [
-            ("sluice_amqp_connected", 1.0..2.0),
-            ("sluice_amqp_blocked", 0.0..0.5),
-            ("sluice_relay_lag_seconds", 0.0..1.0),
-            ("sluice_sales_frozen_segments", 0.0..0.5),
-        ] {
-            let value = self.fleet.metric(edge, metric)?;
-            if !good.contains(&value) {
-                bail!("{edge}: {metric} is {value}");
+    /// Whether each edge is ready, has the broker and holds nothing for long, and sells this sale.
+    pub(super) fn sells(&self, sale: &SaleId) -> Result<()> {
+        self.fleet.edges().try_for_each(|edge| {
+            self.hands_over(edge)?;
+            let request = format!("GET /v1/sales/{sale} HTTP/1.1\r\nHost: edge\r\nConnection: close\r\n\r\n");
+            let state = call(self.fleet.public(edge)?, request.as_bytes()).member("state");
+            match state.as_str() {
+                Some("open" | "sold_out") => Ok(()),
+                _ => bail!("{edge}: {sale} is {state}"),
             }
-        }
-        Ok(())
+        })
     }
 
-    /// Every edge is calm now.
-    pub(super) fn sells(&self) -> Result<()> {
-        self.fleet.edges().try_for_each(|edge| self.is_calm(edge))
+    /// Whether each edge is ready, has the broker and holds nothing for long, and nothing is frozen there, closed
+    /// sales included.
+    pub(super) fn is_calm(&self) -> Result<()> {
+        self.fleet.edges().try_for_each(|edge| {
+            self.hands_over(edge)?;
+            self.has(edge, "sluice_sales_frozen_segments", 0.0..0.5)
+        })
+    }
+
+    fn hands_over(&self, edge: &str) -> Result<()> {
+        self.fleet.is_ready(edge)?;
+        self.has(edge, "sluice_amqp_connected", 1.0..2.0)?;
+        self.has(edge, "sluice_amqp_blocked", 0.0..0.5)?;
+        self.has(edge, "sluice_relay_lag_seconds", 0.0..1.0)
+    }
+
+    fn has(&self, edge: &str, metric: &str, good: Range<f64>) -> Result<()> {
+        let value = self.fleet.metric(edge, metric)?;
+        if good.contains(&value) { Ok(()) } else { bail!("{edge}: {metric} is {value}") }
     }
 
     /// Waits until every edge has been calm for a while: what was accepted is confirmed, and what dead
@@ -134,7 +149,7 @@ impl Ground {
     pub(super) fn wait_for_calm(&self) -> Result<()> {
         let mut since = None;
         wait_for("the edges to be calm", PATIENCE, || {
-            if let Err(error) = self.sells() {
+            if let Err(error) = self.is_calm() {
                 since = None;
                 return Err(error);
             }
@@ -150,7 +165,7 @@ impl Ground {
         }
         let admin = Admin::new(&self.environment);
         wait_for("the back office", PATIENCE, || if admin.answers() { Ok(()) } else { bail!("no answer") })?;
-        wait_for("the edges to sell", PATIENCE, || self.sells())
+        wait_for("the edges to be calm", PATIENCE, || self.is_calm())
     }
 }
 
