@@ -8,6 +8,10 @@ use std::time::{Duration, Instant};
 
 use crate::redis::Redis;
 
+mod clock_step;
+
+pub use clock_step::ClockStep;
+
 /// The value of an environment variable that `./dev test` sets; a missing one fails the test.
 ///
 /// # Panics

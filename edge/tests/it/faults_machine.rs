@@ -1,15 +1,13 @@
 //! What the machine under Redis does: its disk fills up or fails, its power goes, its clock jumps.
 
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use sluice_edge::engine::{Answer, Outcome};
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::OrderId;
 use sluice_shared::redis::{Redis, cmd};
-use sluice_shared::testing::{PrivateRedis, eventually};
+use sluice_shared::testing::{ClockStep, PrivateRedis, eventually};
 
 use crate::engine_harness::{Offer, SOON, World, accepted};
 use crate::gate::Gate;
@@ -85,27 +83,15 @@ async fn f33_a_disk_that_fails_costs_nothing_that_was_accepted() {
     sells_until("fdatasync:error=EIO:when=80+").await;
 }
 
-/// What a process needs in its environment to have a clock that can be stepped, and the file with the
-/// seconds to add.
-fn clock_step(directory: &Path) -> (PathBuf, [(&'static str, String); 2]) {
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/clock_step.c");
-    let (library, step) = (directory.join("clock_step.so"), directory.join("step"));
-    let built = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(source).status();
-    assert!(built.unwrap().success());
-    std::fs::write(&step, 0_i64.to_ne_bytes()).unwrap();
-    let text = |path: &Path| path.display().to_string();
-    (step.clone(), [("LD_PRELOAD", text(&library)), ("CLOCK_STEP", text(&step))])
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn f14_an_edge_whose_clock_is_wrong_judges_by_that_of_redis() {
     let (directory, world) = (directory(), World::start().await);
     let shelf = world.sell("sale", Offer::default()).await;
-    let (step, environment) = clock_step(&directory);
+    let clock = ClockStep::new();
     for (n, seconds) in [-300_i64, 300].into_iter().enumerate() {
-        std::fs::write(&step, seconds.to_ne_bytes()).unwrap();
+        clock.set(seconds);
         // The sale began a second ago; it must be open, or the gate does not start to sell.
-        let gate = Gate::start(&world, &directory, &shelf, &format!("edge-{n}"), &environment).await;
+        let gate = Gate::start(&world, &directory, &shelf, &format!("edge-{n}"), &clock.environment()).await;
         let told = Millis::from_text(gate.sale("sale")["server_time"].as_str().unwrap()).unwrap();
         let truth = world.shop.time().await.unwrap();
         assert!((truth.0 - told.0).abs() < 2_000, "{seconds}: {told:?} is not {truth:?}");
@@ -118,15 +104,9 @@ async fn f14_an_edge_whose_clock_is_wrong_judges_by_that_of_redis() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn f37_when_redis_clock_jumps_a_sale_stops_or_waits_and_no_unit_moves() {
-    let directory = directory();
-    let (step, environment) = clock_step(&directory);
-    let set = |seconds: i64| {
-        // In place: the page is mapped.
-        let file = std::fs::OpenOptions::new().write(true).open(&step).unwrap();
-        file.write_all_at(&seconds.to_ne_bytes(), 0).unwrap();
-    };
+    let clock = ClockStep::new();
     let redis = PrivateRedis::start_under(|_| {
-        let words = environment.iter().map(|(name, value)| format!("{name}={value}"));
+        let words = clock.environment().map(|(name, value)| format!("{name}={value}"));
         ["env".to_owned()].into_iter().chain(words).collect()
     });
     let world = World::start_on(redis).await;
@@ -134,18 +114,17 @@ async fn f37_when_redis_clock_jumps_a_sale_stops_or_waits_and_no_unit_moves() {
     let edge = world.edge("edge", &shelf, 1).await;
     assert!(accepted(&edge.buy("alice").await.1));
     // An hour and more ahead: the lease has run out, and nobody renews it.
-    set(4_000);
+    clock.set(4_000);
     assert_eq!(edge.buy("alice").await.1, Outcome::Frozen);
     // An hour back: the sale has not begun.
-    set(-3_600);
+    clock.set(-3_600);
     let early = async || matches!(edge.buy("alice").await.1, Outcome::Refused(Answer::NotStarted));
     eventually("it is too early", SOON, early).await;
     assert_eq!(world.left(&shelf).await, 999);
-    set(0);
+    clock.set(0);
     let sells = async || accepted(&edge.buy("alice").await.1);
     eventually("it sells again", Duration::from_secs(3), sells).await;
     assert_eq!(world.left(&shelf).await, 998);
-    std::fs::remove_dir_all(directory).unwrap();
 }
 
 /// A node of a Redis Cluster.

@@ -8,13 +8,13 @@ use sluice_bench::proxy::frames::Protocol;
 use sluice_bench::proxy::rules::Trap;
 use sluice_shared::config::Settings;
 use sluice_shared::message::Accepted;
-use sluice_shared::testing::eventually;
+use sluice_shared::testing::{ClockStep, eventually};
 use sluice_worker::config::{Config, DEFAULTS};
 use sluice_worker::role::{Context, Role};
 
 use crate::harness::broker::SHARDS;
 use crate::harness::world::verify_ledger;
-use crate::harness::{World, accepted};
+use crate::harness::{PrivatePostgres, World, accepted};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const ROWS: &str = "SELECT count(*) FROM orders";
@@ -41,6 +41,13 @@ fn through_proxy(url: &str, protocol: Protocol) -> (Proxy, String) {
     let proxy = Proxy::start(ANY, server.parse().unwrap(), protocol, 1).unwrap();
     let url = format!("{login}@{}/{rest}", proxy.address());
     (proxy, url)
+}
+
+/// How often the writer has tried again.
+fn retries(context: &Context) -> u64 {
+    let text = context.metrics.render(&context.store);
+    let count = |(_, rest): (&str, &str)| rest.lines().next()?.parse().ok();
+    text.split_once("job_retry_count_total{job=\"orders\"} ").and_then(count).unwrap_or(0)
 }
 
 /// Writes orders through a connection that is broken at each of these places, again and again; how
@@ -91,12 +98,7 @@ async fn f60_a_locked_table_holds_up_the_writer_and_nobody_else() {
     sqlx::query("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
     let role = world.run_in(context.clone(), Role::Orders);
     world.broker.publish_orders(&some_orders(200)).await;
-    let retries = |text: &str| {
-        let (_, rest) = text.split_once("job_retry_count_total{job=\"orders\"} ")?;
-        rest.lines().next()?.parse::<u64>().ok()
-    };
-    let tried = async || retries(&context.metrics.render(&context.store)).unwrap_or(0) >= 3;
-    eventually("the writer tries again and again", PATIENCE, tried).await;
+    eventually("the writer tries again and again", PATIENCE, async || retries(&context) >= 3).await;
     // The same pool answers everybody else.
     let asked = Instant::now();
     context.store.now().await.unwrap();
@@ -137,25 +139,34 @@ async fn f61_a_deadlock_or_a_serialization_failure_is_tried_again_with_the_same_
 
 #[tokio::test]
 async fn f62_a_full_disk_of_the_books_keeps_orders_waiting() {
-    refused_with("53100").await;
-}
-
-/// Lets the books' clock jump: SQL that asks for `now()` is answered by a function of ours.
-async fn step_clock(world: &World, seconds: i64) {
-    let text = format!(
-        "CREATE SCHEMA IF NOT EXISTS clock;
-         CREATE OR REPLACE FUNCTION clock.now() RETURNS timestamptz LANGUAGE sql STABLE
-             AS $$ SELECT pg_catalog.now() + interval '{seconds} seconds' $$;
-         DO $$ BEGIN
-             EXECUTE format('ALTER DATABASE %I SET search_path = clock, pg_catalog, public', current_database());
-         END $$;"
-    );
-    sqlx::raw_sql(sqlx::AssertSqlSafe(text)).execute(&world.db.pool).await.unwrap();
+    let server = PrivatePostgres::start(&[]);
+    let world = World::over(server.database().await, &[("phone", 10_000)]).await;
+    let context = writer(&world.urls(), 5_000);
+    let role = world.run_in(context.clone(), Role::Orders);
+    world.broker.publish_orders(&some_orders(100)).await;
+    eventually("100 rows", PATIENCE, async || world.db.count(ROWS).await == 100).await;
+    server.fill_disk();
+    let (mut orders, end) = (100, Instant::now() + PATIENCE);
+    while !server.told().contains("No space left on device") {
+        assert!(Instant::now() < end, "there is room for {orders} orders");
+        world.broker.publish_orders(&some_orders(100)).await;
+        orders += 100;
+    }
+    eventually("the writer tries again", PATIENCE, async || retries(&context) >= 3).await;
+    server.clear_disk();
+    let rows = async || sqlx::query_scalar::<_, i64>(ROWS).fetch_one(&world.db.pool).await.ok();
+    eventually("all have rows", PATIENCE, async || rows().await == Some(orders)).await;
+    role.stop().await;
+    assert_eq!(world.db.count("SELECT taken FROM offers").await, orders);
+    assert_eq!(world.db.count("SELECT count(*) FROM parked").await, 0);
+    verify_ledger(&world.db).await;
 }
 
 #[tokio::test]
 async fn f78_when_the_clock_of_the_books_jumps_orders_expire_early_or_late_and_once() {
-    let world = World::new(&[("phone", 100)]).await;
+    let clock = ClockStep::new();
+    let server = PrivatePostgres::start(&clock.environment());
+    let world = World::over(server.database().await, &[("phone", 100)]).await;
     let mut orders = Vec::new();
     for n in 0..20 {
         orders.push(world.bought(&format!("u{n}"), "phone=1").await);
@@ -163,7 +174,7 @@ async fn f78_when_the_clock_of_the_books_jumps_orders_expire_early_or_late_and_o
     // Half are overdue, but the clock goes back before anybody looks.
     world.db.run("UPDATE orders SET pay_before = now() - interval '1 second' WHERE seq % 2 = 0").await;
     let expired = "SELECT count(*) FROM orders WHERE state = 'expired'";
-    step_clock(&world, -3_600).await;
+    clock.set(-3_600);
     let late = world.process();
     let role = world.run_in(late.clone(), Role::Timeout);
     let behind = late.store.now().await.unwrap().0 - world.redis.time().await.unwrap().0;
@@ -171,9 +182,9 @@ async fn f78_when_the_clock_of_the_books_jumps_orders_expire_early_or_late_and_o
     // As long as a sweep and a look into the delay queue take, twice.
     tokio::time::sleep(Duration::from_millis(2_500)).await;
     assert_eq!(world.db.count(expired).await, 0);
-    step_clock(&world, 0).await;
+    clock.set(0);
     eventually("the overdue expire", PATIENCE, async || world.db.count(expired).await == 10).await;
-    step_clock(&world, 3_600).await;
+    clock.set(3_600);
     eventually("all expire", PATIENCE, async || world.db.count(expired).await == 20).await;
     role.stop().await;
     assert_eq!(world.db.count("SELECT count(*) FROM ledger WHERE kind = 'release'").await, 20);

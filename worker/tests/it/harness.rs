@@ -3,9 +3,11 @@
 
 pub mod broker;
 pub mod database;
+pub mod postgres;
 pub mod process;
 pub mod world;
 
 pub use broker::Vhost;
 pub use database::TestDatabase;
+pub use postgres::PrivatePostgres;
 pub use world::{Running, World, accepted, accepted_of, events, user};

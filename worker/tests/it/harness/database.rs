@@ -16,7 +16,8 @@ pub struct TestDatabase {
     pub url: String,
     pub store: Store,
     pub pool: PgPool,
-    name: String,
+    /// What is dropped with it; nothing where the server is the test's own.
+    name: Option<String>,
 }
 
 fn server() -> PgConnectOptions {
@@ -75,10 +76,16 @@ impl TestDatabase {
         let name = format!("sluice_t_{}", uuid::Uuid::now_v7().simple());
         run(&mut admin, format!("CREATE DATABASE {name} TEMPLATE {template}")).await;
         admin.close().await.unwrap();
-        let url = url_of(&name);
+        let mut db = Self::whole(url_of(&name)).await;
+        db.name = Some(name);
+        db
+    }
+
+    /// A migrated database that nobody else uses.
+    pub async fn whole(url: String) -> Self {
         let store = Store::connect(&config_of(&url)).await.unwrap();
         let pool = PgPoolOptions::new().max_connections(3).connect(&url).await.unwrap();
-        Self { url, store, pool, name }
+        Self { url, store, pool, name: None }
     }
 
     /// One number.
@@ -98,7 +105,7 @@ impl TestDatabase {
 
 impl Drop for TestDatabase {
     fn drop(&mut self) {
-        let name = std::mem::take(&mut self.name);
+        let Some(name) = self.name.take() else { return };
         // A runtime of its own: the test's may be the one that is being dropped.
         let dropping = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

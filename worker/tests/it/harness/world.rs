@@ -178,7 +178,11 @@ pub fn edge() -> InstanceId {
 
 impl World {
     pub async fn new(items: &[(&str, i64)]) -> Self {
-        let db = TestDatabase::new().await;
+        Self::over(TestDatabase::new().await, items).await
+    }
+
+    /// The same, with these books.
+    pub async fn over(db: TestDatabase, items: &[(&str, i64)]) -> Self {
         insert_sale(&db, "demo", items).await;
         let broker = Vhost::new().await;
         let server = PrivateRedis::start();
