@@ -4,6 +4,7 @@
 //! unroutable; a connection that breaks leaves every unconfirmed message unknown, and the caller
 //! still holds it.
 
+mod greeting;
 mod io_loop;
 mod sender;
 
@@ -79,7 +80,13 @@ impl Link {
             .with_client_property("product".into(), "Sluice".into())
             .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
         let deaths = io_loop::deaths();
-        let connection = in_time(Connection::connect(url, properties)).await?;
+        greeting::wait(url).await?;
+        let connection = in_time(Connection::connect(url, properties)).await;
+        let connection = connection.inspect_err(|error| {
+            if matches!(error, AmqpError::Silent(_)) {
+                greeting::was_silent();
+            }
+        })?;
         let (tell, blocked) = watch::channel(false);
         let mut events = Box::pin(connection.events_listener());
         tokio::spawn(async move {
