@@ -27,12 +27,16 @@ use crate::status::Status;
 
 /// What the engine needs at most to hand over what it holds; requests get the rest of the grace.
 const ENGINE_END: Duration = Duration::from_secs(6);
-/// Threads of the engine: one for Redis and RabbitMQ each.
+/// Threads of the engine: one for Redis and RabbitMQ each. What they are called.
 const ENGINE_THREADS: usize = 2;
+const ENGINE: &str = "engine";
+/// The exit status when a part of the engine has broken down (EX_SOFTWARE of sysexits.h).
+const EXIT_BROKEN: i32 = 70;
 
 /// Runs an edge until it is told to stop, and returns when it has stopped. With `former`, it starts
 /// beside the edge of that name, and takes its listeners over once it would sell.
 pub fn run(config: Config, former: Option<&str>) -> anyhow::Result<()> {
+    end_with_the_engine();
     let mut registry = sluice_shared::metrics::registry();
     let engine = Engine::new(config.engine.clone(), &mut registry)?;
     let (takeover, taken) = match former {
@@ -87,6 +91,19 @@ pub fn run(config: Config, former: Option<&str>) -> anyhow::Result<()> {
     wait(&finished, &server);
     tracing::info!("stopped");
     ready
+}
+
+/// A panic in the engine ends the process at once, as `kill -9` does: what it held is in the journal, and
+/// its successor proves it dead. Going on, it would look alive while nobody does that part's work.
+fn end_with_the_engine() {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        before(info);
+        if std::thread::current().name() == Some(ENGINE) {
+            tracing::error!("a part of the engine has broken down: the process ends");
+            std::process::exit(EXIT_BROKEN);
+        }
+    }));
 }
 
 /// pingora sleeps through its whole grace period, busy or not, so it does that on a thread of its own:
@@ -174,7 +191,7 @@ struct Running {
 impl BackgroundService for Running {
     async fn start(&self, mut shutdown: ShutdownWatch) {
         let mut threads = Builder::new_multi_thread();
-        threads.worker_threads(ENGINE_THREADS).thread_name("engine").enable_all();
+        threads.worker_threads(ENGINE_THREADS).thread_name(ENGINE).enable_all();
         let runtime = match threads.build() {
             Ok(runtime) => runtime,
             Err(error) => {

@@ -94,11 +94,13 @@ fn sign(core: &Core, book: &Book, seat: &Seat, collection: &Collection) -> Heart
     }
 }
 
-/// A last sign: nothing is held, nobody need wait for this instance. It stays until a warden has read it.
+/// A last sign, until Redis has it: nothing is held, nobody need wait for this instance. It stays until a
+/// warden has read it.
 pub(crate) async fn leave(core: &Core, book: &Book, seat: &Seat, redis: &Redis) {
     let last = Heartbeat { gone: true, ..sign(core, book, seat, &Collection::default()) };
-    if let Err(why) = give(&last, redis).await {
-        tracing::warn!(%why, "could not take leave; the warden will find this edge silent");
+    while let Err(why) = give(&last, redis).await {
+        tracing::debug!(%why, "could not take leave");
+        tokio::time::sleep(HASTE).await;
     }
 }
 

@@ -38,15 +38,15 @@ struct Plan {
 }
 
 /// Sorts out entries that nobody here holds. Young ones are still with their edge; what is beyond
-/// `accepted` has its row. An entry without a record is nothing that a script of ours leaves: it stays
-/// for the warden.
+/// `accepted` has its row. An entry from the future was accepted before Redis' clock went back. One
+/// without a record is nothing that a script of ours leaves: it stays for the warden.
 fn plan(entries: &[Entry], records: Vec<Option<Record>>, now: Millis, after: Duration) -> Plan {
     let mut plan = Plan::default();
     for (entry, record) in entries.iter().zip(records) {
         let Some(record) = record else { continue };
         if record.state != OrderState::Accepted || record.released {
             plan.delete.push(entry.0);
-        } else if now >= record.accepted.after(after) {
+        } else if now >= record.accepted.after(after) || record.accepted >= now.after(after) {
             plan.publish.push((*entry, record));
         }
     }
@@ -191,6 +191,13 @@ mod tests {
         assert_eq!(judge(record, 5999), Plan::default());
         let plan = judge(record, 6000);
         assert_eq!((plan.publish.len(), plan.delete.len()), (1, 0));
+    }
+
+    #[test]
+    fn an_entry_from_the_future_is_published() {
+        let record = "Ah|1|7|1000000|1000000|0|-|phone=1|ann";
+        assert_eq!(judge(record, 1_000_000 - AFTER.as_millis() as i64).publish.len(), 1);
+        assert_eq!(judge(record, 999_999).publish.len(), 0);
     }
 
     #[test]

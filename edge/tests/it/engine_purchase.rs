@@ -159,3 +159,19 @@ async fn a_follower_sees_the_present_record_and_each_change() {
     world.ask::<u64>("HSET", &[&shelf.orders(), &order.field(), &refunded.to_string()]).await;
     assert_eq!(tokio::time::timeout(SOON, follower.next()).await.unwrap().unwrap(), refunded);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edge_that_stops_while_redis_is_away_takes_its_leave_when_it_is_back() {
+    let mut world = World::start().await;
+    let shelf = world.sell("sale", Offer::default()).await;
+    let edge = world.edge("edge", &shelf, 1).await;
+    world.redis.crash();
+    let stopping = tokio::spawn(edge.stop());
+    // As long as several attempts take.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!stopping.is_finished());
+    world.redis.crash_and_restart();
+    world.shop = world.redis.connect();
+    stopping.await.unwrap();
+    assert!(world.heartbeat("edge").await.is_some_and(|beat| beat.gone), "it took leave");
+}

@@ -136,3 +136,22 @@ async fn f10_an_edge_that_stood_still_through_a_reopening_sells_nothing_of_the_o
     assert_eq!(world.left(&shelf).await, 999);
     std::fs::remove_dir_all(state).unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edge_whose_engine_breaks_down_ends_and_its_order_goes_its_way() {
+    let world = World::start().await;
+    let shelf = world.sell("sale", Offer::default()).await;
+    let (state, mut seen) = (directory(), Seen::default());
+    let plan = armed("F7.before-publish=panic");
+    let mut broken = Gate::start(&world, &state, &shelf, "broken", &plan).await;
+    let (token, order) = broken.token("sale", "alice");
+    let told = broken.buy("sale", "alice", &token);
+    assert!(told.is_none_or(|answer| answer.status == 202));
+    assert_eq!(broken.ended().code(), Some(70));
+    let heir = world.edge("heir", &shelf, 1).await;
+    seen.until(&world, order).await;
+    world.journal_empties(&shelf).await;
+    assert_eq!(world.left(&shelf).await, 999);
+    heir.stop().await;
+    std::fs::remove_dir_all(state).unwrap();
+}
