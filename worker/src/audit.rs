@@ -31,6 +31,8 @@ use broker::Depths;
 const LOOKS: usize = 4;
 /// Between two looks.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Offenders that are named, at the most.
+const NAMED: usize = 50;
 /// How long one answer of Redis may take.
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -144,7 +146,7 @@ pub struct Equation {
     pub difference: i64,
     /// Whether it holds.
     pub holds: bool,
-    /// Orders, users or lines that break it; the first ones.
+    /// Orders, users or lines that break it: the first 50.
     pub offenders: Vec<String>,
     /// How many break it.
     pub offending: usize,
@@ -271,6 +273,9 @@ impl Report {
                 let seen = |who: &String| breaches.contains(&format!("{key}/{who}"));
                 let kept = breaches.contains(&key) || equation.offenders.iter().any(seen);
                 equation.holds = !kept;
+                // Those that were only under way are not told with those that stay.
+                equation.offenders.retain(seen);
+                equation.offenders.truncate(NAMED);
             }
             sale.balanced = sale.equations.iter().all(|equation| equation.holds);
         }
@@ -358,6 +363,17 @@ mod tests {
         let (first, mut last) = (looked("ann").breaches(), looked("bob"));
         last.keep_only(&(&first & &last.breaches()));
         assert!(last.balanced && last.sales[0].equations[0].holds);
+        // Whatever comes and goes besides, and however much of it.
+        let hundred = |look: &str| {
+            let mut report = looked("zoe");
+            let passing = (0..100).map(|n| format!("{look}{n}"));
+            report.sales[0].equations[0].offenders.extend(passing);
+            report
+        };
+        let (first_look, mut second) = (hundred("first").breaches(), hundred("second"));
+        second.keep_only(&(&first_look & &second.breaches()));
+        assert_eq!(second.sales[0].equations[0].offenders, ["zoe"]);
+        assert!(!second.balanced);
         let mut same = looked("ann");
         same.keep_only(&(&first & &same.breaches()));
         assert!(!same.balanced);

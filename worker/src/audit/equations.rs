@@ -12,9 +12,6 @@ use super::broker::Depths;
 use super::gather::Gathered;
 use super::{Equation, SaleReport, Units};
 
-/// Offenders that are told by name, at the most.
-const NAMED: usize = 50;
-
 /// Judges one sale; `depths` bounds what may still be in the broker, where that is known.
 pub fn judge(gathered: &Gathered, depths: Option<Depths>) -> SaleReport {
     if gathered.sale.step == SaleStep::Created {
@@ -84,7 +81,6 @@ impl Sheet {
     ) {
         let offending = offenders.len();
         offenders.sort_unstable();
-        offenders.truncate(NAMED);
         let difference = left - right;
         let holds = difference == 0 && offending == 0;
         let scope = scope.into();
