@@ -15,6 +15,7 @@ use sluice_shared::amqp::{AmqpError, Consumer, Delivery, Link, Outgoing, Sender}
 use sluice_shared::topology::{DEAD, LADDER, RETRY};
 
 use crate::role::{Context, Stop};
+use crate::store::StoreError;
 use room::Room;
 
 /// What became of a message.
@@ -100,7 +101,9 @@ impl<H: Handler> Reader<'_, H> {
 
     async fn handle(&mut self, delivery: Delivery) -> anyhow::Result<()> {
         let began = Instant::now();
-        let outcome = self.handler.handle(&delivery).await;
+        let handled = async { Ok::<_, StoreError>(self.handler.handle(&delivery).await) };
+        let handled = self.context.store.bounded(handled).await;
+        let outcome = handled.unwrap_or_else(|late| Outcome::Later(late.to_string()));
         let word = match &outcome {
             Outcome::Done => "done",
             Outcome::Retry(_) => "retry",
@@ -169,7 +172,8 @@ impl<H: Handler> Reader<'_, H> {
             Err(error) => tracing::warn!(%error, "a parked message is in the books only"),
             Ok(()) => {}
         }
-        self.context.store.park(H::QUEUE, why, &delivery.body).await?;
+        let store = &self.context.store;
+        store.bounded(store.park(H::QUEUE, why, &delivery.body)).await?;
         self.room.forget(delivery.tag);
         Ok(self.consumer.ack(delivery.tag).await?)
     }

@@ -72,17 +72,22 @@ impl From<sqlx::Error> for StoreError {
 #[derive(Debug, Clone)]
 pub struct Store {
     pub(crate) pool: PgPool,
+    /// How long one piece of work may take, see [`Self::bounded`].
+    patience: Duration,
 }
+
+/// Statements that a piece of work waits for, one after another, at the most as long as each may take.
+const STATEMENTS: u32 = 3;
 
 impl Store {
     /// A pool that connects when it is used: a process starts, and waits, without PostgreSQL.
     pub fn lazy(config: &DatabaseConfig) -> Result<Self, StoreError> {
-        Ok(Self { pool: pool(config).connect_lazy_with(options(config)?) })
+        Ok(Self { pool: pool(config).connect_lazy_with(options(config)?), patience: patience(config) })
     }
 
     /// A pool that is connected.
     pub async fn connect(config: &DatabaseConfig) -> Result<Self, StoreError> {
-        Ok(Self { pool: pool(config).connect_with(options(config)?).await? })
+        Ok(Self { pool: pool(config).connect_with(options(config)?).await?, patience: patience(config) })
     }
 
     /// Brings the schema to this version.
@@ -91,6 +96,20 @@ impl Store {
             sqlx::migrate::MigrateError::Execute(error) => error.into(),
             error => StoreError::Broken(error.to_string()),
         })
+    }
+
+    /// Waits for a piece of work, and no longer than its statements may take. The server ends a statement
+    /// that takes too long; a server whose machine is gone without a word ends nothing, and the client
+    /// library would wait for it for ever.
+    ///
+    /// # Errors
+    /// [`StoreError::Away`] when it takes longer: whether it was done is unknown.
+    pub async fn bounded<T, E: From<StoreError>>(
+        &self,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let late = || StoreError::Away(format!("no answer within {} s", self.patience.as_secs()));
+        tokio::time::timeout(self.patience, work).await.unwrap_or_else(|_| Err(late().into()))
     }
 
     /// PostgreSQL's clock.
@@ -109,6 +128,10 @@ impl Store {
     pub async fn close(&self) {
         self.pool.close().await;
     }
+}
+
+fn patience(config: &DatabaseConfig) -> Duration {
+    config.connect_timeout + config.statement_timeout * STATEMENTS
 }
 
 fn pool(config: &DatabaseConfig) -> PgPoolOptions {

@@ -96,12 +96,12 @@ async fn serve(store: Store, metrics: Metrics, mut queue: mpsc::Receiver<Queued>
 
 /// Books a group; one notice that the books cannot take does not spoil the others.
 async fn book(store: &Store, notices: &[PaymentNotice]) -> Vec<Booked> {
-    match store.notices(notices).await {
+    match store.bounded(store.notices(notices)).await {
         Ok(outcomes) => outcomes.into_iter().map(Ok).collect(),
         Err(StoreError::Broken(_)) if notices.len() > 1 => {
             let mut each = Vec::with_capacity(notices.len());
             for notice in notices {
-                each.push(store.notice(notice).await);
+                each.push(store.bounded(store.notice(notice)).await);
             }
             each
         }

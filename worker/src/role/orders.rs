@@ -136,7 +136,8 @@ impl Writer<'_> {
             if *shard != self.shard {
                 tracing::warn!(shard, queue = self.queue, "a barrier came through another queue");
             }
-            self.context.store.note_barrier(barrier, self.shard).await?;
+            let store = &self.context.store;
+            store.bounded(store.note_barrier(barrier, self.shard)).await?;
         }
         failpoint::reach("F54.before-ack");
         self.consumer.ack_through(batch.last).await?;
@@ -149,7 +150,8 @@ impl Writer<'_> {
     async fn write(&self, batch: &Batch, stop: &Stop) -> anyhow::Result<crate::store::orders::WriteReport> {
         let (began, mut wait) = (Instant::now(), WAITS[0]);
         loop {
-            let away = match self.context.store.write_orders(&batch.orders).await {
+            let store = &self.context.store;
+            let away = match store.bounded(store.write_orders(&batch.orders)).await {
                 Err(StoreError::Away(why)) => why,
                 other => return Ok(other?),
             };
@@ -179,7 +181,8 @@ impl Writer<'_> {
             Err(error) => tracing::warn!(%error, "a parked message is in the books only"),
             Ok(()) => {}
         }
-        self.context.store.park(&self.queue, reason, body).await?;
+        let store = &self.context.store;
+        store.bounded(store.park(&self.queue, reason, body)).await?;
         self.context.metrics.orders("parked", 1);
         Ok(())
     }

@@ -29,7 +29,8 @@ pub async fn run(context: Context, mut stop: Stop) -> anyhow::Result<()> {
     let name = format!("{} outbox", context.who);
     let link = Link::connect(context.config.amqp.url.reveal(), &name).await?;
     let publisher = link.publisher().await?;
-    let mut bell = context.store.outbox_bell().await?;
+    let store = &context.store;
+    let mut bell = store.bounded(store.outbox_bell()).await?;
     let (mut refused, mut tidied) = (Vec::new(), Instant::now());
     while !*stop.borrow() {
         if publish_some(&context, &publisher, &mut refused).await? {
@@ -38,8 +39,12 @@ pub async fn run(context: Context, mut stop: Stop) -> anyhow::Result<()> {
         refused.clear();
         if tidied.elapsed() > TIDY {
             let kept = context.config.outbox.keep;
-            while context.store.forget_published(kept, TIDY_MAX).await? == u64::from(TIDY_MAX) {}
+            while store.bounded(store.forget_published(kept, TIDY_MAX)).await? == u64::from(TIDY_MAX) {}
+            // One whose server is gone without a word never rings again.
+            bell = store.bounded(store.outbox_bell()).await?;
             tidied = Instant::now();
+            // What came between the two.
+            continue;
         }
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => {}
@@ -66,7 +71,8 @@ async fn publish_some(
 ) -> anyhow::Result<bool> {
     let began = Instant::now();
     let most = context.config.outbox.batch_max;
-    let batch = context.store.claim_outbox(most, refused).await?;
+    let store = &context.store;
+    let batch = store.bounded(store.claim_outbox(most, refused)).await?;
     if batch.rows.is_empty() {
         return Ok(false);
     }
@@ -76,7 +82,7 @@ async fn publish_some(
         .context("rabbitmq did not confirm in time")?;
     failpoint::reach("F69.before-mark");
     refused.extend(batch.rows.iter().map(|row| row.id).filter(|id| !confirmed.contains(id)));
-    batch.mark(&confirmed).await?;
+    store.bounded(batch.mark(&confirmed)).await?;
     context.metrics.job("outbox", if broken.is_none() { "done" } else { "broken" }, began.elapsed());
     match broken {
         None => Ok(full && refused.len() < REFUSED_MAX),

@@ -38,7 +38,7 @@ async fn queue(context: Context, deadlines: Arc<Deadlines>, mut stop: Stop) -> a
     let known = deadlines.rebuild().await?;
     tracing::info!(known, "deadlines are noted");
     while !*stop.borrow() {
-        if expire_due(&context, &deadlines).await? == 0 {
+        if context.store.bounded(expire_due(&context, &deadlines)).await? == 0 {
             pause(LOOK, &mut stop).await;
         }
     }
@@ -71,8 +71,10 @@ async fn sweep(context: Context, mut stop: Stop) -> anyhow::Result<()> {
     let timeout = &context.config.timeout;
     while !*stop.borrow() {
         let began = Instant::now();
-        let overdue = context.store.overdue(timeout.claim_max).await?;
-        let expired = if overdue.is_empty() { overdue } else { context.store.expire(&overdue).await? };
+        let store = &context.store;
+        let overdue = store.bounded(store.overdue(timeout.claim_max)).await?;
+        let expired =
+            if overdue.is_empty() { overdue } else { store.bounded(store.expire(&overdue)).await? };
         if expired.is_empty() {
             pause(timeout.sweep, &mut stop).await;
             continue;

@@ -62,7 +62,7 @@ impl Deadlines {
         self.queue.load(&self.redis).await?;
         let (mut after, mut count) = (None, 0);
         loop {
-            let page = self.store.deadlines_after(after.as_ref(), PAGE).await?;
+            let page = self.store.bounded(self.store.deadlines_after(after.as_ref(), PAGE)).await?;
             self.queue.schedule(&self.redis, &tasks(&page)).await?;
             count += page.len() as u64;
             match page.last() {

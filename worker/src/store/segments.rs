@@ -162,7 +162,11 @@ impl Store {
         .bind(signed(epoch))
         .execute(&mut *writing)
         .await?;
-        Ok((raised.rows_affected() == 1).then(|| Raising { writing, shelf: shelf.clone() }))
+        Ok((raised.rows_affected() == 1).then(|| Raising {
+            writing,
+            shelf: shelf.clone(),
+            store: self.clone(),
+        }))
     }
 }
 
@@ -171,6 +175,7 @@ impl Store {
 pub struct Raising {
     writing: Transaction<'static, Postgres>,
     shelf: Shelf,
+    store: Store,
 }
 
 impl Raising {
@@ -179,7 +184,8 @@ impl Raising {
         let mut facts = Vec::new();
         let (mut after, mut pool) = (String::new(), LinesPool::default());
         loop {
-            let page = books::orders_after(&mut self.writing, &self.shelf.sale, &after, &mut pool).await?;
+            let page = books::orders_after(&mut self.writing, &self.shelf.sale, &after, &mut pool);
+            let page = self.store.bounded(page).await?;
             let Some((last, _)) = page.last() else { return Ok(facts) };
             after = last.to_string();
             let ours = page.into_iter().filter(|(id, _)| id.segment == self.shelf.segment);

@@ -90,6 +90,55 @@ async fn f56_a_lost_acknowledgement_brings_a_duplicate_that_changes_nothing() {
     assert!(repeated > 0);
 }
 
+/// The server's process that waits for a lock, stopped: as if its machine were gone, it says nothing more,
+/// not even that it has ended. Goes on when dropped.
+struct Stopped(i32);
+
+impl Stopped {
+    async fn at_a_lock(world: &World) -> Self {
+        let waiting = "SELECT pid FROM pg_stat_activity
+                       WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        let pid = async || sqlx::query_scalar(waiting).fetch_optional(&world.db.pool).await.unwrap();
+        eventually("somebody waits", PATIENCE, async || pid().await.is_some()).await;
+        let stopped = Self(pid().await.unwrap());
+        stopped.signal("-STOP");
+        stopped
+    }
+
+    fn signal(&self, signal: &str) {
+        let done = std::process::Command::new("kill").args([signal, &self.0.to_string()]).status();
+        assert!(done.unwrap().success());
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        self.signal("-CONT");
+    }
+}
+
+#[tokio::test]
+async fn f59_a_server_that_is_gone_without_a_word_is_given_up() {
+    let world = World::new(&[("phone", 1_000)]).await;
+    let mut context = writer(&world.urls(), 5_000);
+    let mut config = (*context.config).clone();
+    config.database.statement_timeout = Duration::from_millis(800);
+    config.database.connect_timeout = Duration::from_millis(600);
+    context = Context::new(config).unwrap();
+    let role = world.run_in(context.clone(), Role::Orders);
+    let mut lock = world.db.pool.begin().await.unwrap();
+    sqlx::query("LOCK TABLE ledger IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
+    world.broker.publish_orders(&some_orders(100)).await;
+    let stopped = Stopped::at_a_lock(&world).await;
+    lock.rollback().await.unwrap();
+    eventually("the writer tries again", PATIENCE, async || retries(&context) >= 1).await;
+    // Its machine would have taken its locks with it.
+    drop(stopped);
+    eventually("100 rows", PATIENCE, async || world.db.count(ROWS).await == 100).await;
+    role.stop().await;
+    verify_ledger(&world.db).await;
+}
+
 #[tokio::test]
 async fn f60_a_locked_table_holds_up_the_writer_and_nobody_else() {
     let world = World::new(&[("phone", 1_000)]).await;
