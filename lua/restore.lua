@@ -14,7 +14,9 @@ local present, anew, lost = {unpack(KEYS, 1, 4)}, {unpack(KEYS, 5, 8)}, {unpack(
 local fence, epoch, keep = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 
 -- checks
-local m = redis.call('HMGET', present[1], 'fence', 'epoch')
+-- what has another type is no segment of anybody's
+local is_hash = redis.call('TYPE', present[1]).ok == 'hash'
+local m = is_hash and redis.call('HMGET', present[1], 'fence', 'epoch') or {}
 if m[1] == fence then return {'ALREADY'} end
 if (tonumber(m[2]) or 0) >= epoch then return {'FENCED', m[2]} end
 if redis.call('HGET', anew[1], 'fence') ~= fence then return {'FROZEN', 'meta'} end

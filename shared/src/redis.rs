@@ -68,6 +68,11 @@ impl Fault {
         }
     }
 
+    /// Whether it may be of the one key that was asked for, such as one of another type: others can be read.
+    pub fn is_local(&self) -> bool {
+        matches!(self, Self::Refused { .. } | Self::Unreadable { .. })
+    }
+
     /// Whether the command may have been carried out all the same.
     pub fn is_unknown(&self) -> bool {
         matches!(self, Self::Unknown { .. } | Self::Unreadable { .. })

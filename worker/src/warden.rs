@@ -71,7 +71,11 @@ pub enum Trouble {
 impl Trouble {
     /// Whether it may be of one segment alone, such as a key of another type: the others go on.
     fn is_local(&self) -> bool {
-        matches!(self, Self::Odd(_) | Self::Redis(Fault::Refused { .. } | Fault::Unreadable { .. }))
+        match self {
+            Self::Odd(_) => true,
+            Self::Redis(fault) => fault.is_local(),
+            Self::Store(_) | Self::Amqp(_) => false,
+        }
     }
 }
 

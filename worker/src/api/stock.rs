@@ -74,9 +74,17 @@ async fn adjust(redis: &Redis, completing: Completing) -> Result<Completed, Trou
 pub async fn complete_pending(store: &Store, redis: &Redis) -> Result<usize, Trouble> {
     let mut done = 0;
     for (sale, key) in store.pending_stock_changes().await? {
-        if complete(store, redis, &sale, &key).await? != Completed::Frozen {
-            tracing::info!(%sale, key, "an interrupted stock change is completed");
-            done += 1;
+        match complete(store, redis, &sale, &key).await {
+            Ok(Completed::Frozen) => {}
+            Ok(_) => {
+                tracing::info!(%sale, key, "an interrupted stock change is completed");
+                done += 1;
+            }
+            // One segment's oddity is not another's.
+            Err(Trouble::Redis(fault)) if fault.is_local() => {
+                tracing::warn!(%sale, key, %fault, "an interrupted stock change waits");
+            }
+            Err(trouble) => return Err(trouble),
         }
     }
     Ok(done)

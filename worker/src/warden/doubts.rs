@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use sluice_shared::keys::Shelf;
 use tokio::sync::Notify;
@@ -12,12 +13,19 @@ use tokio::sync::Notify;
 pub struct Doubt {
     all: bool,
     shelves: BTreeSet<Shelf>,
+    /// When the last loss was noticed that it is about.
+    since: Option<Instant>,
 }
 
 impl Doubt {
-    /// About these segments.
-    pub fn of(shelves: BTreeSet<Shelf>) -> Self {
-        Self { all: false, shelves }
+    /// The same doubt, about these segments only.
+    pub fn about(self, shelves: BTreeSet<Shelf>) -> Self {
+        Self { all: false, shelves, ..self }
+    }
+
+    /// When the last loss was noticed that it is about.
+    pub fn since(&self) -> Option<Instant> {
+        self.since
     }
 
     /// Whether it is about this segment.
@@ -40,12 +48,13 @@ impl Doubts {
 
     /// RabbitMQ has lost its messages: they were of any segment.
     pub fn note_all(&self) {
-        self.note(Doubt { all: true, ..Doubt::default() });
+        self.note(Doubt { all: true, since: Some(Instant::now()), ..Doubt::default() });
     }
 
     /// A segment was re-opened: Redis may have lost its end.
     pub fn note_shelf(&self, shelf: &Shelf) {
-        self.note(Doubt::of(BTreeSet::from([shelf.clone()])));
+        let shelves = BTreeSet::from([shelf.clone()]);
+        self.note(Doubt { all: false, shelves, since: Some(Instant::now()) });
     }
 
     /// What could not be looked at is in doubt still.
@@ -53,6 +62,7 @@ impl Doubts {
         let mut noted = self.noted();
         noted.all |= doubt.all;
         noted.shelves.extend(doubt.shelves);
+        noted.since = noted.since.max(doubt.since);
         drop(noted);
         self.bell.notify_one();
     }
@@ -89,8 +99,10 @@ mod tests {
         assert_eq!([0, 1, 2].map(|segment| doubt.covers(&shelf(segment))), [true, false, true]);
         // Looking failed, and meanwhile the broker lost everything.
         doubts.note_all();
+        let first = doubt.since();
         doubts.note(doubt);
-        assert!(doubts.next().await.covers(&shelf(1)));
+        let both = doubts.next().await;
+        assert!(both.covers(&shelf(1)) && both.since() > first);
         assert_eq!(*doubts.noted(), Doubt::default());
     }
 }

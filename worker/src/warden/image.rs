@@ -9,6 +9,7 @@ use sluice_shared::keys::Shelf;
 use sluice_shared::lines::{Lines, LinesPool};
 use sluice_shared::record::{OrderState, Record, Refund};
 use sluice_shared::redis::{Fault, Redis, cmd};
+use sluice_shared::sale::SaleStep;
 
 use super::mark::Mark;
 
@@ -16,6 +17,8 @@ use super::mark::Mark;
 const PAGE: usize = 4_000;
 /// How often the shelf is looked at until two looks agree.
 const LOOKS: usize = 20;
+/// Fields of `meta` that are numbers and change only when the sale does.
+pub const NUMBERS: [&str; 4] = ["cfg", "jmax", "starts", "ends"];
 
 /// An order of the map.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,7 +135,9 @@ impl Head {
         };
         let torn = |field: &&str| meta.get(*field).is_none_or(|text| text.parse::<u64>().is_err());
         if head.fence.is_some() {
-            head.torn = ["epoch", "seq"].into_iter().filter(torn).collect();
+            head.torn = ["epoch", "seq"].into_iter().chain(NUMBERS).filter(torn).collect();
+            let state = meta.get("state").and_then(|word| SaleStep::parse(word));
+            head.torn.extend(state.is_none().then_some("state"));
         }
         for (field, value) in meta {
             let units = || value.parse().ok();
@@ -157,21 +162,31 @@ impl Image {
     /// Reads all of a segment, page by page.
     pub async fn read(redis: &Redis, shelf: &Shelf) -> Result<Self, Fault> {
         let mut image = Self { at: redis.time().await?, ..Self::default() };
-        let keys = [shelf.meta(), shelf.stock(), shelf.orders(), shelf.journal()];
-        for key in keys {
+        let kinds = kinds(redis, shelf).await?;
+        for (key, kind) in keys(shelf).into_iter().zip(kinds) {
+            image.keys += usize::from(kind != Kind::Missing);
+            if kind == Kind::Wrong {
+                image.torn.push(format!("{key}, which has another type,"));
+            }
             // -2: there is no such key, -1: it does not run out.
             let left: i64 = redis.run("looking how long a key lives", cmd("PTTL").arg(&key)).await?;
-            image.keys += usize::from(left != -2);
-            image.has_journal |= left != -2 && key == shelf.journal();
             if left >= 0 {
                 image.mortal.push(key);
             }
         }
+        let [meta, stock, orders, journal] = kinds.map(|kind| kind != Kind::Wrong);
+        image.has_journal = kinds[3] == Kind::Right;
         // The journal first: an entry that leaves it meanwhile has its order in the map all the same.
-        image.read_journal(redis, shelf).await?;
-        image.head = Head::read(redis, shelf).await?;
-        image.torn.extend(image.head.torn.iter().map(|field| format!("meta {field}")));
-        image.read_orders(redis, shelf).await?;
+        if journal {
+            image.read_journal(redis, shelf).await?;
+        }
+        if meta && stock {
+            image.head = Head::read(redis, shelf).await?;
+            image.torn.extend(image.head.torn.iter().map(|field| format!("meta {field}")));
+        }
+        if orders {
+            image.read_orders(redis, shelf).await?;
+        }
         Ok(image)
     }
 
@@ -268,6 +283,36 @@ impl Image {
         }
         users
     }
+}
+
+/// What is found under a segment's key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Nothing.
+    Missing,
+    /// What belongs there.
+    Right,
+    /// Something of another type: nobody of ours wrote that.
+    Wrong,
+}
+
+fn keys(shelf: &Shelf) -> [String; 4] {
+    [shelf.meta(), shelf.stock(), shelf.orders(), shelf.journal()]
+}
+
+/// What is found under `meta`, `stock`, `orders` and `journal`.
+pub async fn kinds(redis: &Redis, shelf: &Shelf) -> Result<[Kind; 4], Fault> {
+    let ask = |key: String| cmd("TYPE").arg(key).to_owned();
+    let found: [String; 4] = redis.run_all("looking at its keys", keys(shelf).map(ask)).await?;
+    let mut kinds = [Kind::Missing; 4];
+    for ((kind, found), right) in kinds.iter_mut().zip(&found).zip(["hash", "hash", "hash", "stream"]) {
+        *kind = match found.as_str() {
+            "none" => Kind::Missing,
+            found if found == right => Kind::Right,
+            _ => Kind::Wrong,
+        };
+    }
+    Ok(kinds)
 }
 
 /// Which start of Redis this is: it changes with a restart and with a promotion.

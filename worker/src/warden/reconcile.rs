@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use sluice_shared::ids::{OrderId, SkuId};
 use sluice_shared::keys::Shelf;
-use sluice_shared::message::OrderEvent;
+use sluice_shared::message::{Accepted, OrderEvent};
 use sluice_shared::sale::SaleView;
 
 use super::behind::{Behind, behind, next_page};
@@ -26,10 +26,13 @@ struct Look {
     untold: Duration,
     /// Whether every record is compared with its row, or some of them in each round.
     whole: bool,
+    /// When the loss was noticed that it comes after.
+    since: Option<Instant>,
 }
 
 /// Relay and sweep, and the saga, have had their time.
-const ROUTINE: Look = Look { unwritten_ms: 5_000, untold: Duration::from_secs(30), whole: false };
+const ROUTINE: Look =
+    Look { unwritten_ms: 5_000, untold: Duration::from_secs(30), whole: false, since: None };
 /// What a warden that led before has noticed, nobody knows any more.
 const FIRST: Look = Look { untold: Duration::ZERO, whole: true, ..ROUTINE };
 /// Messages of any age may be gone, and nobody else knows of them.
@@ -57,7 +60,7 @@ pub async fn run(warden: Arc<Warden>) {
             Duration::ZERO => None,
             wait => tokio::time::timeout(wait, reconciler.warden.doubts.next()).await.ok(),
         };
-        let look = if doubt.is_some() { AFTER_LOSS } else { routine };
+        let look = doubt.as_ref().map_or(routine, |doubt| Look { since: doubt.since(), ..AFTER_LOSS });
         let began = Instant::now();
         let done = reconciler.round(look, doubt.as_ref()).await;
         let took = began.elapsed();
@@ -69,7 +72,7 @@ pub async fn run(warden: Arc<Warden>) {
                 if doubt.is_none() {
                     routine = ROUTINE;
                 }
-                doubt.filter(|_| !unread.is_empty()).map(|_| Doubt::of(unread))
+                doubt.filter(|_| !unread.is_empty()).map(|doubt| doubt.about(unread))
             }
             (Err(trouble), doubt) => {
                 tracing::warn!(%trouble, "reconciling is held up");
@@ -131,10 +134,10 @@ impl Reconciler {
         }
         self.compared.retain(|shelf, _| serving.contains_key(shelf));
         let (store, redis) = (&self.warden.context.store, self.warden.redis());
-        if let Err(trouble) = crate::api::stock::complete_pending(store, redis).await {
+        if let Err(trouble) = store.bounded(crate::api::stock::complete_pending(store, redis)).await {
             tracing::warn!(%trouble, "stock changes wait");
         }
-        store.forget_old_barriers().await?;
+        store.bounded(store.forget_old_barriers()).await?;
         self.warden.metrics().unread_segments.set(i64::try_from(unread.len()).unwrap_or(i64::MAX));
         Ok(unread)
     }
@@ -150,7 +153,8 @@ impl Reconciler {
     ) -> Result<(), Trouble> {
         let image = Image::read(self.warden.redis(), shelf).await?;
         let all = reopen::unwritten(&self.warden, shelf, view.number, &image, |_| true).await?;
-        let old = |order: &sluice_shared::message::Accepted| image.at.0 - order.at.0 >= look.unwritten_ms;
+        // One from the future was accepted before Redis' clock went back.
+        let old = |order: &Accepted| (image.at.0 - order.at.0).abs() >= look.unwritten_ms;
         let (due, lost): (Vec<_>, Vec<_>) =
             all.iter().filter(|order| old(order)).cloned().partition(|order| order.epoch == epoch);
         if !due.is_empty() {
@@ -182,7 +186,8 @@ impl Reconciler {
 
     /// Compares what Redis holds with what the books have taken, and releases what is dead.
     async fn sale(&mut self, view: &SaleView, tally: &Tally) -> Result<(), Trouble> {
-        let taken = self.warden.context.store.taken(&view.sale).await?;
+        let store = &self.warden.context.store;
+        let taken = store.bounded(store.taken(&view.sale)).await?;
         let mut surplus = 0;
         for (sku, taken) in taken {
             let of = |units: &BTreeMap<SkuId, i64>| units.get(&sku).copied().unwrap_or(0);
@@ -215,10 +220,11 @@ impl Reconciler {
         for page in uuids.chunks(PAGE) {
             let name = |uuid: &[u8; 16]| OrderId { uuid: *uuid, sale: view.number, segment: shelf.segment };
             let page: Vec<OrderId> = page.iter().map(name).collect();
-            let rows = self.warden.context.store.rows_older_than(&page, look.untold).await?;
+            let store = &self.warden.context.store;
+            let rows = store.bounded(store.rows_older_than(&page, look.untold)).await?;
             let known = |row: &OrderRow| behind(image.orders.get(&row.id.uuid)?, row.standing());
             let mut untold: Vec<_> = rows.iter().filter_map(|row| Some((row, known(row)?))).collect();
-            untold.retain(|(row, _)| look.whole || self.may_tell(&row.id));
+            untold.retain(|(row, _)| self.may_tell(&row.id, look));
             self.tell(&untold).await?;
         }
         Ok(())
@@ -227,16 +233,19 @@ impl Reconciler {
     /// Asks again for releases that got lost on their way.
     async fn release(&mut self, held: &[OrderId]) -> Result<(), Trouble> {
         for page in held.chunks(PAGE) {
-            let rows = self.warden.context.store.rows_older_than(page, ROUTINE.untold).await?;
-            let dead = rows.iter().filter(|row| !row.live && self.may_tell(&row.id));
+            let store = &self.warden.context.store;
+            let rows = store.bounded(store.rows_older_than(page, ROUTINE.untold)).await?;
+            let dead = rows.iter().filter(|row| !row.live && self.may_tell(&row.id, ROUTINE));
             let dead: Vec<_> = dead.map(|row| (row, Behind::Release)).collect();
             self.tell(&dead).await?;
         }
         Ok(())
     }
 
-    fn may_tell(&self, order: &OrderId) -> bool {
-        self.told.get(order).is_none_or(|at| at.elapsed() > ROUTINE.untold)
+    /// Not what was told a moment ago; but a loss after that may have been of the telling.
+    fn may_tell(&self, order: &OrderId, look: Look) -> bool {
+        let old = |at: &Instant| at.elapsed() > ROUTINE.untold || look.since.is_some_and(|since| *at < since);
+        self.told.get(order).is_none_or(old)
     }
 
     /// Puts into the outbox once more what the books say of these orders.
@@ -250,7 +259,8 @@ impl Reconciler {
             orders.map(|(row, what)| row.event(*what == Behind::Release)).collect()
         };
         let (changes, releases) = (events(Behind::Change), events(Behind::Release));
-        self.warden.context.store.tell_again(&changes, &releases).await?;
+        let store = &self.warden.context.store;
+        store.bounded(store.tell_again(&changes, &releases)).await?;
         self.warden.metrics().settled_again.inc_by(changes.len() as u64);
         self.warden.metrics().released_again.inc_by(releases.len() as u64);
         let room = REMEMBERED.saturating_sub(self.told.len());

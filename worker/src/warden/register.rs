@@ -144,7 +144,8 @@ impl Register {
     pub fn silence(&mut self, now: Millis) -> (Vec<Named>, Vec<Named>) {
         let (mut fell, mut back) = (Vec::new(), Vec::new());
         for (instance, edge) in &self.edges {
-            let quiet = edge.last.as_ref().is_none_or(|last| now.0 - last.at.0 > SILENT_MS);
+            // One from the future was given before Redis' clock went back.
+            let quiet = edge.last.as_ref().is_none_or(|last| (now.0 - last.at.0).abs() > SILENT_MS);
             if quiet && !self.silent.contains_key(instance) {
                 self.silent.insert(instance.clone(), now);
                 fell.push((edge.name.clone(), instance.clone()));
@@ -254,6 +255,15 @@ mod tests {
         }
         let gone = Heartbeat { gone: true, ..beat("b", "m", 1) };
         assert_eq!(Register::default().look(&beats(&[&gone])), [Command::Bury(gone.instance.clone())]);
+    }
+
+    #[test]
+    fn a_heartbeat_from_the_future_is_silence() {
+        let a = beat("a", "l", 1);
+        let mut register = Register::default();
+        register.registered(&a, true);
+        assert!(register.silence(Millis(a.at.0 - 1_000)).0.is_empty());
+        assert_eq!(register.silence(Millis(a.at.0 - 60_000)).0.len(), 1);
     }
 
     #[test]

@@ -43,8 +43,17 @@ pub struct Reopen {
     told: Option<((Stage, bool), Instant)>,
 }
 
-/// Re-opens a segment; ends when it may be leased again, with its new epoch.
-pub async fn run(warden: Arc<Warden>, shelf: Shelf, rows: Projection) -> (Shelf, u64) {
+/// How a re-opening ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The segment may be leased again, under this epoch.
+    Raised(u64),
+    /// The books cannot be right: it stays frozen, and is compared again after this time.
+    Frozen(Duration),
+}
+
+/// Re-opens a segment.
+pub async fn run(warden: Arc<Warden>, shelf: Shelf, rows: Projection) -> (Shelf, Ended) {
     let outlet = Outlet::new(&warden, "rebuild");
     let mut reopen = Reopen {
         warden,
@@ -62,6 +71,10 @@ pub async fn run(warden: Arc<Warden>, shelf: Shelf, rows: Projection) -> (Shelf,
     let (mut command, mut epoch) = (Command::Close, 0);
     while command != Command::Finish {
         command = match command {
+            // Elsewhere: it would keep its place from those that can be re-opened.
+            Command::Rest(pause) if reopen.machine.stage() == Stage::Frozen => {
+                return (reopen.shelf, Ended::Frozen(pause));
+            }
             Command::Rest(pause) => {
                 tokio::time::sleep(pause).await;
                 reopen.machine.rested()
@@ -75,7 +88,7 @@ pub async fn run(warden: Arc<Warden>, shelf: Shelf, rows: Projection) -> (Shelf,
         };
     }
     failpoint::reach("F85.done");
-    (reopen.shelf, epoch)
+    (reopen.shelf, Ended::Raised(epoch))
 }
 
 impl Reopen {
@@ -109,13 +122,18 @@ impl Reopen {
         self.redis = run_id(redis).await?;
         self.warden.take_off(&self.shelf).await;
         let read = cmd("HGET").arg(self.shelf.meta()).arg("epoch").to_owned();
-        let shelved: Option<u64> = redis.run("reading the epoch", &read).await?;
+        let shelved: Option<u64> = match redis.run("reading the epoch", &read).await {
+            // What nobody can read is restored, and sells nothing meanwhile.
+            Err(fault) if fault.is_local() => None,
+            read => read?,
+        };
         if let Some(shelved) = shelved {
             // Whatever it answers: a segment in another epoch has no lease of ours to end.
             let ended = self.warden.lease(&self.shelf, shelved, Duration::ZERO, &[], &[]).await?;
             tracing::debug!(shelf = self.shelf.name(), ?ended, "the lease is ended");
         }
-        let booked = self.warden.context.store.epoch(&self.shelf).await?.unwrap_or(1);
+        let store = &self.warden.context.store;
+        let booked = store.bounded(store.epoch(&self.shelf)).await?.unwrap_or(1);
         self.booked = booked;
         let epoch = booked.max(shelved.unwrap_or(0));
         self.question = Question { epoch, asked: redis.time().await? };
@@ -137,7 +155,8 @@ impl Reopen {
         self.same_redis().await?;
         // One that led before may have taken the question away with its own: nobody would ever answer.
         self.ask("HSETNX").await?;
-        let registered = self.warden.context.store.registered_edges().await?;
+        let store = &self.warden.context.store;
+        let registered = store.bounded(store.registered_edges()).await?;
         let beats = heartbeats(&self.warden).await?;
         let name = self.shelf.name();
         let word = |instance: &InstanceId| -> Option<(Millis, u64)> {
@@ -165,7 +184,8 @@ impl Reopen {
     async fn watch_barrier(&mut self) -> Result<Event, Trouble> {
         failpoint::reach("F85.watch-barrier");
         self.same_redis().await?;
-        let through = self.warden.context.store.barrier_shards(&self.barrier).await?;
+        let store = &self.warden.context.store;
+        let through = store.bounded(store.barrier_shards(&self.barrier)).await?;
         Ok(Event::BarrierThrough(through, usize::from(self.outlet.shards())))
     }
 

@@ -20,7 +20,8 @@ pub async fn run(warden: Arc<Warden>) {
     let mut roll = Roll::default();
     let mut held_up = false;
     loop {
-        let round = round(&warden, &mut roll).await;
+        let round = warden.context.store.bounded(round(&warden, &mut roll)).await;
+
         if let Err(trouble) = &round
             && !held_up
         {
@@ -56,9 +57,9 @@ async fn round(warden: &Warden, roll: &mut Roll) -> Result<(), Trouble> {
         *redis = now;
     }
     let beats = reopen::heartbeats(warden).await?;
-    for command in register.look(&beats) {
-        carry_out(warden, register, command).await?;
-    }
+    let commands = register.look(&beats);
+    carry_out_all(warden, roll, commands).await?;
+    let Some(register) = &mut roll.register else { return Ok(()) };
     let now = warden.redis().time().await?;
     let (fell, back) = register.silence(now);
     for (name, instance) in fell {
@@ -69,12 +70,22 @@ async fn round(warden: &Warden, roll: &mut Roll) -> Result<(), Trouble> {
     }
     warden.metrics().silent_edges.set(i64::try_from(register.silent()).unwrap_or(i64::MAX));
     if register.silent() > 0 {
-        for command in register.condemned(&warden.context.store.condemned_edges().await?) {
-            carry_out(warden, register, command).await?;
-        }
+        let commands = register.condemned(&warden.context.store.condemned_edges().await?);
+        carry_out_all(warden, roll, commands).await?;
     }
-    for command in striking.look(warden, register, now).await? {
-        carry_out(warden, register, command).await?;
+    let Some(register) = &roll.register else { return Ok(()) };
+    let commands = roll.striking.look(warden, register, now).await?;
+    carry_out_all(warden, roll, commands).await
+}
+
+/// One after the other. What failed half-way is in PostgreSQL or not: the next round reads it there again.
+async fn carry_out_all(warden: &Warden, roll: &mut Roll, commands: Vec<Command>) -> Result<(), Trouble> {
+    let Some(register) = &mut roll.register else { return Ok(()) };
+    for command in commands {
+        if let Err(trouble) = carry_out(warden, register, command).await {
+            roll.register = None;
+            return Err(trouble);
+        }
     }
     Ok(())
 }

@@ -11,8 +11,9 @@ use sluice_shared::sale::{Question, SaleStep, SaleView};
 use sluice_shared::script::{Preloaded, ShelfScripts};
 use tokio::task::JoinSet;
 
-use super::image::run_id;
-use super::{Trouble, Warden, projection, reopen};
+use super::image::{self, Kind, NUMBERS, run_id};
+use super::reopen::{self, Ended};
+use super::{Trouble, Warden, projection};
 use crate::store::segments::{Projection, SaleNews};
 
 mod publish;
@@ -40,9 +41,11 @@ pub async fn run(warden: Arc<Warden>) {
     let mut held_up = false;
     loop {
         if news.is_none() {
-            news = shelves.warden.context.store.sale_news().await.ok();
+            let store = &shelves.warden.context.store;
+            news = store.bounded(store.sale_news()).await.ok();
         }
-        let round = shelves.round().await;
+        let store = shelves.warden.context.store.clone();
+        let round = store.bounded(shelves.round()).await;
         if let Err(trouble) = &round
             && !held_up
         {
@@ -58,7 +61,7 @@ pub async fn run(warden: Arc<Warden>) {
                 let mut done = Some(done);
                 while let Some(ended) = done {
                     match ended {
-                        Ok((shelf, epoch)) => drop(shelves.reopened.insert(shelf, epoch)),
+                        Ok((shelf, ended)) => drop(shelves.ended.insert(shelf, ended)),
                         Err(error) => {
                             tracing::error!(%error, "a re-opening broke down");
                             return;
@@ -103,8 +106,11 @@ struct Shelves {
     published: BTreeMap<SaleId, SaleView>,
     /// Segments whose edges were asked to close an epoch, and which.
     asked: BTreeMap<Shelf, Question>,
-    reopenings: JoinSet<(Shelf, u64)>,
-    reopened: BTreeMap<Shelf, u64>,
+    reopenings: JoinSet<(Shelf, Ended)>,
+    /// How those ended that were not looked at since.
+    ended: BTreeMap<Shelf, Ended>,
+    /// Segments that stay frozen, and until when they are let alone.
+    frozen: BTreeMap<Shelf, Instant>,
     /// Segments of sales that are not closed among them, and since when.
     urgent: BTreeMap<Shelf, Instant>,
     /// Segments that were re-opened and do not serve yet.
@@ -127,7 +133,8 @@ impl Shelves {
             published: BTreeMap::new(),
             asked: BTreeMap::new(),
             reopenings: JoinSet::new(),
-            reopened: BTreeMap::new(),
+            ended: BTreeMap::new(),
+            frozen: BTreeMap::new(),
             urgent: BTreeMap::new(),
             unserved: BTreeSet::new(),
             odd: BTreeMap::new(),
@@ -202,13 +209,18 @@ impl Shelves {
     async fn stand(&mut self, rows: &Projection, segment: usize) -> Result<u64, Trouble> {
         let (shelf, row) = (rows.shelf(segment), rows.segments[segment]);
         if self.standing.get(&shelf) == Some(&Standing::Reopening) {
-            let Some(epoch) = self.reopened.remove(&shelf) else { return Ok(0) };
+            let Some(ended) = self.ended.remove(&shelf) else { return Ok(0) };
             // From here on it is like any segment that a leader finds.
             self.standing.remove(&shelf);
-            self.unserved.insert(shelf.clone());
-            self.urgent.remove(&shelf);
-            self.warden.metrics().reopenings.inc();
-            tracing::info!(shelf = shelf.name(), epoch, "re-opened");
+            match ended {
+                Ended::Raised(epoch) => {
+                    self.unserved.insert(shelf.clone());
+                    self.urgent.remove(&shelf);
+                    self.warden.metrics().reopenings.inc();
+                    tracing::info!(shelf = shelf.name(), epoch, "re-opened");
+                }
+                Ended::Frozen(pause) => drop(self.frozen.insert(shelf.clone(), Instant::now() + pause)),
+            }
         }
         let untouched = !row.shelved && row.epoch == 1;
         if untouched && self.put_on_shelf(rows, &shelf).await? {
@@ -225,12 +237,14 @@ impl Shelves {
         if rows.step != SaleStep::Closed {
             self.urgent.entry(shelf.clone()).or_insert_with(Instant::now);
         }
-        if self.must_wait(rows.step) {
+        let let_alone = self.frozen.get(&shelf).is_some_and(|until| Instant::now() < *until);
+        if let_alone || self.must_wait(rows.step) {
             self.standing.remove(&shelf);
             self.warden.floor(|floor| floor.serving.remove(&shelf));
             return Ok(0);
         }
         tracing::warn!(shelf = shelf.name(), epoch = row.epoch, "not as a warden left it: re-opening");
+        self.frozen.remove(&shelf);
         self.controlled.remove(&shelf);
         self.standing.insert(shelf.clone(), Standing::Reopening);
         self.warden.floor(|floor| floor.serving.remove(&shelf));
@@ -274,18 +288,22 @@ impl Shelves {
     /// scripts: then it is the same Redis that a warden opened.
     async fn is_sound(&self, shelf: &Shelf, epoch: u64) -> Result<bool, Fault> {
         let redis = self.warden.redis();
-        let read = cmd("HMGET").arg(shelf.meta()).arg("fence").arg("seq").to_owned();
-        let (fence, seq): (Option<String>, Option<String>) = redis.run("reading the fence", &read).await?;
-        let Some(seq) = seq.and_then(|seq| seq.parse::<u64>().ok()) else { return Ok(false) };
-        if fence.as_deref() != Some(shelf.fence(epoch).as_str()) {
+        let kinds = image::kinds(redis, shelf).await?;
+        if !kinds[..2].iter().all(|kind| *kind == Kind::Right) || kinds.contains(&Kind::Wrong) {
             return Ok(false);
         }
-        let mut keys = vec![shelf.stock()];
-        if seq > 0 {
-            keys.extend([shelf.orders(), shelf.journal()]);
+        let read = cmd("HMGET").arg(shelf.meta()).arg(&["fence", "state", "seq"]).arg(&NUMBERS).to_owned();
+        let fields: Vec<Option<String>> = redis.run("reading the fence", &read).await?;
+        let [fence, state, numbers @ ..] = &fields[..] else { return Ok(false) };
+        let is = |field: &Option<String>, good: fn(&str) -> bool| field.as_deref().is_some_and(good);
+        if fence.as_deref() != Some(shelf.fence(epoch).as_str())
+            || !is(state, |word| SaleStep::parse(word).is_some())
+            || !numbers.iter().all(|number| is(number, |text| text.parse::<u64>().is_ok()))
+        {
+            return Ok(false);
         }
-        let exist: usize = redis.run("looking for its keys", cmd("EXISTS").arg(&keys)).await?;
-        if exist < keys.len() {
+        let sold = is(&numbers[0], |seq| seq != "0");
+        if sold && kinds.contains(&Kind::Missing) {
             return Ok(false);
         }
         ShelfScripts::new(shelf.clone(), epoch).loaded(redis).await

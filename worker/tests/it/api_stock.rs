@@ -95,10 +95,14 @@ async fn stock_changes_only_on_the_shelf_and_with_a_key() {
     }
 }
 
-/// The intent as a request that crashes right after it leaves it.
 async fn crash_after_intent(world: &World, key: &str, delta: i64) {
+    crash_after_intent_of(world, "a", key, delta).await;
+}
+
+/// The intent as a request that crashes right after it leaves it.
+async fn crash_after_intent_of(world: &World, sale: &str, key: &str, delta: i64) {
     let change = StockChange {
-        sale: SaleId::parse("a").unwrap(),
+        sale: SaleId::parse(sale).unwrap(),
         key: key.to_owned(),
         sku: SkuId::parse("phone").unwrap(),
         delta,
@@ -222,4 +226,21 @@ async fn with_a_warden_every_answer_is_on_the_shelf_already() {
     assert_eq!(both(&world).await, (16, 16));
     let report = world.admin("GET", "/sales/a/audit", Value::Null).await.expect(200);
     assert_eq!(report["balanced"], true, "{report}");
+}
+
+#[tokio::test]
+async fn a_sale_that_cannot_be_read_holds_no_others_change_up() {
+    let world = World::start().await;
+    for sale in ["a", "b"] {
+        world.sale_in(sale, SaleStep::Open).await;
+        crash_after_intent_of(&world, sale, "k", 5).await;
+    }
+    let stock = Shelf::new(SaleId::parse("a").unwrap(), 0).stock();
+    let _: String = world.redis.run("test", cmd("SET").arg(&stock).arg("no map")).await.unwrap();
+    assert_eq!(complete_pending(&world.store, &world.redis).await.unwrap(), 1);
+    let open: Vec<String> = sqlx::query_scalar("SELECT sale FROM stock_changes WHERE state = 'pending'")
+        .fetch_all(&world.pool)
+        .await
+        .unwrap();
+    assert_eq!(open, ["a"]);
 }

@@ -1,5 +1,6 @@
 //! What the books decide about a sale reaches Redis.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use sluice_shared::keys::GENERATION;
@@ -106,4 +107,31 @@ async fn a_sale_that_is_long_over_leaves_redis_even_when_its_withdrawal_was_cut_
         .await;
         assert!(place.written(&order.order).await);
     }
+}
+
+#[tokio::test]
+async fn a_sale_is_not_taken_out_of_redis_while_it_is_being_reopened() {
+    let (mut place, _warden, _orders, edge) = Place::open(10).await;
+    place.bought(&edge.instance, "bob").await;
+    place.step(SaleStep::Closed).await;
+    edge.answers.store(false, Ordering::Relaxed);
+    place.server.crash_and_restart();
+    let asked = async || place.redis.run::<u64>("test", cmd("HLEN").arg("sluice:reopening")).await == Ok(1);
+    eventually("the edges are asked", PATIENCE, asked).await;
+    place
+        .db
+        .run(
+            "UPDATE sales SET starts_at = now() - interval '3 days',
+                 ends_at = now() - interval '2 days', updated_at = now() - interval '2 days'",
+        )
+        .await;
+    // Longer than it takes until sales that are over are looked for.
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    assert!(asked().await && place.view().await.is_some(), "it is still there");
+    edge.answers.store(true, Ordering::Relaxed);
+    eventually("nothing of it is in redis", PATIENCE, async || {
+        let keys: Vec<String> = place.redis.run("test", cmd("KEYS").arg("*{demo:0}*")).await.unwrap();
+        keys.is_empty() && place.view().await.is_none()
+    })
+    .await;
 }

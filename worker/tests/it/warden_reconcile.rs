@@ -133,6 +133,16 @@ async fn a_look_after_a_loss_that_failed_is_repeated() {
     eventually("a change", PATIENCE, async || place.db.count(UNSENT_CHANGES).await > 0).await;
 }
 
+/// Puts fields into a hash that are no text.
+async fn tear(place: &Place, key: &str) {
+    let mut tear = cmd("HSET");
+    for field in [&b"fence"[..], b"\xff"] {
+        tear.arg(key).arg(field).arg(&b"\xff"[..]);
+        place.redis.run::<u64>("test", &tear).await.unwrap();
+        tear = cmd("HSET");
+    }
+}
+
 #[tokio::test]
 async fn a_segment_that_cannot_be_read_holds_no_other_sale_up() {
     let place = Place::new(10).await;
@@ -144,7 +154,7 @@ async fn a_segment_that_cannot_be_read_holds_no_other_sale_up() {
     }
     let (place, warden, _orders, edge) = place.opened().await;
     warden.stop().await;
-    place.run(&["SET", &broken.orders(), "no map"]).await;
+    tear(&place, &broken.orders()).await;
     let order = place.ask(&edge.instance, "bob").await.unwrap();
     place.run(&["XTRIM", &place.shelf.journal(), "MAXLEN", "0"]).await;
     let record = place.record(&order.order).await.unwrap();
@@ -164,8 +174,7 @@ async fn a_segment_that_cannot_be_read_holds_no_other_sale_up() {
     age(&place, record, &order.order.field()).await;
     eventually("its row", PATIENCE, || place.written(&order.order)).await;
     // The books' steps reach every other sale.
-    place.run(&["DEL", &broken.meta()]).await;
-    place.run(&["SET", &broken.meta(), "no map"]).await;
+    tear(&place, &broken.meta()).await;
     place.step(SaleStep::Paused).await;
     eventually("the step", PATIENCE, async || {
         place.view().await.is_some_and(|view| view.step == SaleStep::Paused)
@@ -207,4 +216,40 @@ async fn a_stock_change_that_was_interrupted_is_completed() {
         .await
         .unwrap();
     assert_eq!(init.as_deref(), Some("15"));
+}
+
+#[tokio::test]
+async fn what_was_told_again_is_not_told_at_each_look_that_fails() {
+    let (mut place, warden, _orders, edge) = Place::open(10).await;
+    warden.stop().await;
+    let paid = place.bought(&edge.instance, "bob").await;
+    place
+        .db
+        .run(
+            "UPDATE orders SET state = 'paid', updated_at = now() - interval '1 minute';
+             UPDATE outbox SET published_at = now()",
+        )
+        .await;
+    // This one has no row, and there is no broker to publish it: each look fails behind the first sale's.
+    place.make("second", 10).await;
+    let second = Shelf::new(SaleId::parse("second").unwrap(), 0);
+    for step in [SaleStep::Preloaded, SaleStep::Open] {
+        place.step_of(&second.sale, step).await;
+    }
+    let warden = place.warden(OFTEN);
+    eventually("it is told", PATIENCE, async || place.db.count(UNSENT_CHANGES).await == 1).await;
+    warden.stop().await;
+    let record = place.record(&paid.order).await.unwrap();
+    let lost = Record { accepted: Millis(record.accepted.0 - 10_000), ..record };
+    let field = sluice_shared::ids::OrderId::mint(2, 0).field();
+    place.run(&["HSET", &second.orders(), &field, &lost.to_string()]).await;
+    place.db.run("UPDATE outbox SET published_at = now()").await;
+    place.broker.url = "amqp://nobody:nothing@127.0.0.1:1/none".to_owned();
+    let warden = place.warden(OFTEN);
+    eventually("it is told once more", PATIENCE, async || place.db.count(UNSENT_CHANGES).await > 0).await;
+    // As long as several looks take.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(place.db.count(UNSENT_CHANGES).await, 1);
+    // The order that showed that the sale sells is paid too.
+    assert!(warden.metrics().contains("sluice_warden_settled_again_total 2\n"), "{}", warden.metrics());
 }

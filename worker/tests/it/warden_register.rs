@@ -1,8 +1,12 @@
 //! Who may sell.
 
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use sluice_bench::proxy::Proxy;
+use sluice_bench::proxy::frames::Protocol;
+use sluice_bench::proxy::rules::Trap;
 use sluice_shared::ids::{InstanceId, SaleId};
 use sluice_shared::keys::{EDGES, REGISTER, Shelf};
 use sluice_shared::message::Accepted;
@@ -190,6 +194,7 @@ async fn an_operators_word_that_no_warden_hears_says_so() {
     assert!(struck(&place, instance.as_str()).await.is_none());
 }
 
+const ANY: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
 const SOON_STRUCK: &str = "[reconcile]\nstrike_after_seconds = 1\n";
 
 async fn is_admitted(place: &Place, edge: &InstanceId) -> bool {
@@ -258,4 +263,32 @@ async fn a_silent_edge_is_waited_for_while_a_segment_is_not_served() {
     tokio::time::sleep(Duration::from_secs(4)).await;
     assert_eq!(struck(&place, instance.as_str()).await, None, "it may hold what redis has lost");
     assert_eq!(place.view().await.map(|view| view.epochs), Some(vec![0]));
+}
+
+#[tokio::test]
+async fn an_edge_whose_striking_off_was_cut_short_applies_again() {
+    let mut front = None;
+    let place = Place::new_through(10, |redis| {
+        let proxy =
+            Proxy::start(ANY, SocketAddrV4::new(Ipv4Addr::LOCALHOST, redis.port()), Protocol::Plain, 1);
+        format!("redis://{}", front.insert(proxy.unwrap()).address())
+    });
+    let (place, warden, _orders, edge) = place.await.opened().await;
+    let front = front.unwrap();
+    warden.stop().await;
+    let warden = place.warden(SOON_STRUCK);
+    place.until_sells(&edge).await;
+    let instance = edge.instance.clone();
+    edge.kill().await;
+    eventually("it is refused", PATIENCE, || async { !is_admitted(&place, &instance).await }).await;
+    // PostgreSQL knows that it is struck off; Redis is not told.
+    front.set("up cut text HDEL".parse::<Trap>().unwrap());
+    eventually("cut short", PATIENCE, async || front.has_sprung()).await;
+    let edge = place.edge("a", "lock", 1);
+    assert_eq!(edge.instance, instance);
+    place.until_sells(&edge).await;
+    eventually("it is registered", PATIENCE, async || struck(&place, instance.as_str()).await.is_none())
+        .await;
+    assert!(in_hash(&place, REGISTER, instance.as_str()).await);
+    assert!(warden.metrics().contains("sluice_warden_struck_edges_total"));
 }

@@ -432,3 +432,24 @@ async fn a_sale_whose_edges_were_asked_by_a_warden_that_leads_no_more_is_opened_
     until_epoch(&place, 2).await;
     place.until_sells(&edge).await;
 }
+
+#[tokio::test]
+async fn a_key_of_another_type_or_a_torn_field_is_put_right_from_the_books() {
+    let (place, _warden, _orders, edge) = Place::open(100).await;
+    let order = place.bought(&edge.instance, "bob").await;
+    let (shelf, mut epoch) = (place.shelf.clone(), 1);
+    let keys = [shelf.meta(), shelf.stock(), shelf.orders(), shelf.journal()];
+    let types = keys.iter().map(|key| vec!["SET", key.as_str(), "no such thing"]);
+    let meta = shelf.meta();
+    let fields = ["seq", "jmax", "starts", "ends", "cfg", "state"];
+    let fields = fields.iter().map(|field| vec!["HSET", meta.as_str(), *field, "perhaps"]);
+    for damage in types.chain(fields) {
+        place.run(&damage).await;
+        epoch += 1;
+        until_epoch(&place, epoch).await;
+        place.until_sells(&edge).await;
+        assert!(place.record(&order.order).await.is_some(), "{damage:?}");
+    }
+    let taken = place.db.count("SELECT taken FROM offers").await;
+    assert_eq!(place.left().await, 100 - taken);
+}

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use sluice_shared::ids::SaleId;
 use sluice_shared::keys::Shelf;
+use sluice_shared::record::{OrderState, Record};
 use sluice_shared::redis::cmd;
 use sluice_shared::sale::SaleStep;
 use sluice_shared::testing::eventually;
@@ -120,4 +121,34 @@ async fn sales_that_sell_are_opened_again_twenty_four_at_a_time() {
         metrics(0).await && place.db.count("SELECT count(*) FROM segments WHERE epoch >= 2").await == 27
     })
     .await;
+}
+
+#[tokio::test]
+async fn sales_that_stay_frozen_keep_no_place_from_one_that_can_be_opened() {
+    let (mut place, _warden, _orders, edge) = Place::open(10).await;
+    let order = place.bought(&edge.instance, "bob").await;
+    let known = place.record(&order.order).await.unwrap();
+    let record = Record { state: OrderState::PendingPayment, ..known }.to_string();
+    // Their names come first.
+    let shelves: Vec<Shelf> =
+        (0..26).map(|n| Shelf::new(SaleId::parse(&format!("behind-{n:02}")).unwrap(), 0)).collect();
+    for shelf in &shelves {
+        place.make(shelf.sale.as_str(), 10).await;
+        for step in [SaleStep::Preloaded, SaleStep::Open] {
+            place.step_of(&shelf.sale, step).await;
+        }
+    }
+    for shelf in &shelves {
+        let there = cmd("EXISTS").arg(shelf.meta()).to_owned();
+        let there = async || place.redis.run::<u64>("test", &there).await == Ok(1);
+        eventually("it is on the shelf", PATIENCE, there).await;
+        // The books have never heard of it.
+        place.run(&["HSET", &shelf.orders(), &order.order.field(), &record]).await;
+    }
+    place.server.crash_and_restart();
+    eventually("it sells again", PATIENCE, async || {
+        place.view().await.is_some_and(|view| view.epochs == [2])
+    })
+    .await;
+    assert_eq!(place.db.count("SELECT count(*) FROM segments WHERE epoch > 1").await, 1);
 }

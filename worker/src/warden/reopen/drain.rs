@@ -52,7 +52,8 @@ pub(in crate::warden) async fn unwritten(
         .collect();
     let mut unwritten = Vec::new();
     for page in accepted.chunks(PAGE) {
-        let written: BTreeSet<OrderId> = warden.context.store.written(page).await?.into_iter().collect();
+        let store = &warden.context.store;
+        let written: BTreeSet<OrderId> = store.bounded(store.written(page)).await?.into_iter().collect();
         let missing = page.iter().filter(|order| !written.contains(*order));
         unwritten.extend(missing.filter_map(|order| {
             let record = image.orders.get(&order.uuid)?.record();

@@ -29,7 +29,7 @@ impl Reopen {
         self.same_redis().await?;
         let (store, booked) = (&self.warden.context.store, self.booked);
         let image = Image::read(self.warden.redis(), &self.shelf).await?;
-        let Some(mut raising) = store.begin_raise(&self.shelf, booked).await? else {
+        let Some(mut raising) = store.bounded(store.begin_raise(&self.shelf, booked)).await? else {
             return Err(Trouble::Odd("another warden raised the epoch".to_owned()));
         };
         let books = self.books(&mut raising, &image.head, booked).await?;
@@ -37,7 +37,7 @@ impl Reopen {
         let verdict = compare(&image, &books);
         match verdict {
             Verdict::Equal => {
-                raising.commit().await?;
+                store.bounded(raising.commit()).await?;
                 failpoint::reach("F85.books-raised");
                 self.raise_redis(&image.head, booked, seq).await?;
             }
@@ -50,7 +50,7 @@ impl Reopen {
             Verdict::Lost(what, _) if books.given.is_some() => {
                 let shelf = self.shelf.name();
                 tracing::error!(shelf, lost = ?what, "redis has lost data: it is restored from the books");
-                raising.commit().await?;
+                store.bounded(raising.commit()).await?;
                 failpoint::reach("F85.books-raised");
                 self.restore(&image.head, &books, booked, seq).await?;
             }
@@ -76,12 +76,13 @@ impl Reopen {
 
     async fn books(&self, raising: &mut Raising, head: &Head, epoch: u64) -> Result<Ledgered, Trouble> {
         let orders = raising.orders().await?.into_iter().collect();
-        let stocks = raising.stocks().await?;
+        let store = &self.warden.context.store;
+        let stocks = store.bounded(raising.stocks()).await?;
         let skus: BTreeSet<SkuId> = stocks.iter().map(|(sku, _)| sku.clone()).collect();
-        let pending = raising.pending_changes().await?;
+        let pending = store.bounded(raising.pending_changes()).await?;
         let (init, given) = if self.rows.segments.len() > 1 {
             // Shares are even until the first change of the stock; then only their sum is known.
-            let changed = raising.stock_was_changed().await? || !pending.is_empty();
+            let changed = store.bounded(raising.stock_was_changed()).await? || !pending.is_empty();
             let share = projection::preload(&self.rows, usize::from(self.shelf.segment), epoch);
             let init: Option<BTreeMap<_, _>> =
                 (!changed).then(|| share.items.into_iter().map(|(sku, units, _)| (sku, units)).collect());
