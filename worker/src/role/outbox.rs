@@ -41,6 +41,7 @@ pub async fn run(context: Context, mut stop: Stop) -> anyhow::Result<()> {
             let kept = context.config.outbox.keep;
             while store.bounded(store.forget_published(kept, TIDY_MAX)).await? == u64::from(TIDY_MAX) {}
             // One whose server is gone without a word never rings again.
+            drop(bell);
             bell = store.bounded(store.outbox_bell()).await?;
             tidied = Instant::now();
             // What came between the two.
