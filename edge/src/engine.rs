@@ -347,7 +347,13 @@ impl Reader {
         // The client's own tasks belong to the engine's runtime, not to the one that asks.
         let read = handle.spawn(async move {
             let late = |_| Fault::Unknown { doing, why: "too late".to_owned() };
-            let read = redis.run::<Option<String>>(doing, &get);
+            let read = async {
+                match redis.run::<Option<String>>(doing, &get).await {
+                    // The next command goes over a new connection, and to read twice changes nothing.
+                    Err(Fault::Unknown { .. }) => redis.run(doing, &get).await,
+                    read => read,
+                }
+            };
             tokio::time::timeout(deadline, read).await.map_err(late).flatten()
         });
         let Some(text) = read.await.map_err(|_| EngineFault::NotRunning)?? else { return Ok(None) };

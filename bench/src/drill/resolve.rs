@@ -8,7 +8,7 @@ use sluice_shared::record::OrderState;
 
 use super::{Ask, Scene};
 use crate::client::Kind;
-use crate::client::outcome::{OK, Outcome};
+use crate::client::outcome::{OK, Outcome, UNAVAILABLE};
 use crate::oracle::{contradicts, unknown};
 use crate::report::Tally;
 
@@ -59,7 +59,8 @@ impl Scene {
     /// What the gate tells of an order, `None` when there is none; else what came instead of an answer.
     fn told(&self, tally: &mut Tally, buyer: u32, order: &OrderId) -> Result<Option<OrderState>, Outcome> {
         let ask = Ask { buyer, order, units: 1, request: self.buyers.look_request(buyer, order) };
-        let reply = self.ask(tally, Kind::Look, &ask, &[OK, NOT_FOUND]);
+        // Who is told "not at the moment" asks again.
+        let reply = self.ask(tally, Kind::Look, &ask, &[OK, NOT_FOUND, UNAVAILABLE]);
         match reply.outcome() {
             OK => Ok(reply.member("state").as_str().and_then(OrderState::parse)),
             NOT_FOUND => Ok(None),

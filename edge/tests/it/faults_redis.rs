@@ -111,6 +111,18 @@ async fn f19_answers_that_come_late_are_unknown_and_never_sold_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn f20_an_order_is_read_over_a_new_connection_when_the_old_one_has_broken() {
+    let scene = Scene::start().await;
+    let (order, outcome) = scene.edge.buy("alice").await;
+    assert!(accepted(&outcome));
+    for _ in 0..5 {
+        scene.trap("up cut text HGET");
+        assert!(scene.edge.engine.record(&order).await.unwrap().is_some());
+        assert!(scene.proxy.has_sprung());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn f20_a_reset_within_a_pipeline_leaves_each_call_on_its_own() {
     let scene = Scene::start().await;
     let mut all = Vec::new();
