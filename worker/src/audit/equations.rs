@@ -15,7 +15,10 @@ use super::{Equation, SaleReport, Units};
 /// Judges one sale; `depths` bounds what may still be in the broker, where that is known.
 pub fn judge(gathered: &Gathered, depths: Option<Depths>) -> SaleReport {
     if gathered.sale.step == SaleStep::Created {
-        return report(gathered, Sheet::default(), Vec::new(), 0);
+        let mut sheet = Sheet::default();
+        let orders: Vec<String> = gathered.orders.keys().map(ToString::to_string).collect();
+        sheet.each(("P7", "a sale that was never on the shelf has no orders"), "", orders.len(), orders);
+        return report(gathered, sheet, Vec::new(), 0);
     }
     // Each side on a thread of its own: a sale of 100,000 orders is judged in 0.2 s instead of 0.5.
     let (shelves, books, (across, units, under_way)) = std::thread::scope(|scope| {

@@ -11,7 +11,9 @@ use sluice_shared::sale::SaleStep;
 use tokio::task::JoinSet;
 
 use super::AuditError;
-use crate::store::books::{Books, ClaimFacts, LedgerFact, OfferFact, OrderFact, PaymentFact, SaleFact};
+use crate::store::books::{
+    Books, ChangeFact, ClaimFacts, LedgerFact, OfferFact, OrderFact, PaymentFact, SaleFact,
+};
 use crate::store::ledger::LineText;
 use crate::store::{Store, StoreError};
 use crate::warden::image::Image;
@@ -33,10 +35,17 @@ pub struct Moves {
     pub sold: (u32, u64),
     /// Of `refund`.
     pub refund: (u32, u64),
+    /// Whether something was given back or sold before it was taken, or refunded before it was sold.
+    pub early: bool,
 }
 
 impl Moves {
     fn add(&mut self, kind: &str, quantity: u64) {
+        self.early |= match kind {
+            "release" | "sold" => self.take.0 == 0,
+            "refund" => self.sold.0 == 0,
+            _ => false,
+        };
         let (lines, units) = match kind {
             "take" => &mut self.take,
             "release" => &mut self.release,
@@ -68,6 +77,8 @@ pub struct Chain {
     pub moves: AHashMap<OrderId, Moves>,
     /// What stands in an order's place and is none.
     pub nameless: Vec<String>,
+    /// Units that stock changes have added, by their key; withdrawn when negative.
+    pub changes: BTreeMap<String, i64>,
 }
 
 /// One segment as Redis has it.
@@ -104,6 +115,8 @@ pub struct Gathered {
     pub fenced: Vec<String>,
     /// Stock changes that are not finished: key, SKU, units, whether the ledger has them.
     pub changes: Vec<(String, SkuId, i64, bool)>,
+    /// Every stock change.
+    pub stock_changes: Vec<ChangeFact>,
     /// Claims by receipt.
     pub claims: ClaimFacts,
     /// Its segments in Redis; none when only PostgreSQL answers for the sale.
@@ -174,6 +187,7 @@ async fn read(store: &Store, sale: &SaleId, entries: usize) -> Result<Gathered, 
     let (unsent_releases, unsent_changes) = (named(releases), named(changes));
     let fenced = books.fenced_without_row(fact.number).await?;
     let changes = books.pending_changes().await?;
+    let stock_changes = books.stock_changes().await?;
     let claims = books.claims().await?;
     books.close().await?;
     let chains = beside.join_all().await.into_iter().next().transpose()?.unwrap_or_default();
@@ -188,6 +202,7 @@ async fn read(store: &Store, sale: &SaleId, entries: usize) -> Result<Gathered, 
         unsent_changes,
         fenced,
         changes,
+        stock_changes,
         claims,
         shelves: Vec::new(),
         reopening: Vec::new(),
@@ -259,6 +274,10 @@ impl Chain {
         match self.sums.get_mut(&line.kind) {
             Some(sum) => *sum += units,
             None => drop(self.sums.insert(line.kind.clone(), units)),
+        }
+        if let Some(key) = &line.change {
+            let delta = if line.kind == "withdraw" { -units } else { units };
+            *self.changes.entry(key.clone()).or_default() += delta;
         }
         match line.order.as_deref().map(|name| OrderId::parse(name).ok_or(name)) {
             Some(Ok(order)) => self.moves.entry(order).or_default().add(&line.kind, line.quantity),

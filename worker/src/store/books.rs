@@ -17,10 +17,12 @@ use super::stamp::Stamp;
 use super::{Store, StoreError};
 
 mod lost;
+mod offers;
 mod strays;
 mod trail;
 
 pub use lost::ClaimFacts;
+pub use offers::{ChangeFact, OfferFact};
 pub use trail::Trace;
 
 /// Rows a page.
@@ -43,6 +45,8 @@ pub struct OrderFact {
     pub seq: u64,
     /// What it costs.
     pub amount: i64,
+    /// In which currency.
+    pub currency: Currency,
     /// Money to give back.
     pub refund: Refund,
     /// When the units were taken.
@@ -62,6 +66,9 @@ impl OrderFact {
     }
 }
 
+/// An ISO 4217 code.
+pub type Currency = [u8; 3];
+
 /// A sale's row.
 #[derive(Debug, Clone)]
 pub struct SaleFact {
@@ -75,29 +82,16 @@ pub struct SaleFact {
     pub epochs: Vec<u64>,
     /// Whether it was ever put on the shelf.
     pub shelved: bool,
+    /// The version of its configuration.
+    pub cfg: u64,
+    /// When it begins and ends.
+    pub span: [Millis; 2],
     /// The longest time to pay that it ever gave.
     pub pay_within: Duration,
     /// When it ended, or was closed after that.
     pub over: Millis,
     /// PostgreSQL's clock at the snapshot.
     pub now: Millis,
-}
-
-/// An offer's row.
-#[derive(Debug, Clone)]
-pub struct OfferFact {
-    /// The SKU.
-    pub sku: SkuId,
-    /// Units that may be sold in all.
-    pub stock: u64,
-    /// Units that live orders hold.
-    pub taken: u64,
-    /// Units a user may hold now.
-    pub per_user: u64,
-    /// The ledger's head.
-    pub line: u64,
-    /// The head's hash.
-    pub hash: Vec<u8>,
 }
 
 /// A line of an offer's ledger.
@@ -128,6 +122,8 @@ pub struct PaymentFact {
     pub order: OrderId,
     /// How much.
     pub amount: i64,
+    /// In which currency.
+    pub currency: Currency,
     /// captured, surplus, refunded or failed.
     pub state: String,
 }
@@ -140,16 +136,21 @@ pub struct Books {
     pool: LinesPool,
 }
 
-type OrderLine = (String, String, bool, String, String, i64, i64, i64, String, Stamp, Stamp, Stamp, Stamp);
+type SaleLine = (i32, String, i16, i64, i64, i64, i64, i64, i32);
+type OrderLine =
+    (String, String, bool, String, String, i64, i64, i64, String, String, Stamp, Stamp, Stamp, Stamp);
 type LedgerLine = (i64, String, Option<String>, Option<String>, i64, Stamp, Vec<u8>);
 
 impl Store {
     /// Every sale that has books: preloaded or later.
     pub async fn booked_sales(&self) -> Result<Vec<SaleId>, StoreError> {
-        let sales: Vec<String> =
-            sqlx::query_scalar("SELECT sale FROM sales WHERE step <> 'created' ORDER BY sale")
-                .fetch_all(&self.pool)
-                .await?;
+        let sales: Vec<String> = sqlx::query_scalar(
+            "SELECT sale FROM sales s
+                 WHERE step <> 'created' OR EXISTS (SELECT 1 FROM orders o WHERE o.sale = s.sale)
+                 ORDER BY sale",
+        )
+        .fetch_all(&self.pool)
+        .await?;
         sales.iter().map(|sale| id(SaleId::parse(sale))).collect()
     }
 
@@ -179,8 +180,10 @@ impl Books {
 
     /// The sale itself; `None` when there is none of that name.
     pub async fn sale(&mut self) -> Result<Option<SaleFact>, StoreError> {
-        let row: Option<(i32, String, i16, i64, i64, i32)> = sqlx::query_as(
-            "SELECT number, step, segments, (extract(epoch from greatest(ends_at, updated_at)) * 1000)::bigint,
+        let row: Option<SaleLine> = sqlx::query_as(
+            "SELECT number, step, segments, cfg, (extract(epoch from starts_at) * 1000)::bigint,
+                    (extract(epoch from ends_at) * 1000)::bigint,
+                    (extract(epoch from greatest(ends_at, updated_at)) * 1000)::bigint,
                     (extract(epoch from now()) * 1000)::bigint,
                     greatest(pay_within_seconds, (
                         SELECT max((before->>'pay_within_seconds')::integer) FROM audit_log
@@ -190,7 +193,9 @@ impl Books {
         .bind(self.sale.as_str())
         .fetch_optional(&mut *self.snapshot)
         .await?;
-        let Some((number, step, segments, over, now, pay_within)) = row else { return Ok(None) };
+        let Some((number, step, segments, cfg, starts, ends, over, now, pay_within)) = row else {
+            return Ok(None);
+        };
         let rows: Vec<(i16, i64, bool)> =
             sqlx::query_as("SELECT segment, epoch, shelved_at IS NOT NULL FROM segments WHERE sale = $1")
                 .bind(self.sale.as_str())
@@ -206,51 +211,9 @@ impl Books {
         let step = SaleStep::parse(&step).ok_or_else(|| StoreError::Broken(format!("step {step:?}")))?;
         let number = u32::try_from(number).unwrap_or(0);
         let (sale, over, now) = (self.sale.clone(), Millis(over), Millis(now));
+        let (cfg, span) = (unsigned(cfg), [Millis(starts), Millis(ends)]);
         let pay_within = Duration::from_secs(u64::try_from(pay_within).unwrap_or(0));
-        Ok(Some(SaleFact { sale, number, step, epochs, shelved, pay_within, over, now }))
-    }
-
-    /// Its offers.
-    pub async fn offers(&mut self) -> Result<Vec<OfferFact>, StoreError> {
-        let rows: Vec<(String, i64, i64, i32, i64, Vec<u8>)> = sqlx::query_as(
-            "SELECT sku, stock, taken, per_user, ledger_line, ledger_hash FROM offers
-             WHERE sale = $1 ORDER BY place, sku",
-        )
-        .bind(self.sale.as_str())
-        .fetch_all(&mut *self.snapshot)
-        .await?;
-        rows.into_iter()
-            .map(|(sku, stock, taken, per_user, line, hash)| {
-                Ok(OfferFact {
-                    sku: id(SkuId::parse(&sku))?,
-                    stock: unsigned(stock),
-                    taken: unsigned(taken),
-                    per_user: u64::try_from(per_user).unwrap_or(0),
-                    line: unsigned(line),
-                    hash,
-                })
-            })
-            .collect()
-    }
-
-    /// The most units that a user was ever allowed of each SKU: a limit that is lowered later makes
-    /// nobody a wrongdoer.
-    pub async fn limits(&mut self) -> Result<Vec<(SkuId, u64)>, StoreError> {
-        let rows: Vec<(String, i32)> = sqlx::query_as(
-            "SELECT sku, max(per_user) FROM (
-                 SELECT sku, per_user FROM offers WHERE sale = $1
-                 UNION ALL
-                 SELECT item->>'sku', (item->>'per_user')::integer
-                 FROM audit_log, jsonb_array_elements(coalesce(before->'items', '[]')) item
-                 WHERE target = 'sale:' || $1) known
-             WHERE sku IS NOT NULL AND per_user IS NOT NULL GROUP BY sku",
-        )
-        .bind(self.sale.as_str())
-        .fetch_all(&mut *self.snapshot)
-        .await?;
-        rows.into_iter()
-            .map(|(sku, most)| Ok((id(SkuId::parse(&sku))?, u64::try_from(most).unwrap_or(0))))
-            .collect()
+        Ok(Some(SaleFact { sale, number, step, epochs, shelved, cfg, span, pay_within, over, now }))
     }
 
     /// The next page of orders after an id (empty: from the first).
@@ -283,15 +246,15 @@ impl Books {
         &mut self,
         orders: &[(OrderId, OrderFact)],
     ) -> Result<Vec<PaymentFact>, StoreError> {
-        let rows: Vec<(String, String, i64, String)> = sqlx::query_as(
-            "SELECT payment_id, order_id, amount, state FROM payments WHERE order_id = ANY($1)",
+        let rows: Vec<(String, String, i64, String, String)> = sqlx::query_as(
+            "SELECT payment_id, order_id, amount, currency, state FROM payments WHERE order_id = ANY($1)",
         )
         .bind(orders.iter().map(|(order, _)| order.to_string()).collect::<Vec<_>>())
         .fetch_all(&mut *self.snapshot)
         .await?;
         rows.into_iter()
-            .map(|(payment, id, amount, state)| {
-                Ok(PaymentFact { payment, order: order(&id)?, amount, state })
+            .map(|(payment, id, amount, code, state)| {
+                Ok(PaymentFact { order: order(&id)?, amount, currency: currency(&code)?, payment, state })
             })
             .collect()
     }
@@ -358,7 +321,7 @@ pub(super) async fn orders_after(
     pool: &mut LinesPool,
 ) -> Result<Vec<(OrderId, OrderFact)>, StoreError> {
     let mut rows = sqlx::query_as(
-        "SELECT id, state, live, lines, user_id, epoch, seq, amount, refund,
+        "SELECT id, state, live, lines, user_id, epoch, seq, amount, currency, refund,
                 created_at, updated_at, pay_before, accepted_at
          FROM orders WHERE sale = $1 AND id > $2 ORDER BY id LIMIT $3",
     )
@@ -375,7 +338,8 @@ pub(super) async fn orders_after(
 }
 
 fn fact(line: OrderLine, pool: &mut LinesPool) -> Result<(OrderId, OrderFact), StoreError> {
-    let (name, state, live, lines, user, epoch, seq, amount, refund, created, updated, due, accepted) = line;
+    let (name, state, live, lines, user, epoch, seq, amount, code, refund, created, updated, due, accepted) =
+        line;
     let broken = |what: &str| StoreError::Broken(format!("order {name}: {what}"));
     let fact = OrderFact {
         state: OrderState::parse(&state).ok_or_else(|| broken("state"))?,
@@ -385,6 +349,7 @@ fn fact(line: OrderLine, pool: &mut LinesPool) -> Result<(OrderId, OrderFact), S
         epoch: unsigned(epoch),
         seq: unsigned(seq),
         amount,
+        currency: currency(&code).map_err(|_| broken("currency"))?,
         refund: Refund::parse(&refund).ok_or_else(|| broken("refund"))?,
         accepted: accepted.millis(),
         created: created.millis(),
@@ -392,6 +357,10 @@ fn fact(line: OrderLine, pool: &mut LinesPool) -> Result<(OrderId, OrderFact), S
         pay_before: due.millis(),
     };
     Ok((order(&name)?, fact))
+}
+
+fn currency(code: &str) -> Result<Currency, StoreError> {
+    code.as_bytes().try_into().map_err(|_| StoreError::Broken(format!("{code:?} is no currency")))
 }
 
 fn order(name: &str) -> Result<OrderId, StoreError> {

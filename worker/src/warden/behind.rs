@@ -25,6 +25,15 @@ pub fn behind(entry: &Entry, row: Standing) -> Option<Behind> {
     (state || owed(row.refund) > owed(entry.refund)).then_some(Behind::Change)
 }
 
+/// Whether a record says what its row does not: rows come first. One whose units are back keeps the state
+/// that it had then.
+pub fn ahead(entry: &Entry, row: Standing) -> bool {
+    let (told, known) = (rank(entry.state), rank(row.state));
+    told > known
+        || told == known && told == 2 && entry.state != row.state
+        || owed(entry.refund) > owed(row.refund)
+}
+
 fn rank(state: OrderState) -> u8 {
     match state {
         OrderState::Accepted | OrderState::Pending => 0,

@@ -81,7 +81,9 @@ pub struct Head {
     pub changes: Vec<String>,
     /// SKU → units left; `None` where the number cannot be read.
     pub stock: BTreeMap<SkuId, Option<i64>>,
-    /// Fields of `meta` that must be numbers and are not.
+    /// What a warden wrote of the sale; `None` where it cannot be read.
+    pub control: Option<Control>,
+    /// Fields of `meta` that are not what they must be.
     pub torn: Vec<&'static str>,
 }
 
@@ -106,6 +108,17 @@ pub struct Image {
     pub has_journal: bool,
     /// Keys that will run out by themselves.
     pub mortal: Vec<String>,
+}
+
+/// What a warden wrote of the sale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Control {
+    /// The version of the sale's configuration.
+    pub cfg: u64,
+    /// Where the sale is in its life.
+    pub step: SaleStep,
+    /// When it begins and ends.
+    pub span: [Millis; 2],
 }
 
 impl Head {
@@ -139,6 +152,7 @@ impl Head {
             let state = meta.get("state").and_then(|word| SaleStep::parse(word));
             head.torn.extend(state.is_none().then_some("state"));
         }
+        head.control = control(meta);
         for (field, value) in meta {
             let units = || value.parse().ok();
             match field.split_once(':') {
@@ -283,6 +297,16 @@ impl Image {
         }
         users
     }
+}
+
+/// `None` where something of it is missing or torn.
+fn control(meta: &Fields) -> Option<Control> {
+    let number = |field: &str| meta.get(field)?.parse::<i64>().ok();
+    Some(Control {
+        cfg: u64::try_from(number("cfg")?).ok()?,
+        step: SaleStep::parse(meta.get("state")?)?,
+        span: [Millis(number("starts")?), Millis(number("ends")?)],
+    })
 }
 
 /// What is found under a segment's key.

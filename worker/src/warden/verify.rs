@@ -223,6 +223,7 @@ mod tests {
             epoch: 3,
             seq: u64::from(n),
             amount: 100,
+            currency: *b"EUR",
             refund: Refund::None,
             created: Millis(0),
             updated: Millis(0),

@@ -147,7 +147,7 @@ async fn a_replica_tells_the_audit_as_much_as_its_primary() {
 
 #[tokio::test]
 async fn every_corruption_of_redis_is_named_by_its_equation() {
-    let cases = 12;
+    let cases = 16;
     for case in 0..cases {
         let books = books().await;
         let place = &books.place;
@@ -216,6 +216,27 @@ async fn every_corruption_of_redis_is_named_by_its_equation() {
                 place.run(&["HSET", &orders, &unpaid, &more.to_string(), "@ann", "phone=500"]).await;
                 ("R3l", "R1")
             }
+            11 => {
+                // Its buyer is told that he has paid.
+                let mut paid = record.clone();
+                paid.state = OrderState::Paid;
+                place.run(&["HSET", &orders, &unpaid, &paid.to_string()]).await;
+                ("X7", "")
+            }
+            12 => {
+                place.run(&["HSET", &place.shelf.meta(), "limit:phone", "99"]).await;
+                ("X8", "")
+            }
+            13 => {
+                place.run(&["HINCRBY", &place.shelf.meta(), "ends", "60000"]).await;
+                ("X8", "")
+            }
+            14 => {
+                let mut moved = record.clone();
+                moved.seq -= 1;
+                place.run(&["HSET", &orders, &unpaid, &moved.to_string()]).await;
+                ("X1", "R2s")
+            }
             _ => {
                 // Redis shows an earlier moment, consistent in itself: what it lost is in the books.
                 let before = (record.seq - 1).to_string();
@@ -237,7 +258,7 @@ async fn every_corruption_of_redis_is_named_by_its_equation() {
 async fn every_corruption_of_the_books_is_named_by_its_equation() {
     let order = |id: &OrderId| format!("'{id}'");
     type Mutant = (&'static str, fn(&Books, &str) -> String);
-    let cases: [(Mutant, &str); 13] = [
+    let cases: [(Mutant, &str); 21] = [
         (("P3o", |_, unpaid| format!("DELETE FROM orders WHERE id = {unpaid}")), "P1"),
         (("H", |_, unpaid| format!("UPDATE ledger SET quantity = 2 WHERE order_id = {unpaid}")), "P1l"),
         (("H", |_, unpaid| format!("DELETE FROM ledger WHERE order_id = {unpaid}")), "P3t"),
@@ -257,6 +278,29 @@ async fn every_corruption_of_the_books_is_named_by_its_equation() {
         (("P3s", |_, unpaid| format!("UPDATE orders SET state = 'paid' WHERE id = {unpaid}")), "P4"),
         (("P1m", |_, _| "UPDATE offers SET stock = 1, taken = 1".to_owned()), "P1"),
         (("P4", |_, _| "DELETE FROM payments WHERE payment_id = 'p-1'".to_owned()), ""),
+        (("P4", |_, _| "UPDATE payments SET currency = 'USD' WHERE payment_id = 'p-1'".to_owned()), ""),
+        (("P4", |books, _| format!("UPDATE orders SET refund = 'due' WHERE id = '{}'", books.paid)), ""),
+        (("P4a", |_, unpaid| format!("UPDATE orders SET amount = 1 WHERE id = {unpaid}")), ""),
+        (("P4a", |_, _| "UPDATE offers SET currency = 'USD'".to_owned()), ""),
+        (
+            ("P1c", |_, _| {
+                "INSERT INTO stock_changes (key, sale, sku, delta, reason, fingerprint, state)
+                 VALUES ('k', 'demo', 'phone', 5, 'as told', '', 'done')"
+                    .to_owned()
+            }),
+            "",
+        ),
+        (
+            ("P3t", |books, _| {
+                format!(
+                    "UPDATE ledger SET line = 99 WHERE kind = 'take' AND order_id = '{}'",
+                    books.cancelled
+                )
+            }),
+            "H",
+        ),
+        (("P7", |_, _| "UPDATE sales SET step = 'created'".to_owned()), ""),
+        (("X1", |_, unpaid| format!("UPDATE orders SET seq = seq - 1 WHERE id = {unpaid}")), ""),
         (("P5", |books, _| format!("UPDATE orders SET epoch = 9 WHERE id = '{}'", books.paid)), ""),
         (
             ("P2", |_, _| {

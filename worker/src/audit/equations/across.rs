@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use ahash::AHashSet;
+use sluice_shared::clock::Millis;
 use sluice_shared::ids::{OrderId, SkuId};
 use sluice_shared::record::OrderState;
 
@@ -11,7 +12,7 @@ use crate::audit::Units;
 use crate::audit::broker::Depths;
 use crate::audit::gather::{Gathered, Seen};
 use crate::store::books::OrderFact;
-use crate::warden::behind::{Behind, behind};
+use crate::warden::behind::{Behind, ahead, behind};
 use crate::warden::image::Entry;
 use crate::warden::verify::expected;
 
@@ -33,6 +34,8 @@ pub(super) fn judge(all: &Gathered, depths: Option<Depths>) -> (Sheet, Vec<Units
         under_way += unreleased(seen, all, depths, &mut sheet);
         under_way += untold(seen, all, depths, &mut sheet);
         released(seen, all, &mut sheet);
+        told(seen, all, &mut sheet);
+        control(seen, all, &mut sheet);
     }
     if !all.shelves.is_empty() {
         stocks(all, &mut sheet);
@@ -46,25 +49,29 @@ fn order(seen: &Seen, all: &Gathered, uuid: &[u8; 16]) -> OrderId {
 }
 
 /// The clocks of Redis and PostgreSQL may differ by so much.
-const SKEW_MS: i64 = 5_000;
+pub(super) const SKEW_MS: i64 = 5_000;
 
 /// Whether a row was written for units that were taken after the shelf was read. One that was written
 /// before, and is ahead of Redis all the same, is what Redis has lost.
-fn newer(seen: &Seen, row: &OrderFact) -> bool {
+fn newer(seen: &Seen, row: &OrderFact, now: Millis) -> bool {
     let head = &seen.image.head;
     let ahead = (row.epoch, row.seq) > (head.epoch, head.seq);
-    head.fence.is_some() && ahead && row.created.0 + SKEW_MS >= seen.image.at.0
+    let since = row.created.0 + SKEW_MS >= seen.image.at.0 && row.created.0 <= now.0 + SKEW_MS;
+    head.fence.is_some() && ahead && since
 }
 
 /// Every live row holds its units in Redis, under the same name.
 fn rows(seen: &Seen, all: &Gathered, sheet: &mut Sheet) {
     let (mut live, mut wrong) = (0, Vec::new());
     for (order, row) in all.orders.iter().filter(|(order, _)| order.segment == seen.shelf.segment) {
-        if newer(seen, row) {
+        if newer(seen, row, all.sale.now) {
             continue;
         }
         let entry = seen.image.orders.get(&order.uuid);
-        let same = entry.is_some_and(|entry| entry.lines == row.lines && entry.user == row.user);
+        // A tombstone has no place: nothing was ever taken under it.
+        let place = |entry: &Entry| entry.seq == 0 || (entry.epoch, entry.seq) == (row.epoch, row.seq);
+        let same =
+            entry.is_some_and(|entry| entry.lines == row.lines && entry.user == row.user && place(entry));
         live += usize::from(row.live);
         let held = entry.is_some_and(|entry| !entry.released);
         if !same || row.live && !held {
@@ -88,7 +95,7 @@ fn unwritten(seen: &Seen, all: &Gathered, depths: Option<Depths>, sheet: &mut Sh
         // Its message would be fenced, or it has been further than a message can bring it.
         if entry.epoch < seen.epoch || entry.state != OrderState::Accepted {
             wrong.push(order.to_string());
-        } else if journal.contains(uuid) || seen.image.at.0 - entry.accepted.0 < UNWRITTEN_MS {
+        } else if journal.contains(uuid) || (seen.image.at.0 - entry.accepted.0).abs() < UNWRITTEN_MS {
             young += 1;
         } else {
             late.push(order.to_string());
@@ -156,7 +163,7 @@ fn followed(
         if !owing {
             continue;
         }
-        if telling.unsent.contains(order) || all.sale.now.0 - row.updated.0 < UNTOLD_MS {
+        if telling.unsent.contains(order) || (all.sale.now.0 - row.updated.0).abs() < UNTOLD_MS {
             young += 1;
         } else {
             late.push(order.to_string());
@@ -180,6 +187,40 @@ fn released(seen: &Seen, all: &Gathered, sheet: &mut Sheet) {
         released.iter().filter(unproven).map(|(uuid, _)| order(seen, all, uuid).to_string()).collect();
     let title = ("X5", "units were given back only for orders that are dead in the books");
     sheet.each(title, seen.shelf.name(), released.len(), wrong);
+}
+
+/// Buyers are told of no order what the books do not say: they say it first.
+fn told(seen: &Seen, all: &Gathered, sheet: &mut Sheet) {
+    let rows = all.orders.iter().filter(|(order, _)| order.segment == seen.shelf.segment);
+    let known: Vec<_> =
+        rows.filter_map(|(order, row)| Some((order, row, seen.image.orders.get(&order.uuid)?))).collect();
+    let wrong = known.iter().filter(|(_, row, entry)| ahead(entry, row.standing()));
+    let wrong = wrong.map(|(order, ..)| order.to_string()).collect();
+    let title = ("X7", "redis tells of no order what the books do not say");
+    sheet.each(title, seen.shelf.name(), known.len(), wrong);
+}
+
+/// A segment that has the version of the books has what they say. An older one is about to get it.
+fn control(seen: &Seen, all: &Gathered, sheet: &mut Sheet) {
+    let Some(control) = &seen.image.head.control else { return };
+    let mut wrong = Vec::new();
+    if control.cfg > all.sale.cfg {
+        wrong.push(format!("cfg {}, {} in the books", control.cfg, all.sale.cfg));
+    }
+    if control.cfg == all.sale.cfg {
+        let booked = (all.sale.step, all.sale.span);
+        if (control.step, control.span) != booked {
+            wrong.push(format!("{:?}, {booked:?} in the books", (control.step, control.span)));
+        }
+        for offer in &all.offers {
+            let limit = seen.image.head.limits.get(&offer.sku);
+            if limit != Some(&offer.per_user) {
+                wrong.push(format!("limit of {}: {limit:?}, {} in the books", offer.sku, offer.per_user));
+            }
+        }
+    }
+    let title = ("X8", "a segment sells when and how the books say");
+    sheet.each(title, seen.shelf.name(), 1 + all.offers.len(), wrong);
 }
 
 /// What was put on all shelves is what the books put on sale.
@@ -239,7 +280,7 @@ fn of_sku(all: &Gathered, sku: &SkuId, stock: i64) -> Units {
     for (order, row) in &all.orders {
         let n = row.lines.iter().find(|(other, _)| *other == sku).map_or(0, |(_, n)| i64::from(n));
         let seen = all.shelves.iter().find(|seen| seen.shelf.segment == order.segment);
-        if seen.is_some_and(|seen| newer(seen, row)) {
+        if seen.is_some_and(|seen| newer(seen, row, all.sale.now)) {
             continue;
         }
         let sold = matches!(row.state, OrderState::Paid | OrderState::Refunded);

@@ -1,12 +1,12 @@
 //! PostgreSQL against itself: one snapshot.
 
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
 use sluice_shared::ids::{OrderId, SkuId, UserId};
-use sluice_shared::record::OrderState;
+use sluice_shared::record::{OrderState, Refund};
 
 use super::{Sheet, shelf::greedy, signed};
 use crate::audit::gather::{Chain, Gathered, Moves};
-use crate::store::books::{OfferFact, OrderFact, PaymentFact};
+use crate::store::books::{ChangeFact, OfferFact, OrderFact, PaymentFact};
 use crate::warden::mark::Mark;
 
 pub(super) fn judge(all: &Gathered) -> Sheet {
@@ -23,6 +23,8 @@ pub(super) fn judge(all: &Gathered) -> Sheet {
     }
     sheet.each(("P2", "no user has more than he may"), "", held.len(), greedy(&held, &all.limits));
     strangers(all, &mut sheet);
+    prices(all, &mut sheet);
+    changes(all, &mut sheet);
     payments(all, &mut sheet);
     epochs(all, &mut sheet);
     deadlines(all, &mut sheet);
@@ -81,6 +83,7 @@ fn due(row: &OrderFact, units: u64) -> Moves {
         release: line(!row.live),
         sold: line(paid),
         refund: line(row.state == OrderState::Refunded),
+        early: false,
     }
 }
 
@@ -94,7 +97,7 @@ fn moves(offer: &OfferFact, chain: &Chain, all: &Gathered, sheet: &mut Sheet) {
         }
         orders += 1;
         let (there, due) = (chain.moves.get(order).copied().unwrap_or_default(), due(row, units));
-        if there.take != due.take {
+        if there.take != due.take || there.early {
             takes.push(order.to_string());
         }
         if there.release != due.release {
@@ -105,7 +108,8 @@ fn moves(offer: &OfferFact, chain: &Chain, all: &Gathered, sheet: &mut Sheet) {
         }
     }
     let sku = offer.sku.as_str();
-    sheet.each(("P3t", "every order has exactly one take, of its units"), sku, orders, takes);
+    let title = ("P3t", "every order has exactly one take, of its units, before anything else");
+    sheet.each(title, sku, orders, takes);
     let title = ("P3r", "every dead order has exactly one release, and no live one has any");
     sheet.each(title, sku, orders, releases);
     let title = ("P3s", "sold once when paid, refunded once when refunded");
@@ -128,6 +132,42 @@ fn units(row: &OrderFact, sku: &SkuId) -> u32 {
     row.lines.iter().find(|(other, _)| *other == sku).map_or(0, |(_, n)| n)
 }
 
+/// An order costs what its units cost. The price of what is on sale never changes.
+fn prices(all: &Gathered, sheet: &mut Sheet) {
+    let offers: AHashMap<&SkuId, &OfferFact> = all.offers.iter().map(|offer| (&offer.sku, offer)).collect();
+    let fits = |row: &OrderFact| {
+        let cost = row.lines.iter().try_fold(0_i64, |sum, (sku, n)| {
+            let offer = offers.get(sku).filter(|offer| offer.currency == row.currency)?;
+            offer.price.checked_mul(i64::from(n))?.checked_add(sum)
+        });
+        cost == Some(row.amount)
+    };
+    let wrong = all.orders.iter().filter(|(_, row)| !fits(row)).map(|(order, _)| order.to_string());
+    let title = ("P4a", "every order costs what its units cost");
+    sheet.each(title, "", all.orders.len(), wrong.collect());
+}
+
+/// What changed the stock is in the ledger, with its units, once it is done; and nothing else is.
+fn changes(all: &Gathered, sheet: &mut Sheet) {
+    let booked: AHashMap<(&SkuId, &str), i64> = all
+        .chains
+        .iter()
+        .flat_map(|(sku, chain)| chain.changes.iter().map(move |(key, n)| ((sku, key.as_str()), *n)))
+        .collect();
+    let fits = |change: &ChangeFact| match booked.get(&(&change.sku, change.key.as_str())) {
+        Some(units) => *units == change.delta && change.state != "refused",
+        None => change.state != "done",
+    };
+    let mut wrong: Vec<String> =
+        all.stock_changes.iter().filter(|change| !fits(change)).map(|change| change.key.clone()).collect();
+    let asked: AHashSet<(&SkuId, &str)> =
+        all.stock_changes.iter().map(|change| (&change.sku, change.key.as_str())).collect();
+    let strangers = booked.keys().filter(|change| !asked.contains(*change));
+    wrong.extend(strangers.map(|(sku, key)| format!("{sku} {key}")));
+    let title = ("P1c", "every stock change that is done is in the ledger, with its units, and no other is");
+    sheet.each(title, "", all.stock_changes.len(), wrong);
+}
+
 /// A paid order has one payment of its amount, an unpaid one has none, and money that nobody owes is
 /// told as due.
 fn payments(all: &Gathered, sheet: &mut Sheet) {
@@ -147,7 +187,15 @@ fn payments(all: &Gathered, sheet: &mut Sheet) {
         if row.state == OrderState::Paid || row.state == OrderState::Refunded && of("captured") == 1 {
             owed += row.amount;
         }
-        if !fits {
+        // A notice of another amount is refused, whatever becomes of its money.
+        let same = |payment: &PaymentFact| (payment.amount, payment.currency) == (row.amount, row.currency);
+        let owes = of("surplus") > 0 || row.state == OrderState::Refunded && of("captured") > 0;
+        let refund = match (owes, of("refunded")) {
+            (true, _) => Refund::Due,
+            (false, 0) => Refund::None,
+            (false, _) => Refund::Done,
+        };
+        if !fits || row.refund != refund || !payments.iter().all(same) {
             wrong.push(order.to_string());
         }
     }

@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ahash::{AHashMap, AHashSet};
+use sluice_shared::clock::Millis;
 use sluice_shared::ids::{SkuId, UserId};
 
+use super::across::SKEW_MS;
 use super::{Sheet, count, signed};
 use crate::audit::gather::{Gathered, Seen};
 use crate::warden::image::Entry;
@@ -133,11 +135,13 @@ fn marks(seen: &Seen, all: &Gathered, sheet: &mut Sheet) {
     let due = image.held_by_user();
     // A buyer whose orders change while they are read is looked at again next time. His mark may be read
     // after the order was taken, and his order's place before: then only the books know of it.
-    let since = all.orders.values().filter(|row| row.accepted >= image.at).map(|row| &row.user);
+    // Whoever's orders are of another day is not busy.
+    let meanwhile = |at: Millis| at >= image.at && at.0 <= all.sale.now.0 + SKEW_MS;
+    let since = all.orders.values().filter(|row| meanwhile(row.accepted)).map(|row| &row.user);
     let busy: AHashSet<&UserId> = image
         .orders
         .values()
-        .filter(|entry| entry.updated >= image.at || entry.accepted >= image.at)
+        .filter(|entry| meanwhile(entry.updated) || meanwhile(entry.accepted))
         .map(|entry| &entry.user)
         .chain(since)
         .collect();
