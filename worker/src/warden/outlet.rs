@@ -34,6 +34,11 @@ impl Outlet {
         self.shards
     }
 
+    /// Connects; fails at once where there is no broker.
+    pub async fn ready(&mut self) -> Result<(), Trouble> {
+        Ok(self.sender.publisher().await.map(drop)?)
+    }
+
     /// Publishes orders; `Ok` means that the broker confirmed every one.
     pub async fn orders(&mut self, orders: &[Accepted]) -> Result<(), Trouble> {
         let messages: Result<Vec<_>, Trouble> = orders

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use sluice_shared::ids::{OrderId, SkuId};
 use sluice_shared::keys::Shelf;
 use sluice_shared::message::{Accepted, OrderEvent};
-use sluice_shared::sale::SaleView;
+use sluice_shared::sale::{SaleStep, SaleView};
 
 use super::behind::{Behind, behind, next_page};
 use super::doubts::Doubt;
@@ -47,43 +47,75 @@ const PAGE: usize = 5_000;
 /// Of so many orders it is remembered that they were told again; of more, each round tells them once more.
 const REMEMBERED: usize = 200_000;
 
+/// Closed sales have so much of one round: there may be many, and those that sell come first.
+const SLICE: Duration = Duration::from_secs(5);
+
+/// When sales of a kind are looked at next, and how closely.
+struct Turn {
+    look: Look,
+    due: Instant,
+}
+
+impl Turn {
+    /// A look that took so long is repeated after `every`, or later where it takes too much of Redis' time.
+    fn next(&mut self, took: Duration, every: Duration) {
+        self.due = Instant::now() + every.max(took * SHARE);
+    }
+}
+
 /// Works until it is dropped.
 pub async fn run(warden: Arc<Warden>) {
     let every = warden.context.config.reconcile.reconcile;
-    let outlet = Outlet::new(&warden, "reconcile");
-    let mut reconciler = Reconciler { outlet, told: HashMap::new(), compared: HashMap::new(), warden };
-    let (mut routine, mut due) = (FIRST, Instant::now() + every);
+    let mut reconciler = Reconciler::new(warden);
+    let due = Instant::now() + every;
+    let [mut selling, mut closed] = [FIRST; 2].map(|look| Turn { look, due });
     loop {
         // Doubts that never end, of a segment that cannot be read, do not keep the others waiting.
-        let wait = due.saturating_duration_since(Instant::now());
+        let wait = selling.due.min(closed.due).saturating_duration_since(Instant::now());
         let doubt = match wait {
             Duration::ZERO => None,
             wait => tokio::time::timeout(wait, reconciler.warden.doubts.next()).await.ok(),
         };
-        let look = doubt.as_ref().map_or(routine, |doubt| Look { since: doubt.since(), ..AFTER_LOSS });
         let began = Instant::now();
-        let done = reconciler.round(look, doubt.as_ref()).await;
-        let took = began.elapsed();
-        if doubt.is_none() {
-            due = Instant::now() + every.max(took * SHARE);
-        }
-        let left = match (done, doubt) {
-            (Ok(unread), doubt) => {
-                if doubt.is_none() {
-                    routine = ROUTINE;
-                }
-                doubt.filter(|_| !unread.is_empty()).map(|doubt| doubt.about(unread))
+        let done = if let Some(doubt) = doubt {
+            reconciler.dispel(doubt).await
+        } else if selling.due <= closed.due {
+            let done = reconciler.round(selling.look, Wanted::Selling).await;
+            selling.next(began.elapsed(), every);
+            done.map(|_| selling.look = ROUTINE)
+        } else {
+            let done = reconciler.some_closed(closed.look).await;
+            let pause = if reconciler.rest.is_empty() { every } else { Duration::ZERO };
+            closed.next(began.elapsed(), pause.max(AGAIN));
+            if done.is_ok() && reconciler.rest.is_empty() {
+                closed.look = ROUTINE;
             }
-            (Err(trouble), doubt) => {
-                tracing::warn!(%trouble, "reconciling is held up");
-                doubt
-            }
+            done
         };
-        if let Some(doubt) = left {
-            tokio::time::sleep(AGAIN.max(took * SHARE)).await;
-            reconciler.warden.doubts.note(doubt);
+        if let Err(trouble) = done {
+            tracing::warn!(%trouble, "reconciling is held up");
         }
     }
+}
+
+/// Which segments a round is about.
+#[derive(Clone, Copy)]
+enum Wanted<'a> {
+    /// Those of sales that are not closed.
+    Selling,
+    /// Those of closed sales that have not had their turn.
+    Closed,
+    /// Those that are in doubt.
+    Doubtful(&'a Doubt),
+}
+
+/// What a round did not do.
+#[derive(Default)]
+struct Undone {
+    /// Segments that cannot be read.
+    unread: BTreeSet<Shelf>,
+    /// Segments of closed sales that there was no time for.
+    late: BTreeSet<Shelf>,
 }
 
 struct Reconciler {
@@ -93,6 +125,10 @@ struct Reconciler {
     told: HashMap<OrderId, Instant>,
     /// Which order of a segment was compared last.
     compared: HashMap<Shelf, [u8; 16]>,
+    /// Segments of closed sales that have not had their turn.
+    rest: BTreeSet<Shelf>,
+    /// Segments that could not be read when they were looked at last.
+    unread: BTreeSet<Shelf>,
 }
 
 /// What one sale's segments hold together.
@@ -105,27 +141,85 @@ struct Tally {
 }
 
 impl Reconciler {
-    /// Looks at every segment, or at those in doubt; answers which of them cannot be read.
-    async fn round(&mut self, look: Look, doubt: Option<&Doubt>) -> Result<BTreeSet<Shelf>, Trouble> {
-        let mut unread = BTreeSet::new();
+    fn new(warden: Arc<Warden>) -> Self {
+        Self {
+            outlet: Outlet::new(&warden, "reconcile"),
+            told: HashMap::new(),
+            compared: HashMap::new(),
+            rest: BTreeSet::new(),
+            unread: BTreeSet::new(),
+            warden,
+        }
+    }
+
+    /// Looks at what a loss may have touched; what is not done stays in doubt.
+    async fn dispel(&mut self, doubt: Doubt) -> Result<(), Trouble> {
+        let began = Instant::now();
+        let look = Look { since: doubt.since(), ..AFTER_LOSS };
+        let (left, failed) = match self.round(look, Wanted::Doubtful(&doubt)).await {
+            Ok(Undone { unread, mut late }) => {
+                let failed = !unread.is_empty();
+                late.extend(unread);
+                ((!late.is_empty()).then(|| doubt.about(late)), failed)
+            }
+            Err(trouble) => {
+                tracing::warn!(%trouble, "looking after a loss is held up");
+                (Some(doubt), true)
+            }
+        };
+        if failed {
+            tokio::time::sleep(AGAIN.max(began.elapsed() * SHARE)).await;
+        }
+        if let Some(left) = left {
+            self.warden.doubts.note(left);
+        }
+        Ok(())
+    }
+
+    /// Looks at some of the closed sales' segments, and begins again with the first after the last.
+    async fn some_closed(&mut self, look: Look) -> Result<(), Trouble> {
+        if self.rest.is_empty() {
+            self.rest = self.warden.floor(|floor| floor.serving.keys().cloned().collect());
+        }
+        self.round(look, Wanted::Closed).await.map(drop)
+    }
+
+    /// Looks at the segments that are served and wanted.
+    async fn round(&mut self, look: Look, wanted: Wanted<'_>) -> Result<Undone, Trouble> {
+        let (began, mut undone) = (Instant::now(), Undone::default());
         self.told.retain(|_, at| at.elapsed() < ROUTINE.untold * 2);
         let serving = self.warden.floor(|floor| floor.serving.clone());
-        for view in self.warden.views().await? {
+        let mut views = self.warden.views().await?;
+        views.sort_by_key(|view| view.step == SaleStep::Closed);
+        for view in views {
+            let closed = view.step == SaleStep::Closed;
             let mut tally = Tally::default();
             let mut whole = true;
             for segment in 0..view.segments {
                 let shelf = Shelf::new(view.sale.clone(), segment);
-                match serving.get(&shelf) {
-                    Some(_) if doubt.is_some_and(|doubt| !doubt.covers(&shelf)) => whole = false,
-                    Some(epoch) => match self.segment(&view, &shelf, *epoch, look, &mut tally).await {
-                        Err(trouble) if trouble.is_local() => {
-                            tracing::warn!(shelf = shelf.name(), %trouble, "not reconciled");
-                            whole = false;
-                            unread.insert(shelf);
-                        }
-                        done => done?,
-                    },
-                    None => whole = false,
+                let is_wanted = match wanted {
+                    Wanted::Selling => !closed,
+                    Wanted::Closed => closed && self.rest.contains(&shelf),
+                    Wanted::Doubtful(doubt) => doubt.covers(&shelf),
+                };
+                let Some(epoch) = serving.get(&shelf).filter(|_| is_wanted) else {
+                    whole = false;
+                    continue;
+                };
+                if closed && began.elapsed() > SLICE {
+                    whole = false;
+                    undone.late.insert(shelf);
+                    continue;
+                }
+                self.unread.remove(&shelf);
+                match self.segment(&view, &shelf, *epoch, look, &mut tally).await {
+                    Err(trouble) if trouble.is_local() => {
+                        tracing::warn!(shelf = shelf.name(), %trouble, "not reconciled");
+                        whole = false;
+                        self.unread.insert(shelf.clone());
+                        undone.unread.insert(shelf);
+                    }
+                    done => done?,
                 }
             }
             if whole {
@@ -133,13 +227,17 @@ impl Reconciler {
             }
         }
         self.compared.retain(|shelf, _| serving.contains_key(shelf));
+        self.unread.retain(|shelf| serving.contains_key(shelf));
+        if matches!(wanted, Wanted::Closed) {
+            self.rest.retain(|shelf| undone.late.contains(shelf));
+        }
         let (store, redis) = (&self.warden.context.store, self.warden.redis());
         if let Err(trouble) = store.bounded(crate::api::stock::complete_pending(store, redis)).await {
             tracing::warn!(%trouble, "stock changes wait");
         }
         store.bounded(store.forget_old_barriers()).await?;
-        self.warden.metrics().unread_segments.set(i64::try_from(unread.len()).unwrap_or(i64::MAX));
-        Ok(unread)
+        self.warden.metrics().unread_segments.set(i64::try_from(self.unread.len()).unwrap_or(i64::MAX));
+        Ok(undone)
     }
 
     /// Publishes what has no row, and tells again what Redis does not know.

@@ -41,6 +41,8 @@ pub struct Reopen {
     /// How often it went back with data lost and orders without a row.
     back: u32,
     told: Option<((Stage, bool), Instant)>,
+    /// Where it was held up, when that was told last.
+    held_up: Option<(Stage, Instant)>,
 }
 
 /// How a re-opening ended.
@@ -67,6 +69,7 @@ pub async fn run(warden: Arc<Warden>, shelf: Shelf, rows: Projection) -> (Shelf,
         barrier: String::new(),
         back: 0,
         told: None,
+        held_up: None,
     };
     let (mut command, mut epoch) = (Command::Close, 0);
     while command != Command::Finish {
@@ -109,8 +112,12 @@ impl Reopen {
             Command::Rest(_) | Command::Finish => Ok(Event::Trouble),
         };
         done.unwrap_or_else(|trouble| {
-            let stage = self.machine.stage().as_str();
-            tracing::warn!(shelf = self.shelf.name(), stage, %trouble, "a re-opening is held up");
+            let (stage, now) = (self.machine.stage(), Instant::now());
+            if self.held_up.is_none_or(|(told, at)| told != stage || now.duration_since(at) >= TOLD) {
+                let (shelf, stage) = (self.shelf.name(), stage.as_str());
+                tracing::warn!(shelf, stage, %trouble, "a re-opening is held up");
+                self.held_up = Some((self.machine.stage(), now));
+            }
             if matches!(trouble, Trouble::Redis(_)) { Event::RedisFault } else { Event::Trouble }
         })
     }

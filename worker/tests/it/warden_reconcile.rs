@@ -253,3 +253,25 @@ async fn what_was_told_again_is_not_told_at_each_look_that_fails() {
     // The order that showed that the sale sells is paid too.
     assert!(warden.metrics().contains("sluice_warden_settled_again_total 2\n"), "{}", warden.metrics());
 }
+
+#[tokio::test]
+async fn what_a_closed_sale_has_without_a_row_is_published_again_too() {
+    for loss in [false, true] {
+        let (place, warden, _orders, edge) = Place::open(10).await;
+        warden.stop().await;
+        let order = place.ask(&edge.instance, "bob").await.unwrap();
+        place.run(&["XTRIM", &place.shelf.journal(), "MAXLEN", "0"]).await;
+        let record = place.record(&order.order).await.unwrap();
+        age(&place, record, &order.order.field()).await;
+        place.step(SaleStep::Closed).await;
+        let _warden = place.warden(if loss { "" } else { OFTEN });
+        eventually("it is closed", PATIENCE, async || place.meta("state").await.as_deref() == Some("closed"))
+            .await;
+        if loss {
+            place.broker.wipe();
+        }
+        let began = Instant::now();
+        eventually("its row", PATIENCE, || place.written(&order.order)).await;
+        assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    }
+}

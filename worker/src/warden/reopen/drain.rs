@@ -23,6 +23,8 @@ impl Reopen {
     pub(super) async fn drain(&mut self) -> Result<Event, Trouble> {
         failpoint::reach("F85.drain");
         self.same_redis().await?;
+        // Before a segment is read for nothing.
+        self.outlet.ready().await?;
         let booked = self.booked;
         let image = Image::read(self.warden.redis(), &self.shelf).await?;
         let unwritten =
