@@ -20,6 +20,7 @@ use lapin::options::{
 };
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::{AMQPValue, FieldTable};
+use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ErrorKind, Event, ExchangeKind,
 };
@@ -80,7 +81,7 @@ impl Link {
             .with_client_property("product".into(), "Sluice".into())
             .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
         let deaths = io_loop::deaths();
-        greeting::wait(url).await?;
+        greeting::wait(plain_server(url)).await?;
         let connection = in_time(Connection::connect(url, properties)).await;
         let connection = connection.inspect_err(|error| {
             if matches!(error, AmqpError::Silent(_)) {
@@ -200,6 +201,12 @@ impl Link {
             () = self.broken_down() => {}
         }
     }
+}
+
+/// Where a server is that speaks AMQP at once; under TLS the first word is another's.
+fn plain_server(url: &str) -> Option<(String, u16)> {
+    let uri: AMQPUri = url.parse().ok()?;
+    (uri.scheme == AMQPScheme::AMQP).then_some((uri.authority.host, uri.authority.port))
 }
 
 /// The library waits for ever: heartbeats begin only after the handshake.

@@ -5,7 +5,6 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use lapin::uri::{AMQPScheme, AMQPUri};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -24,14 +23,10 @@ pub(super) fn was_silent() {
 }
 
 /// Fails when the server still says nothing. Whatever else is wrong with it, the library finds out.
-pub(super) async fn wait(url: &str) -> Result<(), AmqpError> {
-    let Ok(uri) = url.parse::<AMQPUri>() else { return Ok(()) };
-    // Under TLS the first word is not AMQP's.
-    if !SILENT.load(Ordering::Relaxed) || uri.scheme != AMQPScheme::AMQP {
-        return Ok(());
-    }
+pub(super) async fn wait(server: Option<(String, u16)>) -> Result<(), AmqpError> {
+    let Some((host, port)) = server.filter(|_| SILENT.load(Ordering::Relaxed)) else { return Ok(()) };
     let greeted = async {
-        let mut stream = TcpStream::connect((uri.authority.host.as_str(), uri.authority.port)).await?;
+        let mut stream = TcpStream::connect((host.as_str(), port)).await?;
         stream.write_all(HEADER).await?;
         stream.read_u8().await
     };
