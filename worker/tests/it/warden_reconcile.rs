@@ -219,42 +219,6 @@ async fn a_stock_change_that_was_interrupted_is_completed() {
 }
 
 #[tokio::test]
-async fn what_was_told_again_is_not_told_at_each_look_that_fails() {
-    let (mut place, warden, _orders, edge) = Place::open(10).await;
-    warden.stop().await;
-    let paid = place.bought(&edge.instance, "bob").await;
-    place
-        .db
-        .run(
-            "UPDATE orders SET state = 'paid', updated_at = now() - interval '1 minute';
-             UPDATE outbox SET published_at = now()",
-        )
-        .await;
-    // This one has no row, and there is no broker to publish it: each look fails behind the first sale's.
-    place.make("second", 10).await;
-    let second = Shelf::new(SaleId::parse("second").unwrap(), 0);
-    for step in [SaleStep::Preloaded, SaleStep::Open] {
-        place.step_of(&second.sale, step).await;
-    }
-    let warden = place.warden(OFTEN);
-    eventually("it is told", PATIENCE, async || place.db.count(UNSENT_CHANGES).await == 1).await;
-    warden.stop().await;
-    let record = place.record(&paid.order).await.unwrap();
-    let lost = Record { accepted: Millis(record.accepted.0 - 10_000), ..record };
-    let field = sluice_shared::ids::OrderId::mint(2, 0).field();
-    place.run(&["HSET", &second.orders(), &field, &lost.to_string()]).await;
-    place.db.run("UPDATE outbox SET published_at = now()").await;
-    place.broker.url = "amqp://nobody:nothing@127.0.0.1:1/none".to_owned();
-    let warden = place.warden(OFTEN);
-    eventually("it is told once more", PATIENCE, async || place.db.count(UNSENT_CHANGES).await > 0).await;
-    // As long as several looks take.
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    assert_eq!(place.db.count(UNSENT_CHANGES).await, 1);
-    // The order that showed that the sale sells is paid too.
-    assert!(warden.metrics().contains("sluice_warden_settled_again_total 2\n"), "{}", warden.metrics());
-}
-
-#[tokio::test]
 async fn what_a_closed_sale_has_without_a_row_is_published_again_too() {
     for loss in [false, true] {
         let (place, warden, _orders, edge) = Place::open(10).await;
