@@ -190,7 +190,7 @@ impl Reconciler {
         self.told.retain(|_, at| at.elapsed() < ROUTINE.untold * 2);
         let serving = self.warden.floor(|floor| floor.serving.clone());
         let mut views = self.warden.views().await?;
-        views.sort_by_key(|view| view.step == SaleStep::Closed);
+        views.sort_by_key(|view| (view.step == SaleStep::Closed, view.number));
         for view in views {
             let closed = view.step == SaleStep::Closed;
             let mut tally = Tally::default();

@@ -19,6 +19,25 @@ const UNSENT_CHANGES: &str = "SELECT count(*) FROM outbox, jsonb_array_elements(
                               WHERE published_at IS NULL AND topic = 'order.changed'
                                 AND event->>'user' = 'bob' AND event->>'state' = 'paid'";
 
+/// Messages of this sale's orders cannot be put into the outbox; the attempts are counted.
+async fn refuse_messages(place: &Place, sale: u32) {
+    // A sequence counts what is rolled back, too.
+    let refuse = format!(
+        "CREATE SEQUENCE attempts MINVALUE 0 START 0;
+         SELECT nextval('attempts');
+         CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+           $$ BEGIN PERFORM nextval('attempts'); RAISE 'not now'; END $$;
+         CREATE TRIGGER refuse BEFORE INSERT ON outbox FOR EACH ROW
+           WHEN (NEW.payload::text LIKE '%-{sale}-0\"%') EXECUTE FUNCTION refuse()"
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(refuse)).execute(&place.db.pool).await.unwrap();
+}
+
+async fn until_refused(place: &Place, times: i64) {
+    let attempts = "SELECT last_value FROM attempts";
+    eventually("attempts", PATIENCE, async || place.db.count(attempts).await >= times).await;
+}
+
 async fn age(place: &Place, record: Record, field: &str) {
     let old = Record { accepted: Millis(record.accepted.0 - 10_000), ..record };
     place.run(&["HSET", &place.shelf.orders(), field, &old.to_string()]).await;
@@ -113,24 +132,58 @@ async fn a_look_after_a_loss_that_failed_is_repeated() {
     place.until_sells(&edge).await;
     place.bought(&edge.instance, "bob").await;
     let epoch = place.epoch().await;
-    // A sequence counts what is rolled back, too.
-    place
-        .db
-        .run(
-            "UPDATE outbox SET published_at = now(); UPDATE orders SET state = 'paid';
-             CREATE SEQUENCE attempts;
-             CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
-               $$ BEGIN PERFORM nextval('attempts'); RAISE 'not now'; END $$;
-             CREATE TRIGGER refuse BEFORE INSERT ON outbox EXECUTE FUNCTION refuse()",
-        )
-        .await;
+    place.db.run("UPDATE outbox SET published_at = now(); UPDATE orders SET state = 'paid'").await;
+    refuse_messages(&place, place.number).await;
     place.server.crash_and_restart();
-    eventually("attempts", PATIENCE, async || place.db.count("SELECT last_value FROM attempts").await >= 3)
-        .await;
+    until_refused(&place, 3).await;
     assert_eq!(place.epoch().await, epoch + 1);
     assert_eq!(place.db.count(UNSENT_CHANGES).await, 0);
     place.db.run("DROP TRIGGER refuse ON outbox").await;
     eventually("a change", PATIENCE, async || place.db.count(UNSENT_CHANGES).await > 0).await;
+}
+
+#[tokio::test]
+async fn what_was_told_again_is_not_told_at_each_look_that_fails() {
+    let (mut place, warden, _orders, edge) = Place::open(10).await;
+    place.bought(&edge.instance, "bob").await;
+    place.open_another("second", 10, &edge).await;
+    warden.stop().await;
+    place.bought(&edge.instance, "eve").await;
+    place
+        .db
+        .run(
+            "UPDATE outbox SET published_at = now();
+             UPDATE orders SET state = 'paid', updated_at = now() - interval '1 minute'",
+        )
+        .await;
+    // Sales are looked at in the order of their numbers: each look fails behind the first one's.
+    refuse_messages(&place, place.number).await;
+    let warden = place.warden(OFTEN);
+    until_refused(&place, 4).await;
+    assert_eq!(place.db.count(UNSENT_CHANGES).await, 1);
+    // The order that showed that the sale sells is paid too.
+    assert!(warden.metrics().contains("sluice_warden_settled_again_total 2\n"), "{}", warden.metrics());
+}
+
+#[tokio::test]
+async fn sales_that_sell_are_looked_at_before_closed_ones() {
+    let (mut place, warden, _orders, edge) = Place::open(10).await;
+    place.bought(&edge.instance, "eve").await;
+    place.step(SaleStep::Closed).await;
+    eventually("it is closed", PATIENCE, async || place.meta("state").await.as_deref() == Some("closed")).await;
+    let closed = place.number;
+    place.open_another("second", 10, &edge).await;
+    place.bought(&edge.instance, "bob").await;
+    warden.stop().await;
+    // Nobody looks of his own accord.
+    let _warden = place.warden("[reconcile]\nreconcile_ms = 600000\n");
+    place.until_sells(&edge).await;
+    place.db.run("UPDATE outbox SET published_at = now(); UPDATE orders SET state = 'paid'").await;
+    // Each look fails at the closed sale, whose number comes first.
+    refuse_messages(&place, closed).await;
+    place.broker.wipe();
+    until_refused(&place, 2).await;
+    assert_eq!(place.db.count(UNSENT_CHANGES).await, 1);
 }
 
 /// Puts fields into a hash that are no text.

@@ -180,12 +180,24 @@ impl Place {
 
     pub async fn opened(self) -> (Self, Process, Process, Edge) {
         let place = self;
-        place.step(SaleStep::Preloaded).await;
-        place.step(SaleStep::Open).await;
+        place.open_step().await;
         let (warden, orders) = (place.warden(""), place.orders());
         let edge = place.edge("a", "lock", 1);
         place.until_sells(&edge).await;
         (place, warden, orders, edge)
+    }
+
+    /// One sale more, of a higher number, which sells; from now on the place is about it.
+    pub async fn open_another(&mut self, sale: &str, stock: u64, edge: &Edge) {
+        self.number = self.make(sale, stock).await;
+        self.shelf = Shelf::new(SaleId::parse(sale).unwrap(), 0);
+        self.open_step().await;
+        self.until_sells(edge).await;
+    }
+
+    async fn open_step(&self) {
+        self.step(SaleStep::Preloaded).await;
+        self.step(SaleStep::Open).await;
     }
 
     /// Where PostgreSQL, RabbitMQ and Redis are.
