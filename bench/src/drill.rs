@@ -41,8 +41,9 @@ use crate::schedule::Profile;
 
 /// At most one order of so many may be answered by 503 while nothing is broken.
 const UNKNOWN_SHARE: u64 = 100;
-/// How fast the orders come that a sale has before anything happens to it, and how long they may take.
-const BEFORE: f64 = 5_000.0;
+/// How fast the orders come that a sale has before anything happens to it, and how long they may take. A
+/// small machine, on which everything runs beside the buyers, can take so many.
+const BEFORE: f64 = 3_000.0;
 const BEFORE_TAKES: Duration = Duration::from_secs(600);
 
 /// What every drill is given.
