@@ -170,7 +170,8 @@ async fn sales_that_sell_are_looked_at_before_closed_ones() {
     let (mut place, warden, _orders, edge) = Place::open(10).await;
     place.bought(&edge.instance, "eve").await;
     place.step(SaleStep::Closed).await;
-    eventually("it is closed", PATIENCE, async || place.meta("state").await.as_deref() == Some("closed")).await;
+    eventually("it is closed", PATIENCE, async || place.meta("state").await.as_deref() == Some("closed"))
+        .await;
     let closed = place.number;
     place.open_another("second", 10, &edge).await;
     place.bought(&edge.instance, "bob").await;
