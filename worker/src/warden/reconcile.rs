@@ -190,6 +190,7 @@ impl Reconciler {
         self.told.retain(|_, at| at.elapsed() < ROUTINE.untold * 2);
         let serving = self.warden.floor(|floor| floor.serving.clone());
         let mut views = self.warden.views().await?;
+        // Those that sell first, and each look in the same order as the one before.
         views.sort_by_key(|view| (view.step == SaleStep::Closed, view.number));
         for view in views {
             let closed = view.step == SaleStep::Closed;
