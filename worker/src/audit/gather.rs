@@ -105,7 +105,7 @@ pub struct Gathered {
     pub orders: AHashMap<OrderId, OrderFact>,
     /// Its ledgers.
     pub chains: BTreeMap<SkuId, Chain>,
-    /// Its payments, by order.
+    /// Payments of orders that bear its number, by order.
     pub payments: AHashMap<OrderId, Vec<PaymentFact>>,
     /// Orders whose release has not left the outbox.
     pub unsent_releases: HashSet<OrderId>,
@@ -180,7 +180,8 @@ async fn read(store: &Store, sale: &SaleId, entries: usize) -> Result<Gathered, 
     let ledgers = books.beside(store).await?;
     let mut beside = JoinSet::new();
     beside.spawn(chains(ledgers, sale.clone(), offers.clone(), entries));
-    let (orders, payments) = orders(&mut books, entries).await?;
+    let orders = orders(&mut books, entries).await?;
+    let payments = payments(&mut books, fact.number).await?;
     let (releases, changes): (Vec<_>, Vec<_>) =
         books.unsent().await?.into_iter().partition(|(_, release)| *release);
     let named = |unsent: Vec<(OrderId, bool)>| unsent.into_iter().map(|(order, _)| order).collect();
@@ -209,20 +210,26 @@ async fn read(store: &Store, sale: &SaleId, entries: usize) -> Result<Gathered, 
     })
 }
 
-type Orders = (AHashMap<OrderId, OrderFact>, AHashMap<OrderId, Vec<PaymentFact>>);
-
 /// Reads the orders; there will be about as many as are in Redis.
-async fn orders(books: &mut Books, entries: usize) -> Result<Orders, StoreError> {
-    let (mut orders, mut payments) = (AHashMap::with_capacity(entries), AHashMap::<_, Vec<_>>::new());
-    let mut after = String::new();
+async fn orders(books: &mut Books, entries: usize) -> Result<AHashMap<OrderId, OrderFact>, StoreError> {
+    let (mut orders, mut after) = (AHashMap::with_capacity(entries), String::new());
     loop {
         let page = books.orders_after(&after).await?;
-        let Some((last, _)) = page.last() else { return Ok((orders, payments)) };
+        let Some((last, _)) = page.last() else { return Ok(orders) };
         after = last.to_string();
-        for payment in books.payments_of(&page).await? {
+        orders.extend(page);
+    }
+}
+
+async fn payments(books: &mut Books, number: u32) -> Result<AHashMap<OrderId, Vec<PaymentFact>>, StoreError> {
+    let (mut payments, mut after) = (AHashMap::<_, Vec<_>>::new(), String::new());
+    loop {
+        let page = books.payments_after(number, &after).await?;
+        let Some(last) = page.last() else { return Ok(payments) };
+        after.clone_from(&last.payment);
+        for payment in page {
             payments.entry(payment.order).or_default().push(payment);
         }
-        orders.extend(page);
     }
 }
 

@@ -240,16 +240,16 @@ impl Books {
         Ok(rows.map_ok(line).try_collect().await?)
     }
 
-    /// The payments of these orders. Asked for by order: a join that follows the payments' own order
-    /// takes minutes when the planner's statistics are older than the sale.
-    pub async fn payments_of(
-        &mut self,
-        orders: &[(OrderId, OrderFact)],
-    ) -> Result<Vec<PaymentFact>, StoreError> {
+    /// The next page of the payments of orders that bear the sale's number, after a payment.
+    pub async fn payments_after(&mut self, number: u32, after: &str) -> Result<Vec<PaymentFact>, StoreError> {
         let rows: Vec<(String, String, i64, String, String)> = sqlx::query_as(
-            "SELECT payment_id, order_id, amount, currency, state FROM payments WHERE order_id = ANY($1)",
+            "SELECT payment_id, order_id, amount, currency, state FROM payments
+             WHERE (split_part(order_id, '-', 2), payment_id) > ($1, $2) AND split_part(order_id, '-', 2) <= $1
+             ORDER BY split_part(order_id, '-', 2), payment_id LIMIT $3",
         )
-        .bind(orders.iter().map(|(order, _)| order.to_string()).collect::<Vec<_>>())
+        .bind(sale_part(number))
+        .bind(after)
+        .bind(PAGE)
         .fetch_all(&mut *self.snapshot)
         .await?;
         rows.into_iter()
@@ -274,14 +274,12 @@ impl Books {
 
     /// Orders of the sale with a fenced message and no row: accepted by nobody, or lost.
     pub async fn fenced_without_row(&mut self, number: u32) -> Result<Vec<String>, StoreError> {
-        let any = OrderId { uuid: [0; 16], sale: number, segment: 0 }.to_string();
-        let suffix = any.trim_start_matches('0').trim_end_matches('0');
         Ok(sqlx::query_scalar(
             "SELECT DISTINCT f.order_id FROM fenced_messages f
-             WHERE f.order_id LIKE '%' || $1 || '%'
+             WHERE split_part(f.order_id, '-', 2) = $1
                AND NOT EXISTS (SELECT 1 FROM orders o WHERE o.id = f.order_id) LIMIT 100",
         )
-        .bind(suffix)
+        .bind(sale_part(number))
         .fetch_all(&mut *self.snapshot)
         .await?)
     }
@@ -313,7 +311,9 @@ pub(super) async fn pending_changes(
     rows.into_iter().map(|(key, sku, n, booked)| Ok((key, id(SkuId::parse(&sku))?, n, booked))).collect()
 }
 
-/// A page of a sale's orders after an id, in the order of ids.
+/// A page of a sale's orders after an id, in the order of ids. Asked for in the order of the sale's index,
+/// and by a range: with `sale = $1` the planner may take the index of ids alone for the same order, and
+/// read the orders of every other sale.
 pub(super) async fn orders_after(
     snapshot: &mut Transaction<'static, Postgres>,
     sale: &SaleId,
@@ -323,7 +323,7 @@ pub(super) async fn orders_after(
     let mut rows = sqlx::query_as(
         "SELECT id, state, live, lines, user_id, epoch, seq, amount, currency, refund,
                 created_at, updated_at, pay_before, accepted_at
-         FROM orders WHERE sale = $1 AND id > $2 ORDER BY id LIMIT $3",
+         FROM orders WHERE (sale, id) > ($1, $2) AND sale <= $1 ORDER BY sale, id LIMIT $3",
     )
     .bind(sale.as_str())
     .bind(after)
@@ -361,6 +361,12 @@ fn fact(line: OrderLine, pool: &mut LinesPool) -> Result<(OrderId, OrderFact), S
 
 fn currency(code: &str) -> Result<Currency, StoreError> {
     code.as_bytes().try_into().map_err(|_| StoreError::Broken(format!("{code:?} is no currency")))
+}
+
+/// What the ids of a sale's orders have between their dashes.
+fn sale_part(number: u32) -> String {
+    let any = OrderId { uuid: [0; 16], sale: number, segment: 0 }.to_string();
+    any.split('-').nth(1).unwrap_or_default().to_owned()
 }
 
 fn order(name: &str) -> Result<OrderId, StoreError> {

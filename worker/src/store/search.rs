@@ -34,7 +34,9 @@ impl Store {
         let mut query: QueryBuilder<Postgres> =
             QueryBuilder::new(concat!("SELECT ", columns!(), " FROM orders WHERE true"));
         if let Some(sale) = &filter.sale {
-            query.push(" AND sale = ").push_bind(sale.as_str());
+            // A range, and the order of the sale's index, for the reason of `books::orders_after`.
+            query.push(" AND sale >= ").push_bind(sale.as_str());
+            query.push(" AND sale <= ").push_bind(sale.as_str());
         }
         if let Some(user) = &filter.user {
             query.push(" AND user_id = ").push_bind(user.as_str());
@@ -51,7 +53,8 @@ impl Store {
         if let Some(after) = after {
             query.push(" AND id > ").push_bind(after.to_string());
         }
-        query.push(" ORDER BY id LIMIT ").push_bind(i64::from(limit));
+        query.push(if filter.sale.is_some() { " ORDER BY sale, id" } else { " ORDER BY id" });
+        query.push(" LIMIT ").push_bind(i64::from(limit));
         let rows: Vec<RawOrder> = query.build_query_as().fetch_all(&self.pool).await?;
         rows.into_iter().map(OrderRow::try_from).collect()
     }

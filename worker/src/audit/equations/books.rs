@@ -169,7 +169,7 @@ fn changes(all: &Gathered, sheet: &mut Sheet) {
 }
 
 /// A paid order has one payment of its amount, an unpaid one has none, and money that nobody owes is
-/// told as due.
+/// told as due. Nobody pays an order that does not exist.
 fn payments(all: &Gathered, sheet: &mut Sheet) {
     let none = Vec::new();
     let (mut captured, mut owed, mut wrong) = (0, 0, Vec::new());
@@ -198,6 +198,10 @@ fn payments(all: &Gathered, sheet: &mut Sheet) {
         if !fits || row.refund != refund || !payments.iter().all(same) {
             wrong.push(order.to_string());
         }
+    }
+    for (order, payments) in all.payments.iter().filter(|(order, _)| !all.orders.contains_key(order)) {
+        captured += payments.iter().filter(|p| p.state == "captured").map(|p| p.amount).sum::<i64>();
+        wrong.push(order.to_string());
     }
     let title = ("P4", "money captured = amounts of paid orders, one payment each");
     sheet.equal(title, "", captured, owed, wrong);
