@@ -33,6 +33,7 @@ impl Reopen {
         self.outlet.orders(&unwritten).await?;
         self.warden.metrics().republished.inc_by(unwritten.len() as u64);
         forget_journal(&self.warden, &self.shelf, &image, booked).await?;
+        self.drained = Some(image);
         Ok(Event::Drained(unwritten.len()))
     }
 }

@@ -27,8 +27,8 @@ impl Reopen {
     pub(super) async fn raise(&mut self, epoch: &mut u64) -> Result<Event, Trouble> {
         failpoint::reach("F85.raise");
         self.same_redis().await?;
+        let image = self.image().await?;
         let (store, booked) = (&self.warden.context.store, self.booked);
-        let image = Image::read(self.warden.redis(), &self.shelf).await?;
         let Some(mut raising) = store.bounded(store.begin_raise(&self.shelf, booked)).await? else {
             return Err(Trouble::Odd("another warden raised the epoch".to_owned()));
         };
@@ -66,6 +66,20 @@ impl Reopen {
         failpoint::reach("F85.scripts-loaded");
         self.same_redis().await?;
         Ok(Event::Raised)
+    }
+
+    /// What the segment holds. Whatever is taken, given back or put on the shelf changes its head: as long
+    /// as the head is the one that was read before the rest at the drain, so is the rest, but for what
+    /// buyers are told of their orders, which is not compared.
+    async fn image(&mut self) -> Result<Image, Fault> {
+        let redis = self.warden.redis();
+        let sound = |image: &Image| image.head.fence.is_some() && image.torn.is_empty();
+        if let Some(drained) = self.drained.take().filter(sound)
+            && Head::read(redis, &self.shelf).await? == drained.head
+        {
+            return Ok(drained);
+        }
+        Image::read(redis, &self.shelf).await
     }
 
     fn frozen(&self, what: &[String]) -> Result<Event, Trouble> {
