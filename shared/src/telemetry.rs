@@ -4,8 +4,9 @@ use tracing_subscriber::EnvFilter;
 
 /// Starts logging for this process; a second call changes nothing.
 pub fn start() {
-    // pingora logs every refused request at error level through `log`; refusals are no errors.
-    let default = "info,pingora_core=warn,pingora_proxy=warn,lapin=error";
+    // pingora logs every refused request at error level through `log`; refusals are no errors. Nor is
+    // a kept connection that is still being let go of, for which it opens another.
+    let default = "info,pingora_core=warn,pingora_core::connectors=off,pingora_proxy=warn,lapin=error";
     let filter = EnvFilter::try_from_env("SLUICE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let subscriber = tracing_subscriber::fmt()
         .json()
