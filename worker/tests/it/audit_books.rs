@@ -258,7 +258,7 @@ async fn every_corruption_of_redis_is_named_by_its_equation() {
 async fn every_corruption_of_the_books_is_named_by_its_equation() {
     let order = |id: &OrderId| format!("'{id}'");
     type Mutant = (&'static str, fn(&Books, &str) -> String);
-    let cases: [(Mutant, &str); 21] = [
+    let cases: [(Mutant, &str); 22] = [
         (("P3o", |_, unpaid| format!("DELETE FROM orders WHERE id = {unpaid}")), "P1"),
         (("H", |_, unpaid| format!("UPDATE ledger SET quantity = 2 WHERE order_id = {unpaid}")), "P1l"),
         (("H", |_, unpaid| format!("DELETE FROM ledger WHERE order_id = {unpaid}")), "P3t"),
@@ -278,6 +278,7 @@ async fn every_corruption_of_the_books_is_named_by_its_equation() {
         (("P3s", |_, unpaid| format!("UPDATE orders SET state = 'paid' WHERE id = {unpaid}")), "P4"),
         (("P1m", |_, _| "UPDATE offers SET stock = 1, taken = 1".to_owned()), "P1"),
         (("P4", |_, _| "DELETE FROM payments WHERE payment_id = 'p-1'".to_owned()), ""),
+        (("P4", |books, _| format!("DELETE FROM orders WHERE id = '{}'", books.paid)), "P1"),
         (("P4", |_, _| "UPDATE payments SET currency = 'USD' WHERE payment_id = 'p-1'".to_owned()), ""),
         (("P4", |books, _| format!("UPDATE orders SET refund = 'due' WHERE id = '{}'", books.paid)), ""),
         (("P4a", |_, unpaid| format!("UPDATE orders SET amount = 1 WHERE id = {unpaid}")), ""),
