@@ -3,6 +3,7 @@
 pub use sluice_shared::sale::AcceptAfter;
 
 use crate::bounds::{CALLS, ORDERS};
+use crate::state::pack;
 
 /// Who buys what through which edge.
 #[derive(Debug, Clone, Copy)]
@@ -63,6 +64,9 @@ pub struct Faults {
     pub lapse: u8,
     /// Another warden comes to lead while the first one still believes that it does.
     pub rival: u8,
+    /// How many of all these may strike together, the warden's death aside; `None`: each as often as it
+    /// may by itself.
+    pub most: Option<u8>,
 }
 
 impl Faults {
@@ -78,6 +82,7 @@ impl Faults {
         warden: 0,
         lapse: 0,
         rival: 0,
+        most: None,
     };
 
     /// These and those.
@@ -94,7 +99,48 @@ impl Faults {
             warden: self.warden + other.warden,
             lapse: self.lapse + other.lapse,
             rival: self.rival + other.rival,
+            most: self.most.or(other.most),
         }
+    }
+
+    /// What may still strike after one has: where only some may strike together, it is all the same which
+    /// it was.
+    #[must_use]
+    pub(crate) fn after(mut self, used: impl Fn(&mut Self)) -> Self {
+        used(&mut self);
+        let Some(most) = self.most.map(|most| most - 1) else { return self };
+        self.most = Some(most);
+        let kinds = [
+            &mut self.kill,
+            &mut self.pause,
+            &mut self.restart,
+            &mut self.stale,
+            &mut self.wipe,
+            &mut self.broker,
+            &mut self.machine,
+            &mut self.lapse,
+            &mut self.rival,
+        ];
+        kinds.into_iter().for_each(|kind| *kind = most.min(*kind));
+        self
+    }
+
+    /// All of it as one number.
+    pub(crate) fn packed(&self) -> u64 {
+        let kinds = [
+            self.kill,
+            self.pause,
+            self.restart,
+            self.stale,
+            self.wipe,
+            self.broker,
+            self.machine,
+            self.warden,
+            self.lapse,
+            self.rival,
+            self.most.map_or(0, |most| most + 1),
+        ];
+        pack(0, 3, kinds)
     }
 
     /// Whether Redis' data may fall back.

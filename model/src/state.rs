@@ -1,7 +1,5 @@
 //! One moment of the whole system, small enough for millions of them.
 
-use std::hash::{Hash, Hasher};
-
 use crate::bounds::{CALLS, EDGES, EPOCHS, ORDERS, WARDENS};
 use crate::rules::Faults;
 
@@ -266,35 +264,37 @@ impl State {
     }
 }
 
-impl Data {
+/// Small numbers side by side after others, so many bits each.
+///
+/// # Panics
+/// When one does not fit: two moments would look like one.
+#[inline]
+pub(crate) fn pack<const N: usize>(others: u64, bits: u32, parts: [u8; N]) -> u64 {
+    let too_large = parts.iter().fold(0, |all, part| all | u64::from(*part) >> bits);
+    assert!(too_large == 0, "one of {parts:?} does not fit into {bits} bits");
+    parts.iter().fold(others, |all, part| all << bits | u64::from(*part))
+}
+
+impl Redis {
     fn packed(&self) -> u64 {
-        let cells = self.cells.iter().fold(0, |all, cell| all << 2 | *cell as u64);
-        let journal = self.journal.iter().fold(cells, |all, epoch| all << 3 | u64::from(*epoch));
-        let small = [self.epoch, self.seq, self.members, u8::from(self.closing), self.asked];
-        let rest = small.iter().fold(journal, |all, part| all << 4 | u64::from(*part));
-        rest << 8 | u64::from(self.stock.cast_unsigned())
+        let Data { epoch, stock, seq, cells, journal, members, closing, asked } = self.data;
+        let small = [epoch, seq, members, u8::from(closing), asked, self.script];
+        let all = pack(pack(0, 4, small), 4, cells.map(|cell| cell as u8));
+        pack(all, 4, journal) << 8 | u64::from(stock.cast_unsigned())
     }
 }
 
 impl Edge {
     fn packed(&self) -> u64 {
-        let small = [
-            &[self.memory.closed, self.owes][..],
-            &self.memory.stamps,
-            &self.erase,
-            &self.copies,
-            &self.said,
-        ];
-        let rest = small
-            .iter()
-            .flat_map(|part| part.iter())
-            .fold(self.life as u64, |all, part| all << 4 | u64::from(*part));
-        rest << 8 | u64::from(self.seen)
+        let Memory { closed, stamps } = self.memory;
+        let all = pack(0, 4, [self.life as u8, closed, self.owes]);
+        let all = pack(pack(all, 4, stamps), 4, self.erase);
+        pack(pack(all, 4, self.copies), 4, self.said) << 8 | u64::from(self.seen)
     }
 }
 
 impl Call {
-    fn packed(self) -> u64 {
+    fn packed(self) -> u8 {
         match self {
             Self::New => 0,
             Self::Waiting => 1,
@@ -302,10 +302,10 @@ impl Call {
             Self::Reply(epoch, said) => {
                 let said = match said {
                     Said::Taken => 4,
-                    Said::Replay(journalled) => 5 + u64::from(journalled),
+                    Said::Replay(journalled) => 5 + u8::from(journalled),
                     Said::Refused => 7,
                 };
-                u64::from(epoch) << 3 | said
+                epoch << 3 | said
             }
         }
     }
@@ -314,26 +314,32 @@ impl Call {
 impl Warden {
     fn packed(self) -> u64 {
         let small = [self.booked, self.raised, self.loading, u8::from(self.same), u8::from(self.barrier)];
-        small.iter().fold(u64::from(self.at), |all, part| all << 4 | u64::from(*part))
+        pack(u64::from(self.at), 4, small)
     }
 }
 
-/// A few numbers instead of every field by itself: what takes most of an exploration's time. Faults that
-/// are left are seldom what differs, so they are left out.
-impl Hash for State {
-    fn hash<H: Hasher>(&self, hasher: &mut H) {
-        let script = u64::from(self.redis.script) << 60;
-        hasher.write_u64(self.redis.data.packed() ^ script);
-        hasher.write_u64(self.replica.packed() ^ self.deposed.map_or(0, |other| other.data.packed() << 7));
-        hasher.write_u64(self.net ^ u64::from(self.queue) << 48);
-        let calls = self.calls.iter().fold(u64::from(self.told), |all, call| all << 8 | call.packed());
-        let rows = self.books.rows.iter().fold(0, |all, row| all << 2 | *row as u64);
-        let books = [self.books.epoch, self.books.due, self.books.register, self.books.seq];
-        let books = books.iter().fold(rows, |all, part| all << 4 | u64::from(*part));
-        hasher.write_u64(calls << 24 ^ books);
+impl State {
+    /// All of it in a few numbers: no two moments have the same.
+    pub fn packed(&self) -> [u64; 10] {
+        let Books { epoch, rows, due, register, seq } = self.books;
+        let small = [epoch, due, register, seq, self.told, u8::from(self.refused)];
+        let books = pack(pack(0, 4, small), 4, rows.map(|row| row as u8));
+        let books = pack(books, 4, self.seqs);
+        let calls = pack(0, 8, self.calls.map(Call::packed));
+        let replica = Redis { data: self.replica, script: 0 };
         let [first, second] = self.edges;
-        hasher.write_u64(first.packed() ^ second.packed().rotate_left(17));
-        let [first, second] = self.wardens;
-        hasher.write_u64(first.packed() ^ second.packed().rotate_left(29) ^ u64::from(self.rivals) << 63);
+        let [leader, rival] = self.wardens;
+        [
+            self.redis.packed(),
+            replica.packed(),
+            self.deposed.map_or(0, |other| other.packed() << 1 | 1),
+            self.net,
+            calls << 40 | books,
+            first.packed(),
+            second.packed(),
+            leader.packed() << 1 | u64::from(self.rivals),
+            rival.packed(),
+            self.faults.packed() << 16 | u64::from(self.queue),
+        ]
     }
 }

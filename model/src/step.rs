@@ -102,6 +102,25 @@ pub enum Step {
     StepDown(usize),
 }
 
+impl Step {
+    /// Whether it is a fault: nothing that the sale needs to come to rest.
+    pub fn is_fault(self) -> bool {
+        matches!(
+            self,
+            Self::Kill(_)
+                | Self::Pause(_)
+                | Self::Restart
+                | Self::FallBack(_)
+                | Self::Wipe
+                | Self::LoseBroker
+                | Self::PowerCut
+                | Self::WardenDies
+                | Self::Lapse
+                | Self::Rival
+        )
+    }
+}
+
 /// What is explored, and the code that decides.
 #[derive(Debug)]
 pub struct World {

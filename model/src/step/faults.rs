@@ -70,7 +70,8 @@ impl World {
     fn wardens(&self, state: &State, next: &mut Next) {
         let faults = state.faults;
         if faults.warden > 0 && state.wardens[0].at != IDLE {
-            let mut then = self.less(state, |faults| faults.warden -= 1);
+            let mut then = *state;
+            then.faults.warden -= 1;
             then.wardens[0] = Warden::default();
             next.push((Step::WardenDies, then));
         }
@@ -89,7 +90,7 @@ impl World {
     /// The state with one fault less to come; the replica is forgotten once nothing falls back to it.
     fn less(&self, state: &State, used: impl Fn(&mut Faults)) -> State {
         let mut then = *state;
-        used(&mut then.faults);
+        then.faults = then.faults.after(used);
         if !then.faults.need_a_replica(&self.rules) {
             then.replica = Data::default();
         }
