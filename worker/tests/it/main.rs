@@ -11,7 +11,6 @@ mod api_sales;
 mod api_stock;
 mod api_world;
 mod audit_books;
-mod audit_reading;
 mod audit_traps;
 mod claims_whole;
 mod explain_order;
