@@ -73,8 +73,8 @@ pub fn run(setting: &Setting, ask: &Audit) -> Result<bool> {
     let (stop, accepted) = (plan.stop.clone(), plan.accepted.clone());
     let mut crowd = Crowd::new(&scene.buyers, (ask.orders..buyers).collect(), plan);
     let replica = Replica::start(&setting.environment)?;
-    let mut auditor = Auditor::new(&setting.environment, &replica.node, &scene.sale, accepted)?;
-    auditor.before = u64::from(ask.orders);
+    let before = u64::from(ask.orders);
+    let mut auditor = Auditor::new(&setting.environment, &replica.node, &scene.sale, before, accepted)?;
     let audits = ask.audits;
     let looks: Vec<Look> = std::thread::scope(|scope| {
         let auditor = scope.spawn(move || {
@@ -176,6 +176,7 @@ impl Auditor {
         environment: &Environment,
         replica: &Node,
         sale: &SaleId,
+        before: u64,
         accepted: Arc<AtomicU64>,
     ) -> Result<Self> {
         let url = environment.value("SLUICE_REDIS_URL")?;
@@ -186,7 +187,7 @@ impl Auditor {
             environment: environment.clone(),
             replica: other,
             sale: sale.clone(),
-            before: 0,
+            before,
             accepted,
             others: 0.0,
         })
