@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 pub const VHOST: &str = "sluice";
 /// Direct: accepted orders, routing key `write.NN`; what comes back from the retry ladder.
 pub const ORDERS: &str = "sluice.orders";
-/// Direct: failed messages waiting for their next attempt, routing key `10s`, `30s` or `60s`.
+/// Direct: messages waiting for their next attempt, routing key `2s`, `10s`, `30s` or `60s` and the queue
+/// that they go back to.
 pub const RETRY: &str = "sluice.retry";
 /// Direct: messages that no retry can mend, routing key `parked`.
 pub const DEAD: &str = "sluice.dead";
@@ -27,8 +28,10 @@ pub const ATTEMPT: &str = "x-sluice-attempt";
 /// Header that says why a message was parked.
 pub const REASON: &str = "x-sluice-reason";
 
-/// The steps of the retry ladder: name and delay in milliseconds. One queue a step, because a
-/// per-message TTL waits behind the longer one before it.
+/// Where messages wait that nothing is wrong with: name and delay in milliseconds.
+pub const WAITING: (&str, u32) = ("2s", 2_000);
+/// The steps of the retry ladder, of messages that failed. One queue a step, because a per-message TTL waits
+/// behind the longer one before it.
 pub const LADDER: [(&str, u32); 3] = [("10s", 10_000), ("30s", 30_000), ("60s", 60_000)];
 
 /// The queue of one write shard.
@@ -97,7 +100,7 @@ impl Topology {
         let mut queues: Vec<Queue> = (0..shards).map(write).collect();
         queues.push(work(SAGA, &["order.created", "order.changed", "*.sluice.saga"]));
         queues.push(work(RELEASE, &["stock.release", "*.sluice.stock.release"]));
-        queues.extend(LADDER.iter().map(|(step, delay)| Queue {
+        queues.extend([WAITING].iter().chain(&LADDER).map(|(step, delay)| Queue {
             name: format!("sluice.retry.{step}"),
             // Back by the key that it came with, `<step>.<queue>`: each queue binds its own name.
             arguments: json!({

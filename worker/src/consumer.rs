@@ -1,22 +1,26 @@
 //! The one loop that reads a queue of events: decode and handle is the handler's, everything after
-//! that is done here.
+//! that is done here. What is there already is handled together.
 //!
 //! A message that fails goes down the retry ladder, a step a time, and is parked at its end. One that
-//! only has to wait (a frozen sale, a server that is away) stays in this process for a while, is
-//! tried again every second, and then waits on the ladder without having failed. Nothing is given
-//! back to its queue: the broker counts that as a failure.
+//! only has to wait (a frozen sale, a server that is away) stays in this process for a while and is
+//! tried again every second. Where too many wait, the oldest waits two seconds in a queue beside the
+//! ladder, without having failed. Nothing is given back to its queue: the broker counts that as a failure.
 
 mod room;
 
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use futures_util::FutureExt;
 use sluice_shared::amqp::{AmqpError, Consumer, Delivery, Link, Outgoing, Sender};
-use sluice_shared::topology::{DEAD, LADDER, RETRY};
+use sluice_shared::topology::{DEAD, LADDER, RETRY, WAITING};
 
 use crate::role::{Context, Stop};
 use crate::store::StoreError;
 use room::Room;
+
+/// Messages that are handled together, at the most.
+const GROUP_MAX: usize = 32;
 
 /// What became of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,8 +44,8 @@ pub trait Handler {
     /// Whether a message is tried for ever: it stays on the ladder's last step.
     const NEVER_GIVES_UP: bool;
 
-    /// Handles a message; once more is as good as once.
-    fn handle(&self, delivery: &Delivery) -> impl Future<Output = Outcome> + Send;
+    /// Handles messages; answers the outcome of each, in their order. Once more is as good as once.
+    fn handle(&self, group: &[Delivery]) -> impl Future<Output = Vec<Outcome>> + Send;
 }
 
 /// Whether a message has been on every step of the ladder: it is its last attempt, or one of many
@@ -81,36 +85,49 @@ impl<H: Handler> Reader<'_, H> {
     async fn run(&mut self, stop: &mut Stop) -> anyhow::Result<()> {
         loop {
             let now = Instant::now();
-            let delivery = if let Some(due) = self.room.due(now) {
-                due
-            } else {
+            let mut group = self.room.due(now, GROUP_MAX);
+            if group.is_empty() {
                 let next_due = self.room.next_due().unwrap_or(now + Duration::from_secs(3600));
-                tokio::select! {
+                let next = tokio::select! {
                     biased;
                     _ = stop.wait_for(|stop| *stop) => return Ok(()),
-                    next = self.consumer.next() => next.context("the queue is gone")??,
+                    next = self.consumer.next() => next,
                     () = tokio::time::sleep_until(next_due.into()) => continue,
-                }
-            };
+                };
+                group.push(next.context("the queue is gone")??);
+            }
+            while group.len() < GROUP_MAX
+                && let Some(next) = self.consumer.next().now_or_never()
+            {
+                group.push(next.context("the queue is gone")??);
+            }
             if *stop.borrow() {
                 return Ok(());
             }
-            self.handle(delivery).await?;
+            self.handle(group).await?;
         }
     }
 
-    async fn handle(&mut self, delivery: Delivery) -> anyhow::Result<()> {
+    async fn handle(&mut self, group: Vec<Delivery>) -> anyhow::Result<()> {
         let began = Instant::now();
-        let handled = async { Ok::<_, StoreError>(self.handler.handle(&delivery).await) };
+        let handled = async { Ok::<_, StoreError>(self.handler.handle(&group).await) };
         let handled = self.context.store.bounded(handled).await;
-        let outcome = handled.unwrap_or_else(|late| Outcome::Later(late.to_string()));
+        let outcomes = handled.unwrap_or_else(|late| vec![Outcome::Later(late.to_string()); group.len()]);
+        let took = began.elapsed();
+        for (delivery, outcome) in group.into_iter().zip(outcomes) {
+            self.conclude(delivery, outcome, took).await?;
+        }
+        Ok(())
+    }
+
+    async fn conclude(&mut self, delivery: Delivery, outcome: Outcome, took: Duration) -> anyhow::Result<()> {
         let word = match &outcome {
             Outcome::Done => "done",
             Outcome::Retry(_) => "retry",
             Outcome::Dead(_) => "parked",
             Outcome::Later(_) => "later",
         };
-        self.context.metrics.job(H::TAG, word, began.elapsed());
+        self.context.metrics.job(H::TAG, word, took);
         match outcome {
             Outcome::Done => {
                 self.room.forget(delivery.tag);
@@ -123,7 +140,7 @@ impl<H: Handler> Reader<'_, H> {
                 self.context.metrics.retry(H::TAG);
                 let Some(evicted) = self.room.hold(delivery, Instant::now()) else { return Ok(()) };
                 let attempt = evicted.attempt;
-                self.put_off(evicted, LADDER[0].0, attempt).await
+                self.put_off(evicted, WAITING.0, attempt).await
             }
         }
     }
@@ -139,7 +156,7 @@ impl<H: Handler> Reader<'_, H> {
         self.put_off(delivery, step, attempt).await
     }
 
-    /// Hands a message to a step of the ladder; acknowledged once the broker has it there.
+    /// Hands a message to a step of the ladder, or to the queue beside it; acknowledged once the broker has it there.
     async fn put_off(&mut self, delivery: Delivery, step: &str, attempt: u32) -> anyhow::Result<()> {
         let key = format!("{step}.{}", H::QUEUE);
         let message = Outgoing {

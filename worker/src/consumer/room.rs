@@ -38,9 +38,10 @@ impl Room {
         self.waiting.pop_front().map(|(_, oldest)| oldest)
     }
 
-    /// A message that is due.
-    pub(super) fn due(&mut self, now: Instant) -> Option<Delivery> {
-        self.waiting.pop_front_if(|(due, _)| *due <= now).map(|(_, delivery)| delivery)
+    /// Messages that are due, the first so many.
+    pub(super) fn due(&mut self, now: Instant, most: usize) -> Vec<Delivery> {
+        let due = self.waiting.iter().take(most).take_while(|(due, _)| *due <= now).count();
+        self.waiting.drain(..due).map(|(_, delivery)| delivery).collect()
     }
 
     /// When the next message is due.
@@ -66,11 +67,11 @@ mod tests {
     fn a_message_is_due_again_after_a_second_and_leaves_after_thirty() {
         let (mut room, start) = (Room::new(4), Instant::now());
         assert!(room.hold(delivery(1), start).is_none());
-        assert!(room.due(start).is_none());
+        assert!(room.due(start, 1).is_empty());
         assert_eq!(room.next_due(), Some(start + AGAIN));
         let tries = (1_u32..).take_while(|n| {
             let now = start + AGAIN * *n;
-            room.due(now).is_some_and(|again| room.hold(again, now).is_none())
+            room.due(now, 1).pop().is_some_and(|again| room.hold(again, now).is_none())
         });
         assert_eq!(tries.count(), 29);
         assert!(room.next_due().is_none());
@@ -82,6 +83,10 @@ mod tests {
         assert!(room.hold(delivery(1), now).is_none());
         assert!(room.hold(delivery(2), now).is_none());
         assert_eq!(room.hold(delivery(3), now).map(|oldest| oldest.tag), Some(1));
-        assert_eq!(room.due(now + AGAIN).map(|due| due.tag), Some(2));
+        let due = |room: &mut Room, most| -> Vec<u64> {
+            room.due(now + AGAIN, most).iter().map(|due| due.tag).collect()
+        };
+        assert_eq!(due(&mut room, 1), [2]);
+        assert_eq!(due(&mut room, 9), [3]);
     }
 }

@@ -21,8 +21,8 @@ impl Handler for Forward {
     const TAG: &'static str = "saga";
     const NEVER_GIVES_UP: bool = false;
 
-    async fn handle(&self, delivery: &Delivery) -> Outcome {
-        step(&self.0, delivery).await
+    async fn handle(&self, group: &[Delivery]) -> Vec<Outcome> {
+        steps(&self.0, group).await
     }
 }
 
@@ -32,22 +32,41 @@ impl Handler for Back {
     // A unit that does not go back is lost to the sale.
     const NEVER_GIVES_UP: bool = true;
 
-    async fn handle(&self, delivery: &Delivery) -> Outcome {
-        step(&self.0, delivery).await
+    async fn handle(&self, group: &[Delivery]) -> Vec<Outcome> {
+        steps(&self.0, group).await
     }
 }
 
-async fn step(purchase: &Purchase, delivery: &Delivery) -> Outcome {
-    let message: OrderEvents = match serde_json::from_slice(&delivery.body) {
-        Ok(message) => message,
-        Err(error) => return Outcome::Dead(format!("not a message of ours: {error}")),
-    };
-    if !(1..=VERSION).contains(&message.v) {
-        return Outcome::Dead(format!("schema {} is not known here, {VERSION} is", message.v));
+async fn steps(purchase: &Purchase, group: &[Delivery]) -> Vec<Outcome> {
+    let read: Vec<Result<OrderEvents, String>> = group.iter().map(read).collect();
+    let good: Vec<&OrderEvents> = read.iter().flatten().collect();
+    let mut taken = purchase.step(&good).await.into_iter();
+    let mut outcomes = Vec::with_capacity(group.len());
+    for (delivery, read) in group.iter().zip(&read) {
+        outcomes.push(match read {
+            Err(why) => Outcome::Dead(why.clone()),
+            Ok(_) => match taken.next() {
+                Some(taken) => outcome(purchase, delivery, taken).await,
+                None => Outcome::Later("no step was taken".to_owned()),
+            },
+        });
     }
-    match purchase.step(&message).await {
+    outcomes
+}
+
+fn read(delivery: &Delivery) -> Result<OrderEvents, String> {
+    let message: OrderEvents =
+        serde_json::from_slice(&delivery.body).map_err(|error| format!("not a message of ours: {error}"))?;
+    if !(1..=VERSION).contains(&message.v) {
+        return Err(format!("schema {} is not known here, {VERSION} is", message.v));
+    }
+    Ok(message)
+}
+
+async fn outcome(purchase: &Purchase, delivery: &Delivery, taken: Result<(), StepError>) -> Outcome {
+    match taken {
         Ok(()) => Outcome::Done,
-        Err(StepError::NotNow(why)) => Outcome::Later(why),
+        Err(StepError::NotNow(why) | StepError::Refused(why)) => Outcome::Later(why),
         Err(StepError::Failed { why, orders }) => {
             if consumer::is_last(delivery) && purchase.stuck(&orders).await.is_err() {
                 return Outcome::Later(why);

@@ -26,12 +26,18 @@ use crate::store::orders::Deadline;
 use crate::store::saga::StepDone;
 use crate::store::{Store, StoreError};
 
+/// Orders in one call of a script: it holds Redis up for some milliseconds at the most.
+const CALL_MAX: usize = 500;
+
 /// Why a step was not taken.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum StepError {
     /// Nothing is wrong with the events: a sale is frozen, a server is away.
     #[error("{0}")]
     NotNow(String),
+    /// Redis refused what was asked for, and does so again until somebody has mended something.
+    #[error("{0}")]
+    Refused(String),
     /// Something is wrong with an answer, or with these orders.
     #[error("{why}")]
     Failed {
@@ -45,6 +51,11 @@ pub enum StepError {
 impl StepError {
     fn failed(why: &impl ToString) -> Self {
         Self::Failed { why: why.to_string(), orders: Vec::new() }
+    }
+
+    /// Whether it may be of one message only: what others ask for may be done all the same.
+    fn is_local(&self) -> bool {
+        !matches!(self, Self::NotNow(_))
     }
 }
 
@@ -61,9 +72,8 @@ impl From<Fault> for StepError {
     fn from(fault: Fault) -> Self {
         match fault {
             Fault::Unreadable { .. } => Self::failed(&fault),
-            Fault::NoScript { .. } | Fault::Refused { .. } | Fault::Unknown { .. } => {
-                Self::NotNow(fault.to_string())
-            }
+            Fault::Refused { .. } => Self::Refused(fault.to_string()),
+            Fault::NoScript { .. } | Fault::Unknown { .. } => Self::NotNow(fault.to_string()),
         }
     }
 }
@@ -80,7 +90,6 @@ impl From<DeadlineError> for StepError {
 /// What the events of one segment ask for.
 #[derive(Debug, Default)]
 struct Work {
-    orders: Vec<OrderId>,
     releases: Vec<Release>,
     settles: Vec<Settle>,
     /// Orders whose last step is taken with this.
@@ -90,9 +99,14 @@ struct Work {
 }
 
 impl Work {
+    fn of<'a>(events: impl IntoIterator<Item = &'a OrderEvent>) -> Self {
+        let mut work = Self::default();
+        events.into_iter().for_each(|event| work.add(event));
+        work
+    }
+
     fn add(&mut self, event: &OrderEvent) {
         let OrderEvent { order, state, pay_before, refund, .. } = event;
-        self.orders.push(*order);
         if event.release {
             let (lines, user) = (event.lines.clone(), event.user.clone());
             self.releases.push(Release { uuid: order.uuid, state: *state, lines, user });
@@ -144,21 +158,34 @@ impl Purchase {
         Self { redis, store, shelves, deadlines }
     }
 
-    /// Takes the steps of one message, segment by segment; once more is as good as once.
-    pub async fn step(&self, message: &OrderEvents) -> Result<(), StepError> {
-        let mut work: BTreeMap<Shelf, Work> = BTreeMap::new();
-        for event in &message.events {
-            let shelf = Shelf::new(event.sale.clone(), event.order.segment);
-            work.entry(shelf).or_default().add(event);
-        }
-        let mut failed = None;
-        for (shelf, work) in work {
-            // One segment that is frozen does not hold up the others of the message.
-            if let Err(error) = self.on_shelf(&shelf, &work).await {
-                failed = Some(error);
+    /// Takes the steps of messages together, segment by segment; answers what became of each message.
+    /// Once more is as good as once.
+    pub async fn step(&self, messages: &[&OrderEvents]) -> Vec<Result<(), StepError>> {
+        let mut shelves: BTreeMap<Shelf, BTreeMap<usize, Vec<&OrderEvent>>> = BTreeMap::new();
+        for (message, events) in messages.iter().enumerate() {
+            for event in &events.events {
+                let shelf = Shelf::new(event.sale.clone(), event.order.segment);
+                shelves.entry(shelf).or_default().entry(message).or_default().push(event);
             }
         }
-        failed.map_or(Ok(()), Err)
+        let mut done = vec![Ok(()); messages.len()];
+        for (shelf, parts) in shelves {
+            let all = Work::of(parts.values().flatten().copied());
+            let together = self.on_shelf(&shelf, &all).await;
+            let alone = parts.len() > 1 && together.as_ref().is_err_and(StepError::is_local);
+            for (message, events) in parts {
+                let taken = if alone {
+                    self.on_shelf(&shelf, &Work::of(events.iter().copied())).await
+                } else {
+                    together.clone()
+                };
+                // One segment that is frozen does not hold up the others of a message.
+                if let Err(error) = taken.and_then(|torn| whole(&shelf, &torn, &events)) {
+                    done[message] = Err(error);
+                }
+            }
+        }
+        done
     }
 
     /// Notes that the sagas of these orders cannot go on by themselves. They are tried further where
@@ -167,41 +194,40 @@ impl Purchase {
         Ok(self.store.saga_stuck(orders).await?)
     }
 
-    async fn on_shelf(&self, shelf: &Shelf, work: &Work) -> Result<(), StepError> {
+    /// Takes steps on one segment; answers the orders that are torn in Redis, and what of them is.
+    async fn on_shelf(&self, shelf: &Shelf, work: &Work) -> Result<Torn, StepError> {
         let Some(scripts) = self.shelves.scripts(shelf).await? else {
             return self.without_shelf(shelf, work).await;
         };
         let mut news = News::default();
-        if !work.releases.is_empty() {
-            let answers = self.thawed(shelf, scripts.release(&self.redis, &work.releases).await)?;
-            news.released(&work.releases, answers);
+        for releases in work.releases.chunks(CALL_MAX) {
+            let answers = self.thawed(shelf, scripts.release(&self.redis, releases).await)?;
+            news.released(releases, answers);
         }
-        if !work.settles.is_empty() {
-            let answers = self.thawed(shelf, scripts.settle(&self.redis, &work.settles).await)?;
-            news.settled(&work.settles, answers);
+        for settles in work.settles.chunks(CALL_MAX) {
+            let answers = self.thawed(shelf, scripts.settle(&self.redis, settles).await)?;
+            news.settled(settles, answers);
         }
         self.publish(&shelf.sale, &news).await;
         self.deadlines.schedule(&work.deadlines).await?;
-        // One order that is torn does not hold up the others of the message.
-        let torn: Vec<OrderId> = work.orders.iter().copied().filter(|order| news.is_torn(order)).collect();
-        self.note(work, &torn, "done").await?;
-        let Some((_, what)) = news.corrupt.first() else { return Ok(()) };
-        let why = format!("{}: corrupt {what} in redis", shelf.name());
-        Err(StepError::Failed { why, orders: torn })
+        // One order that is torn does not hold up the others.
+        self.note(work, &news.torn, "done").await?;
+        Ok(news.torn)
     }
 
     /// Redis has no such segment. Once a sale is over its keys are deleted, and there is no shelf to
     /// bring behind the books any more; else the warden is about to restore it.
-    async fn without_shelf(&self, shelf: &Shelf, work: &Work) -> Result<(), StepError> {
+    async fn without_shelf(&self, shelf: &Shelf, work: &Work) -> Result<Torn, StepError> {
         if self.store.sale_is_over(&shelf.sale).await? {
-            return self.note(work, &[], "no shelf").await;
+            self.note(work, &Torn::new(), "no shelf").await?;
+            return Ok(Torn::new());
         }
         Err(StepError::NotNow(format!("{} is not in redis", shelf.name())))
     }
 
-    async fn note(&self, work: &Work, but: &[OrderId], outcome: &'static str) -> Result<(), StepError> {
+    async fn note(&self, work: &Work, but: &Torn, outcome: &'static str) -> Result<(), StepError> {
         let done = |orders: &[OrderId]| -> Vec<StepDone> {
-            let done = orders.iter().filter(|order| !but.contains(order));
+            let done = orders.iter().filter(|order| !but.contains_key(&order.uuid));
             done.map(|order| StepDone { order: *order, outcome }).collect()
         };
         self.store.saga_committed("settle", &done(&work.ends)).await?;
@@ -234,12 +260,23 @@ impl Purchase {
     }
 }
 
+/// Fails a message in which an order is torn.
+fn whole(shelf: &Shelf, torn: &Torn, events: &[&OrderEvent]) -> Result<(), StepError> {
+    let mine = events.iter().filter(|event| torn.contains_key(&event.order.uuid));
+    let orders: Vec<OrderId> = mine.map(|event| event.order).collect();
+    let Some(what) = orders.first().and_then(|order| torn.get(&order.uuid)) else { return Ok(()) };
+    Err(StepError::Failed { why: format!("{}: corrupt {what} in redis", shelf.name()), orders })
+}
+
+/// Orders that a script found torn, and what of them is.
+type Torn = BTreeMap<[u8; 16], String>;
+
 /// What the scripts changed, for the edges; and what they found broken.
 #[derive(Debug, Default)]
 struct News {
     skus: std::collections::BTreeSet<String>,
     records: BTreeMap<[u8; 16], Record>,
-    corrupt: Vec<([u8; 16], String)>,
+    torn: Torn,
 }
 
 impl News {
@@ -254,7 +291,7 @@ impl News {
                 Released::Already(record) | Released::Tombstone(record) => {
                     self.records.insert(release.uuid, *record);
                 }
-                Released::Corrupt(what) => self.corrupt.push((release.uuid, what)),
+                Released::Corrupt(what) => drop(self.torn.insert(release.uuid, what)),
             }
         }
     }
@@ -267,12 +304,8 @@ impl News {
                 }
                 // Its row is in the books, and the warden restores Redis from there.
                 Settled::Unknown => {}
-                Settled::Corrupt(what) => self.corrupt.push((settle.uuid, what)),
+                Settled::Corrupt(what) => drop(self.torn.insert(settle.uuid, what)),
             }
         }
-    }
-
-    fn is_torn(&self, order: &OrderId) -> bool {
-        self.corrupt.iter().any(|(uuid, _)| *uuid == order.uuid)
     }
 }

@@ -1,15 +1,18 @@
 //! The retry ladder: what failed comes back to its own queue, and what used it up is parked.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use sluice_shared::amqp::{Delivery, Outgoing};
 use sluice_shared::testing::eventually;
-use sluice_shared::topology::{EVENTS, PARKED, RELEASE, RETRY, SAGA};
+use sluice_shared::topology::{EVENTS, LADDER, PARKED, RELEASE, RETRY, SAGA, WAITING};
 use sluice_worker::consumer::{self, Handler, Outcome};
 use tokio::sync::watch;
 
 use crate::harness::World;
+
+/// The metric that counts messages which were put off.
+const LATER: &str = "sluice_jobs_total{job=\"saga\",outcome=\"later\"}";
 
 /// Fails as often as told, then succeeds.
 struct Clumsy {
@@ -38,8 +41,8 @@ impl Handler for Mortal {
     const TAG: &'static str = "saga";
     const NEVER_GIVES_UP: bool = false;
 
-    async fn handle(&self, delivery: &Delivery) -> Outcome {
-        self.0.fails(delivery)
+    async fn handle(&self, group: &[Delivery]) -> Vec<Outcome> {
+        group.iter().map(|delivery| self.0.fails(delivery)).collect()
     }
 }
 
@@ -50,8 +53,8 @@ impl Handler for Immortal {
     const TAG: &'static str = "release";
     const NEVER_GIVES_UP: bool = true;
 
-    async fn handle(&self, delivery: &Delivery) -> Outcome {
-        self.0.fails(delivery)
+    async fn handle(&self, group: &[Delivery]) -> Vec<Outcome> {
+        group.iter().map(|delivery| self.0.fails(delivery)).collect()
     }
 }
 
@@ -81,10 +84,60 @@ async fn a_message_that_fails_comes_back_to_its_own_queue_after_ten_seconds() {
     assert_eq!(immortal.0.attempts.load(Ordering::SeqCst), 0x10);
 }
 
+/// Lets every message wait until it is told otherwise.
+#[derive(Default)]
+struct Patient {
+    ready: AtomicBool,
+    done: AtomicU32,
+}
+
+impl Handler for Patient {
+    const QUEUE: &'static str = SAGA;
+    const TAG: &'static str = "saga";
+    const NEVER_GIVES_UP: bool = false;
+
+    async fn handle(&self, group: &[Delivery]) -> Vec<Outcome> {
+        let ready = self.ready.load(Ordering::SeqCst);
+        let outcome = |delivery: &Delivery| match ready {
+            true if delivery.attempt == 0 => {
+                self.done.fetch_add(1, Ordering::SeqCst);
+                Outcome::Done
+            }
+            true => Outcome::Dead("it had not failed".to_owned()),
+            false => Outcome::Later("patient".to_owned()),
+        };
+        group.iter().map(outcome).collect()
+    }
+}
+
+#[tokio::test]
+async fn messages_that_only_wait_come_back_within_seconds_however_many_they_are() {
+    let world = World::new(&[("phone", 10)]).await;
+    const ALL: u32 = 600;
+    let message = ("order.created".to_owned(), b"x".to_vec());
+    world.broker.publish(EVENTS, &vec![message; ALL as usize]).await;
+    let patient = Patient::default();
+    let (stop, stopped) = watch::channel(false);
+    let waited = async || {
+        let text = world.context.metrics.render(&world.db.store);
+        let later = text.lines().find_map(|line| line.strip_prefix(LATER)).unwrap_or("0");
+        later.trim().parse::<f64>().unwrap() >= f64::from(ALL)
+    };
+    let judge = async {
+        eventually("all were put off", Duration::from_secs(20), waited).await;
+        patient.ready.store(true, Ordering::SeqCst);
+        let done = async || patient.done.load(Ordering::SeqCst) == ALL;
+        eventually("all are done", Duration::from_secs(6), done).await;
+        stop.send_replace(true);
+    };
+    let (ran, ()) = tokio::join!(consumer::run(&world.context, &patient, stopped), judge);
+    ran.unwrap();
+}
+
 #[tokio::test]
 async fn every_step_of_the_ladder_has_a_queue_for_every_reader() {
     let world = World::new(&[("phone", 10)]).await;
-    for (step, _) in sluice_shared::topology::LADDER {
+    for (step, _) in [WAITING].iter().chain(&LADDER) {
         for queue in [SAGA, RELEASE] {
             world.broker.publish(RETRY, &[(format!("{step}.{queue}"), b"x".to_vec())]).await;
         }

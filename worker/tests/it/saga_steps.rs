@@ -267,6 +267,61 @@ async fn an_order_whose_record_is_torn_is_tried_again_and_the_others_of_its_mess
     end(roles).await;
 }
 
+/// Each order written by itself, and told by a message of its own that waits in the saga's queue.
+async fn written_one_by_one(world: &World, orders: &[Accepted]) {
+    let outbox = world.run(Role::Outbox);
+    for order in orders {
+        world.db.store.write_orders(std::slice::from_ref(order)).await.unwrap();
+    }
+    let sent = async || {
+        let all = world.db.count("SELECT count(published_at) FROM outbox").await;
+        usize::try_from(all) == Ok(orders.len())
+    };
+    eventually("all is in the queue", PATIENCE, sent).await;
+    outbox.stop().await;
+}
+
+#[tokio::test]
+async fn messages_that_wait_already_are_told_together() {
+    let world = World::new(&[("phone", 100)]).await;
+    let mut orders = Vec::new();
+    for n in 0..100 {
+        orders.push(world.reserve(&format!("u{n}"), "phone=1").await);
+    }
+    written_one_by_one(&world, &orders).await;
+    let reset = cmd("CONFIG").arg("RESETSTAT").to_owned();
+    let _: String = world.redis.run("test", &reset).await.unwrap();
+    let saga = world.run(Role::Saga);
+    for order in &orders {
+        becomes(&world, order, OrderState::PendingPayment, false, Refund::None).await;
+    }
+    let stats: String = world.redis.run("test", cmd("INFO").arg("commandstats")).await.unwrap();
+    let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls=")).unwrap();
+    let calls: u32 = calls.split(',').next().unwrap().parse().unwrap();
+    // Alone, each takes a call for its state and one for its deadline.
+    assert!(calls < 100, "{calls} calls of scripts");
+    saga.stop().await;
+}
+
+#[tokio::test]
+async fn an_order_that_cannot_be_read_holds_up_no_message_but_its_own() {
+    let world = World::new(&[("phone", 10)]).await;
+    let orders = [world.reserve("alice", "phone=1").await, world.reserve("bob", "phone=1").await];
+    // As a script reads it, it is whole.
+    let (field, torn) = (orders[0].order.field(), "Ah|1|1|1|1|0|-|phone=none|alice");
+    let tear = cmd("HSET").arg(world.shelf.orders()).arg(field).arg(torn).to_owned();
+    let _: i64 = world.redis.run("test", &tear).await.unwrap();
+    written_one_by_one(&world, &orders).await;
+    let saga = world.run(Role::Saga);
+    becomes(&world, &orders[1], OrderState::PendingPayment, false, Refund::None).await;
+    let count = |outcome: &str| {
+        let text = world.context.metrics.render(&world.db.store);
+        text.contains(&format!("sluice_jobs_total{{job=\"saga\",outcome=\"{outcome}\"}} 1"))
+    };
+    eventually("one is told, one fails", PATIENCE, async || count("done") && count("retry")).await;
+    saga.stop().await;
+}
+
 #[tokio::test]
 async fn what_is_no_event_is_parked() {
     let (world, roles) = world().await;
