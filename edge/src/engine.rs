@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 mod beat;
 mod collection;
 mod core;
+mod departure;
 mod desk;
 mod erase;
 mod follow;

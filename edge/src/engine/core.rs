@@ -26,8 +26,10 @@ pub(crate) struct Core {
     held: Mutex<Held>,
     dues: Mutex<Dues>,
     spares: Mutex<Spares>,
-    /// There is something to publish.
+    /// There is something to publish, and somebody waits for it.
     pub(crate) publish: Notify,
+    /// There is something to publish, for which nobody waits.
+    pub(crate) publish_soon: Notify,
     /// There is something to delete from a journal.
     pub(crate) erase: Notify,
     /// The sale list may have changed.
@@ -59,6 +61,7 @@ impl Core {
             spares: Mutex::new(Spares::new(config.spare_max, config.spare_for)),
             clock: ServerClock::default(),
             publish: Notify::new(),
+            publish_soon: Notify::new(),
             erase: Notify::new(),
             refresh: Notify::new(),
             beat: Notify::new(),

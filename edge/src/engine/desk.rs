@@ -312,7 +312,8 @@ impl Clerk {
         let prepared = Prepared::new(origin, answers, &asks, callers);
         let kept = prepared.hold(&mut self.core.held(), &self.shelf, now);
         if kept.count > 0 {
-            self.core.publish.notify_one();
+            let publish = if after_broker { &self.core.publish } else { &self.core.publish_soon };
+            publish.notify_one();
             failpoint::reach("F7.before-answer");
         }
         kept.tell();
@@ -337,7 +338,8 @@ fn refuse(callers: Vec<Caller>, outcome: &Outcome) {
     }
 }
 
-async fn until(due: Option<Instant>) {
+/// Waits until then, or for ever.
+pub(super) async fn until(due: Option<Instant>) {
     match due {
         Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,

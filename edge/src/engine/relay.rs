@@ -13,6 +13,8 @@ use sluice_shared::failpoint;
 use sluice_shared::topology::{ORDERS, write_key};
 
 use super::core::Core;
+use super::departure::Departure;
+use super::desk::until;
 use super::erase;
 use super::held::Ticket;
 
@@ -93,15 +95,18 @@ impl Session<'_> {
         let core = self.core;
         let (mut blocked, mut confirms) = (self.link.blocked(), FuturesUnordered::new());
         let (mut look, mut heard) = (tokio::time::interval(LOOK), Instant::now());
+        let mut departure = Departure::default();
+        // What was held before, first of all.
+        departure.at_once(Instant::now());
         let mut said = Vec::with_capacity(BULK);
         let window = core.config.amqp_inflight.max(1);
         let enough = window - REFILL.min(window.div_ceil(2));
         loop {
-            while !*blocked.borrow() && confirms.len() <= enough {
+            while departure.is_due(Instant::now()) && !*blocked.borrow() && confirms.len() <= enough {
                 let room = window - confirms.len();
                 let jobs = core.held().take(room.min(BULK), Instant::now());
                 if jobs.is_empty() {
-                    break;
+                    departure.left();
                 }
                 for (ticket, lane, parcel) in jobs {
                     let (key, id) = (self.keys[lane].as_str(), parcel.order.to_string());
@@ -130,13 +135,17 @@ impl Session<'_> {
                     heard = Instant::now();
                     if !self.note(&mut said) { return "connection broken" }
                 }
-                () = core.publish.notified() => {}
+                () = core.publish.notified() => departure.at_once(Instant::now()),
+                () = core.publish_soon.notified(), if !departure.is_set() => departure.soon(Instant::now()),
+                () = until(departure.to_come(Instant::now())) => {}
                 changed = blocked.changed() => {
                     if changed.is_err() { return "connection closed" }
                     show(core, true, *blocked.borrow());
                     heard = Instant::now();
                 }
                 _ = look.tick() => {
+                    // What came back goes out again after a rest.
+                    departure.at_once(Instant::now());
                     if !self.link.is_up() { return "connection closed" }
                     if confirms.is_empty() || *blocked.borrow() { heard = Instant::now() }
                     if heard.elapsed() > STALL { return "no confirm comes" }
