@@ -168,7 +168,7 @@ impl Config {
                 shards: small(s.integer("orders.shards", 1..=64)),
                 prefetch: small(s.integer("orders.prefetch", 1..=10_000)),
                 writers: usize::from(small(s.integer("orders.writers", 1..=64))),
-                linger: s.millis("orders.linger_ms", 0..=5),
+                linger: s.millis("orders.linger_ms", 0..=500),
             },
             outbox: OutboxConfig {
                 poll: s.millis("outbox.poll_ms", 50..=60_000),

@@ -11,15 +11,14 @@ use sluice_shared::failpoint;
 use sluice_shared::topology::EVENTS;
 
 use crate::role::{Context, Stop};
-use crate::store::StoreError;
-use crate::store::outbox::{Bell, OutboxRow};
+use crate::store::outbox::OutboxRow;
 
 /// How long the broker may take to confirm a batch: less than a transaction may be idle.
 const CONFIRM: Duration = Duration::from_secs(10);
 /// Rows that the broker has refused are let alone until all others are published, or there are so many.
 const REFUSED_MAX: usize = 5_000;
 /// Rows that come within it go out together: a transaction for each would cost more than the waiting.
-const LINGER: Duration = Duration::from_millis(10);
+const LINGER: Duration = Duration::from_millis(50);
 /// Published rows deleted at once, and how often it is looked for them.
 const TIDY_MAX: u32 = 1000;
 const TIDY: Duration = Duration::from_secs(60);
@@ -49,18 +48,11 @@ pub async fn run(context: Context, mut stop: Stop) -> anyhow::Result<()> {
         }
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => {}
-            rung = rung(&mut bell) => rung?,
+            rung = bell.ring(LINGER) => rung?,
             () = tokio::time::sleep(context.config.outbox.poll) => {}
         }
     }
     link.close().await;
-    Ok(())
-}
-
-/// Waits for the bell, and a little longer.
-async fn rung(bell: &mut Bell) -> Result<(), StoreError> {
-    bell.ring().await?;
-    tokio::time::sleep(LINGER).await;
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use sqlx::postgres::PgListener;
 use sqlx::{PgConnection, Postgres, Transaction};
 
@@ -85,10 +86,15 @@ pub struct Bell {
 }
 
 impl Bell {
-    /// Waits until it rings; many rings at once are one.
-    pub async fn ring(&mut self) -> Result<(), StoreError> {
+    /// Waits until it rings, and a little longer: all that rings meanwhile is one ring. Whatever was
+    /// committed before one of them can be read afterwards.
+    pub async fn ring(&mut self, linger: Duration) -> Result<(), StoreError> {
         self.listener.recv().await?;
-        while self.listener.next_buffered().is_some() {}
+        tokio::time::sleep(linger).await;
+        // Not `next_buffered`: it only knows what came during a statement of its own.
+        while let Some(ring) = self.listener.recv().now_or_never() {
+            ring?;
+        }
         Ok(())
     }
 }

@@ -6,6 +6,7 @@ use sluice_shared::message::OrderEvents;
 use sluice_shared::testing::eventually;
 use sluice_shared::topology::{RELEASE, SAGA};
 use sluice_worker::role::Role;
+use tokio::time::timeout;
 
 use crate::harness::{World, accepted};
 
@@ -52,6 +53,20 @@ async fn t21_a_row_that_is_committed_after_a_higher_number_is_not_skipped() {
     }
     assert_eq!(world.broker.drain(SAGA, 40).await.len(), 40);
     role.stop().await;
+}
+
+#[tokio::test]
+async fn what_rings_within_a_moment_is_one_ring() {
+    let world = World::new(&[("phone", 10)]).await;
+    let mut bell = world.db.store.outbox_bell().await.unwrap();
+    for buyer in ["alice", "bob", "carol"] {
+        world.db.store.write_orders(&[accepted(buyer, "phone=1")]).await.unwrap();
+    }
+    let moment = Duration::from_millis(300);
+    timeout(PATIENCE, bell.ring(moment)).await.unwrap().unwrap();
+    assert!(timeout(moment, bell.ring(Duration::ZERO)).await.is_err(), "it rang again for the same rows");
+    world.db.store.write_orders(&[accepted("dave", "phone=1")]).await.unwrap();
+    timeout(PATIENCE, bell.ring(Duration::ZERO)).await.unwrap().unwrap();
 }
 
 #[tokio::test]
