@@ -40,8 +40,9 @@ const AFTER_LOSS: Look = Look { unwritten_ms: 0, ..FIRST };
 
 /// How soon a look after a loss that failed is repeated.
 const AGAIN: Duration = Duration::from_millis(500);
-/// Reading the maps takes at most one part in so many of Redis' time.
-const SHARE: u32 = 10;
+/// Reading the maps takes at most one part in so many of Redis' time, and more of it after a loss.
+const SHARE: u32 = 20;
+const SHARE_AFTER_LOSS: u32 = 10;
 /// Orders asked for at once.
 const PAGE: usize = 5_000;
 /// Of so many orders it is remembered that they were told again; of more, each round tells them once more.
@@ -168,7 +169,7 @@ impl Reconciler {
             }
         };
         if failed {
-            tokio::time::sleep(AGAIN.max(began.elapsed() * SHARE)).await;
+            tokio::time::sleep(AGAIN.max(began.elapsed() * SHARE_AFTER_LOSS)).await;
         }
         if let Some(left) = left {
             self.warden.doubts.note(left);
