@@ -121,11 +121,11 @@ rabbitmq_plugins() {
 }
 
 rabbitmq_spawn() {
-  local home=$STATE/rabbitmq
+  local home=$STATE/rabbitmq no_spinning='+sbwt none +sbwtdcpu none +sbwtdio none'
   rabbitmq_plugins
   # RUNNING_UNDER_SYSTEMD makes the start script exec the Erlang VM instead of standing above it:
-  # the recorded pid is the VM's. Little busy waiting (+sbwt), for the cores are shared; none at
-  # all makes the start, which reads thousands of files, a third slower.
+  # the recorded pid is the VM's. No busy waiting, for the cores are shared: it
+  # took a seventh of what RabbitMQ takes at 500 orders a second.
   spawn rabbitmq "$1" env HOME="$home/home" RUNNING_UNDER_SYSTEMD=true \
     ERL_EPMD_ADDRESS=127.0.0.1 ERL_EPMD_PORT="$EPMD_PORT" \
     RABBITMQ_NODENAME="$AMQP_NODE" RABBITMQ_DIST_PORT="$AMQP_DIST_PORT" \
@@ -137,7 +137,7 @@ rabbitmq_spawn() {
     RABBITMQ_MNESIA_BASE="$home/mnesia" RABBITMQ_LOG_BASE="$STATE/logs" RABBITMQ_LOGS=- \
     RABBITMQ_PID_FILE="$home/vm.pid" \
     RABBITMQ_GENERATED_CONFIG_DIR="$home/config" \
-    RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="-kernel inet_dist_use_interface {127,0,0,1} +sbwt very_short" \
+    RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="-kernel inet_dist_use_interface {127,0,0,1} $no_spinning" \
     "$(need_program "$RABBITMQ_SERVER")"
 }
 
