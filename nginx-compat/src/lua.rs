@@ -9,14 +9,14 @@ impl Lexer<'_> {
     /// Reads the code after the `{` of a `*_by_lua_block`, and its `}`.
     pub(crate) fn lua(&mut self) -> Result<Span, Problem> {
         let start = self.at;
-        let mut open = 0_usize;
+        let (mut open, mut none) = (0_usize, (0, 0));
         while let Some(byte) = self.peek() {
             match byte {
                 b'}' if open == 0 => return Ok(start..self.at),
                 b'}' => open -= 1,
                 b'{' => open += 1,
                 b'"' | b'\'' => {
-                    self.lua_string(byte);
+                    self.lua_string(byte, if byte == b'"' { &mut none.0 } else { &mut none.1 });
                     continue;
                 }
                 b'-' if self.follows(b"--") => {
@@ -52,22 +52,28 @@ impl Lexer<'_> {
     }
 
     /// A string ends on its line; a quote that begins none stands for itself, as it does to nginx.
-    fn lua_string(&mut self, quote: u8) {
-        let rest = self.text.get(self.at + 1..).unwrap_or_default();
-        let (mut escaped, mut length) = (false, 1);
-        for (index, byte) in rest.iter().enumerate() {
+    ///
+    /// `none` remembers up to where no string can end: from a quote that was escaped on the way there, the
+    /// way is the same, and no line is searched twice.
+    fn lua_string(&mut self, quote: u8, none: &mut usize) {
+        self.next();
+        if self.at <= *none {
+            return;
+        }
+        let mut escaped = false;
+        for (index, byte) in self.text.get(self.at..).unwrap_or_default().iter().enumerate() {
             match *byte {
-                b'\n' => break,
+                b'\n' => {
+                    *none = self.at + index;
+                    return;
+                }
                 _ if escaped => escaped = false,
                 b'\\' => escaped = true,
-                byte if byte == quote => {
-                    length = index + 2;
-                    break;
-                }
+                byte if byte == quote => return self.skip(index + 1),
                 _ => {}
             }
         }
-        self.skip(length);
+        *none = self.text.len();
     }
 
     fn lua_comment(&mut self) -> Result<(), Problem> {
