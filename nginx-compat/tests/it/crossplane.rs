@@ -16,8 +16,10 @@ fn a_tree_is_what_crossplane_reads() {
     let theirs = peers::crossplane(&paths);
     assert_eq!(theirs.len(), paths.len());
     for (path, theirs) in paths.iter().zip(theirs) {
-        assert_eq!(theirs["errors"], json!([]), "{}", path.display());
         let config = load(path, &Options::default()).unwrap();
+        let missing: usize = config.files.iter().map(|file| missing(&file.items)).sum();
+        let errors = theirs["errors"].as_array().unwrap();
+        assert_eq!(errors.len(), missing, "{}: {errors:?}", path.display());
         let theirs: HashMap<String, Value> = theirs["config"]
             .as_array()
             .unwrap()
@@ -31,6 +33,19 @@ fn a_tree_is_what_crossplane_reads() {
             assert_eq!(ours, theirs[name], "{name}");
         }
     }
+}
+
+/// Included files that are not there: a snippet of Debian's includes another by a name that is right in
+/// the folder of nginx.conf alone.
+fn missing(items: &[Item]) -> usize {
+    let of = |item: &Item| match item {
+        Item::Comment(_) => 0,
+        Item::Directive(directive) => {
+            let inner = directive.block.as_ref().map_or(0, |block| missing(&block.items));
+            inner + usize::from(directive.include.problem.is_some())
+        }
+    };
+    items.iter().map(of).sum()
 }
 
 /// Their tree, with included files counted: they number files in another order.
