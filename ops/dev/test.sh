@@ -132,8 +132,11 @@ command_test() {
   postgres_wipe
   rm -rf "$STATE/postgres"
   check 'private RabbitMQ and PostgreSQL' services_start
+  check 'Python programs to compare with' python_install
   load_values "$STATE/ports"
   eval "$(services_exports)"
+  SLUICE_TEST_CROSSPLANE=$(python_of_peers)
+  export SLUICE_TEST_CROSSPLANE
   check 'cargo fmt --check' cargo fmt --all --check
   check 'cargo clippy' \
     cargo clippy --release --workspace --all-targets -- -D warnings
