@@ -148,6 +148,30 @@ impl Redis {
         T::from_redis_value(value).map_err(|error| Fault::Unreadable { doing, why: error.to_string() })
     }
 
+    /// Sends commands in one go; each has an answer or a fault of its own.
+    pub async fn run_each<T: FromRedisValue>(
+        &self,
+        doing: &'static str,
+        commands: impl IntoIterator<Item = Cmd>,
+    ) -> Result<Vec<Result<T, Fault>>, Fault> {
+        let mut pipeline = redis::pipe();
+        pipeline.ignore_errors();
+        for command in commands {
+            pipeline.add_command(command);
+        }
+        if pipeline.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut manager = ConnectionManager::clone(&self.manager.load());
+        let answers: Vec<Result<Value, RedisError>> =
+            pipeline.query_async(&mut manager).await.map_err(|error| Fault::of(doing, &error))?;
+        let read = |answer: Result<Value, RedisError>| {
+            let value = answer.map_err(|error| Fault::of(doing, &error))?;
+            T::from_redis_value(value).map_err(|error| Fault::Unreadable { doing, why: error.to_string() })
+        };
+        Ok(answers.into_iter().map(read).collect())
+    }
+
     /// Redis' clock.
     pub async fn time(&self) -> Result<crate::clock::Millis, Fault> {
         let (seconds, micros): (i64, i64) = self.run("reading the time", &redis::cmd("TIME")).await?;

@@ -145,15 +145,17 @@ impl ShelfScripts {
         Ok(())
     }
 
+    /// The names that Redis knows the scripts by.
+    pub fn names(&self) -> Vec<String> {
+        [&self.reserve, &self.release, &self.settle, &self.adjust].map(|script| script.sha.clone()).into()
+    }
+
     /// Whether Redis knows all of the scripts.
     pub async fn loaded(&self, redis: &Redis) -> Result<bool, Fault> {
-        let mut exists = cmd("SCRIPT");
-        exists.arg("EXISTS");
-        for script in [&self.reserve, &self.release, &self.settle, &self.adjust] {
-            exists.arg(&script.sha);
-        }
+        let names = self.names();
+        let exists = cmd("SCRIPT").arg("EXISTS").arg(&names).to_owned();
         let there: Vec<bool> = redis.run("looking for the scripts", &exists).await?;
-        Ok(there.len() == 4 && there.into_iter().all(|one| one))
+        Ok(there.len() == names.len() && there.into_iter().all(|one| one))
     }
 }
 

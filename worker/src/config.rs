@@ -143,6 +143,8 @@ pub struct ReconcileConfig {
     pub tick: Duration,
     /// After what silence an edge is struck off, if ever.
     pub strike_after: Option<Duration>,
+    /// How long after its end a sale closes by itself, if ever.
+    pub close_after: Option<Duration>,
     /// How often it compares Redis with the books.
     pub reconcile: Duration,
 }
@@ -187,6 +189,8 @@ impl Config {
                 leader: s.millis("reconcile.leader_ms", 200..=60_000),
                 tick: s.millis("reconcile.tick_ms", 10..=10_000),
                 strike_after: Some(s.seconds("reconcile.strike_after_seconds", 0..=86_400))
+                    .filter(|after| !after.is_zero()),
+                close_after: Some(s.seconds("reconcile.close_after_seconds", 0..=31_536_000))
                     .filter(|after| !after.is_zero()),
                 reconcile: s.millis("reconcile.reconcile_ms", 100..=600_000),
             },

@@ -3,11 +3,13 @@
 //!
 //! A message that fails goes down the retry ladder, a step a time, and is parked at its end. One that
 //! only has to wait (a frozen sale, a server that is away) stays in this process for a while and is
-//! tried again every second. Where too many wait, the oldest waits two seconds in a queue beside the
-//! ladder, without having failed. Nothing is given back to its queue: the broker counts that as a failure.
+//! tried again, every second or as its handler says. Where too many wait, those that wait longest do so
+//! in RabbitMQ, without having failed: joined to few messages, in the retry queue that fits their time.
+//! Nothing is given back to its queue: the broker counts that as a failure.
 
 mod room;
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -21,6 +23,8 @@ use room::Room;
 
 /// Messages that are handled together, at the most.
 const GROUP_MAX: usize = 32;
+/// How long until a message is tried again that waits for something that may come at any moment.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// What became of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +36,19 @@ pub enum Outcome {
     /// It failed for good.
     Dead(String),
     /// It has to wait; nothing is wrong with it.
-    Later(String),
+    Later {
+        /// What for.
+        why: String,
+        /// How long.
+        pause: Duration,
+    },
+}
+
+impl Outcome {
+    /// It has to wait for something that may come at any moment.
+    pub fn later(why: impl Into<String>) -> Self {
+        Self::Later { why: why.into(), pause: AGAIN }
+    }
 }
 
 /// Who handles the messages of a queue.
@@ -46,6 +62,11 @@ pub trait Handler {
 
     /// Handles messages; answers the outcome of each, in their order. Once more is as good as once.
     fn handle(&self, group: &[Delivery]) -> impl Future<Output = Vec<Outcome>> + Send;
+
+    /// Bodies that ask together for what these messages ask for, fewer of them where that can be.
+    fn join(group: &[Delivery]) -> Vec<Vec<u8>> {
+        group.iter().map(|delivery| delivery.body.clone()).collect()
+    }
 }
 
 /// Whether a message has been on every step of the ladder: it is its last attempt, or one of many
@@ -112,37 +133,52 @@ impl<H: Handler> Reader<'_, H> {
         let began = Instant::now();
         let handled = async { Ok::<_, StoreError>(self.handler.handle(&group).await) };
         let handled = self.context.store.bounded(handled).await;
-        let outcomes = handled.unwrap_or_else(|late| vec![Outcome::Later(late.to_string()); group.len()]);
+        let outcomes = handled.unwrap_or_else(|late| vec![Outcome::later(late.to_string()); group.len()]);
         let took = began.elapsed();
+        let mut elsewhere: BTreeMap<(&str, u32), Vec<Delivery>> = BTreeMap::new();
         for (delivery, outcome) in group.into_iter().zip(outcomes) {
-            self.conclude(delivery, outcome, took).await?;
+            if let Some((delivery, pause)) = self.conclude(delivery, outcome, took).await? {
+                elsewhere.entry((waiting_step(pause), delivery.attempt)).or_default().push(delivery);
+            }
         }
+        for ((step, attempt), group) in elsewhere {
+            for body in H::join(&group) {
+                let id = group.first().map_or("", |delivery| &delivery.id);
+                self.hand_over(id, &body, step, attempt).await?;
+            }
+            for delivery in group {
+                self.end(delivery.tag).await?;
+            }
+        }
+        self.context.metrics.waiting(H::TAG, self.room.len() as u64);
         Ok(())
     }
 
-    async fn conclude(&mut self, delivery: Delivery, outcome: Outcome, took: Duration) -> anyhow::Result<()> {
+    /// Does what an outcome asks for; answers a message that has to wait elsewhere, and how long.
+    async fn conclude(
+        &mut self,
+        delivery: Delivery,
+        outcome: Outcome,
+        took: Duration,
+    ) -> anyhow::Result<Option<(Delivery, Duration)>> {
         let word = match &outcome {
             Outcome::Done => "done",
             Outcome::Retry(_) => "retry",
             Outcome::Dead(_) => "parked",
-            Outcome::Later(_) => "later",
+            Outcome::Later { .. } => "later",
         };
         self.context.metrics.job(H::TAG, word, took);
         match outcome {
-            Outcome::Done => {
-                self.room.forget(delivery.tag);
-                Ok(self.consumer.ack(delivery.tag).await?)
-            }
-            Outcome::Retry(why) => self.retry(delivery, &why).await,
-            Outcome::Dead(why) => self.park(delivery, &why).await,
-            Outcome::Later(why) => {
+            Outcome::Done => self.end(delivery.tag).await?,
+            Outcome::Retry(why) => self.retry(delivery, &why).await?,
+            Outcome::Dead(why) => self.park(delivery, &why).await?,
+            Outcome::Later { why, pause } => {
                 tracing::debug!(queue = H::QUEUE, why, "a message waits");
                 self.context.metrics.retry(H::TAG);
-                let Some(evicted) = self.room.hold(delivery, Instant::now()) else { return Ok(()) };
-                let attempt = evicted.attempt;
-                self.put_off(evicted, WAITING.0, attempt).await
+                return Ok(self.room.hold(delivery, pause, Instant::now()));
             }
         }
+        Ok(None)
     }
 
     async fn retry(&mut self, delivery: Delivery, why: &str) -> anyhow::Result<()> {
@@ -156,21 +192,24 @@ impl<H: Handler> Reader<'_, H> {
         self.put_off(delivery, step, attempt).await
     }
 
-    /// Hands a message to a step of the ladder, or to the queue beside it; acknowledged once the broker has it there.
+    /// Puts a message off to a step of the ladder.
     async fn put_off(&mut self, delivery: Delivery, step: &str, attempt: u32) -> anyhow::Result<()> {
+        self.hand_over(&delivery.id, &delivery.body, step, attempt).await?;
+        self.end(delivery.tag).await
+    }
+
+    /// Hands a message to a step of the ladder, or to the queue beside it: the broker has it there then.
+    async fn hand_over(&mut self, id: &str, body: &[u8], step: &str, attempt: u32) -> anyhow::Result<()> {
         let key = format!("{step}.{}", H::QUEUE);
-        let message = Outgoing {
-            exchange: RETRY,
-            key: &key,
-            id: &delivery.id,
-            kind: "retry",
-            body: &delivery.body,
-            attempt,
-            reason: None,
-        };
+        let message = Outgoing { exchange: RETRY, key: &key, id, kind: "retry", body, attempt, reason: None };
         self.sender.send(message).await.context("putting a message off")?;
-        self.room.forget(delivery.tag);
-        Ok(self.consumer.ack(delivery.tag).await?)
+        self.context.metrics.put_off(H::TAG);
+        Ok(())
+    }
+
+    async fn end(&mut self, tag: u64) -> anyhow::Result<()> {
+        self.room.forget(tag);
+        Ok(self.consumer.ack(tag).await?)
     }
 
     async fn park(&mut self, delivery: Delivery, why: &str) -> anyhow::Result<()> {
@@ -191,7 +230,13 @@ impl<H: Handler> Reader<'_, H> {
         }
         let store = &self.context.store;
         store.bounded(store.park(H::QUEUE, why, &delivery.body)).await?;
-        self.room.forget(delivery.tag);
-        Ok(self.consumer.ack(delivery.tag).await?)
+        self.end(delivery.tag).await
     }
+}
+
+/// The retry queue in which a message waits so long, or longer by one step at the most.
+fn waiting_step(pause: Duration) -> &'static str {
+    let fits = |(_, delay): &&(&str, u32)| Duration::from_millis(u64::from(*delay)) >= pause;
+    let longest = LADDER[LADDER.len() - 1];
+    [WAITING].iter().chain(&LADDER).find(fits).map_or(longest.0, |(step, _)| step)
 }

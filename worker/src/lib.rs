@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod audit;
+pub mod backoff;
 pub mod command;
 pub mod config;
 pub mod consumer;

@@ -47,6 +47,7 @@ pub struct Metrics {
     transaction_duration: Spans,
     queue_size: Family<JobName, Gauge>,
     retry_count: Family<JobName, Counter>,
+    put_off: Family<JobName, Counter>,
     restarts: Family<JobName, Counter>,
     pool_usage: Gauge,
     pool_size: Gauge,
@@ -80,6 +81,8 @@ impl Metrics {
         registry.register("job_queue_size", "Pieces of work that wait", queue_size.clone());
         let retry_count = Family::default();
         registry.register("job_retry_count", "Pieces of work put off to be tried again", retry_count.clone());
+        let put_off = Family::default();
+        registry.register("job_messages_put_off", "Messages handed to a retry queue", put_off.clone());
         let restarts = Family::default();
         registry.register("role_restarts", "Times that a role ended with an error", restarts.clone());
         let pool_usage = Gauge::default();
@@ -100,6 +103,7 @@ impl Metrics {
             transaction_duration,
             queue_size,
             retry_count,
+            put_off,
             restarts,
             pool_usage,
             pool_size,
@@ -127,6 +131,11 @@ impl Metrics {
     /// A piece of work was put off.
     pub fn retry(&self, job: &'static str) {
         self.retry_count.get_or_create(&JobName { job }).inc();
+    }
+
+    /// A message was handed to a retry queue.
+    pub fn put_off(&self, job: &'static str) {
+        self.put_off.get_or_create(&JobName { job }).inc();
     }
 
     /// A transaction was carried out.

@@ -2,6 +2,7 @@
 //! the queue that wakes up expiry.
 
 pub mod deadlines;
+mod pauses;
 pub mod purchase;
 
 use std::collections::HashMap;

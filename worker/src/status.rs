@@ -47,10 +47,16 @@ async fn ready(State(context): State<Context>) -> impl IntoResponse {
     let (books, shelf) = tokio::join!(books, shelf);
     let mut reasons = Vec::new();
     if !matches!(books, Ok(Ok(_))) {
-        reasons.push("postgresql does not answer");
+        reasons.push("postgresql does not answer".to_owned());
     }
     if !matches!(shelf, Ok(Ok(_))) {
-        reasons.push("redis does not answer");
+        reasons.push("redis does not answer".to_owned());
+    }
+    let unknown = context.metrics.warden.unknown_sales.get();
+    if unknown > 0 {
+        reasons.push(format!(
+            "postgresql does not know {unknown} sales of redis: the wrong database, or an old one?"
+        ));
     }
     if reasons.is_empty() {
         return (StatusCode::OK, "ready\n".to_owned());

@@ -172,17 +172,6 @@ impl Warden {
         }
     }
 
-    /// Admits edges in every segment that serves, and strikes others off there.
-    async fn admit(&self, admit: &[InstanceId], strike: &[InstanceId]) -> Result<(), Fault> {
-        for (shelf, epoch) in self.floor(|floor| floor.serving.clone()) {
-            let answer = self.lease(&shelf, epoch, self.lease_span(), admit, strike).await?;
-            if let Err(frozen) = answer {
-                tracing::debug!(shelf = shelf.name(), ?frozen, "admitted when the segment is open again");
-            }
-        }
-        Ok(())
-    }
-
     /// Takes a segment off the floor for good: no renewal of its lease is under way afterwards.
     async fn take_off(&self, shelf: &Shelf) {
         self.floor(|floor| floor.serving.remove(shelf));

@@ -7,7 +7,7 @@ use super::{CONTROL, Frozen, LEAD, LEASE, Loaded, PRELOAD, RAISE, RESTORE, Words
 use crate::clock::Millis;
 use crate::ids::{InstanceId, SkuId};
 use crate::keys::{Shelf, WARDEN};
-use crate::redis::{Fault, Redis};
+use crate::redis::{Cmd, Fault, Redis, Value};
 use crate::sale::SaleStep;
 
 /// A segment as it is put on the shelf.
@@ -54,6 +54,8 @@ pub struct Control {
     /// SKU and units a user may hold.
     pub limits: Vec<(SkuId, u32)>,
 }
+
+const RENEWING: &str = "renewing a lease";
 
 /// Until when a segment may sell.
 pub type Leased = Result<Millis, Frozen>;
@@ -158,7 +160,7 @@ impl WardenScripts {
         })
     }
 
-    /// Renews the right to sell and admits or strikes off edges.
+    /// Renews the right to sell of a segment, and admits or strikes off edges there.
     pub async fn lease(
         &self,
         redis: &Redis,
@@ -168,6 +170,32 @@ impl WardenScripts {
         admit: &[InstanceId],
         strike: &[InstanceId],
     ) -> Result<Leased, Fault> {
+        let call = self.lease_call(shelf, epoch, span, admit, strike);
+        leased(redis.run(RENEWING, &call).await?)
+    }
+
+    /// The same of many segments in one go; each has an answer of its own.
+    pub async fn leases(
+        &self,
+        redis: &Redis,
+        segments: &[(Shelf, u64)],
+        span: Duration,
+        admit: &[InstanceId],
+        strike: &[InstanceId],
+    ) -> Result<Vec<Result<Leased, Fault>>, Fault> {
+        let call = |(shelf, epoch): &(Shelf, u64)| self.lease_call(shelf, *epoch, span, admit, strike);
+        let answers = redis.run_each(RENEWING, segments.iter().map(call)).await?;
+        Ok(answers.into_iter().map(|answer| leased(answer?)).collect())
+    }
+
+    fn lease_call(
+        &self,
+        shelf: &Shelf,
+        epoch: u64,
+        span: Duration,
+        admit: &[InstanceId],
+        strike: &[InstanceId],
+    ) -> Cmd {
         let mut call = self.lease.call(&[&shelf.meta()]);
         call.arg(shelf.fence(epoch)).arg(u64::try_from(span.as_millis()).unwrap_or(u64::MAX));
         for instance in admit {
@@ -176,12 +204,7 @@ impl WardenScripts {
         for instance in strike {
             call.arg(format!("-{instance}"));
         }
-        let doing = "renewing a lease";
-        let mut words = Words::new(doing, redis.run(doing, &call).await?)?;
-        Ok(match words.text()?.as_str() {
-            "RENEWED" => Ok(Millis(words.number()?)),
-            other => Err(words.frozen(other)?),
-        })
+        call
     }
 
     /// Puts verified data under the epoch after `epoch`; `seq` is the highest that the books know.
@@ -231,4 +254,12 @@ impl WardenScripts {
             other => Err(words.unknown(other)),
         }
     }
+}
+
+fn leased(answer: Value) -> Result<Leased, Fault> {
+    let mut words = Words::new(RENEWING, answer)?;
+    Ok(match words.text()?.as_str() {
+        "RENEWED" => Ok(Millis(words.number()?)),
+        other => Err(words.frozen(other)?),
+    })
 }

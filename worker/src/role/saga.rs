@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crate::consumer::{self, Handler, Outcome};
 use crate::role::{Context, Stop, keep};
 use crate::saga::purchase::{Purchase, StepError};
+use crate::store::outbox::EVENTS_MAX;
 
 /// Orders that were written or moved on.
 struct Forward(Arc<Purchase>);
@@ -24,6 +25,10 @@ impl Handler for Forward {
     async fn handle(&self, group: &[Delivery]) -> Vec<Outcome> {
         steps(&self.0, group).await
     }
+
+    fn join(group: &[Delivery]) -> Vec<Vec<u8>> {
+        join(group)
+    }
 }
 
 impl Handler for Back {
@@ -34,6 +39,10 @@ impl Handler for Back {
 
     async fn handle(&self, group: &[Delivery]) -> Vec<Outcome> {
         steps(&self.0, group).await
+    }
+
+    fn join(group: &[Delivery]) -> Vec<Vec<u8>> {
+        join(group)
     }
 }
 
@@ -47,7 +56,7 @@ async fn steps(purchase: &Purchase, group: &[Delivery]) -> Vec<Outcome> {
             Err(why) => Outcome::Dead(why.clone()),
             Ok(_) => match taken.next() {
                 Some(taken) => outcome(purchase, delivery, taken).await,
-                None => Outcome::Later("no step was taken".to_owned()),
+                None => Outcome::later("no step was taken"),
             },
         });
     }
@@ -63,13 +72,34 @@ fn read(delivery: &Delivery) -> Result<OrderEvents, String> {
     Ok(message)
 }
 
+/// The same events in as few messages as may be: a sale that stays frozen has many that wait for it. One
+/// that cannot be read, or written anew, stays as it is.
+fn join(group: &[Delivery]) -> Vec<Vec<u8>> {
+    let (mut events, mut bodies) = (Vec::new(), Vec::new());
+    for delivery in group {
+        match read(delivery) {
+            Ok(message) => events.extend(message.events),
+            Err(_) => bodies.push(delivery.body.clone()),
+        }
+    }
+    for events in events.chunks(EVENTS_MAX) {
+        let message = OrderEvents { v: VERSION, events: events.to_vec() };
+        match serde_json::to_vec(&message) {
+            Ok(body) => bodies.push(body),
+            Err(_) => return group.iter().map(|delivery| delivery.body.clone()).collect(),
+        }
+    }
+    bodies
+}
+
 async fn outcome(purchase: &Purchase, delivery: &Delivery, taken: Result<(), StepError>) -> Outcome {
     match taken {
         Ok(()) => Outcome::Done,
-        Err(StepError::NotNow(why) | StepError::Refused(why)) => Outcome::Later(why),
+        Err(StepError::NotNow(why) | StepError::Refused(why)) => Outcome::later(why),
+        Err(StepError::Frozen { why, pause }) => Outcome::Later { why, pause },
         Err(StepError::Failed { why, orders }) => {
             if consumer::is_last(delivery) && purchase.stuck(&orders).await.is_err() {
-                return Outcome::Later(why);
+                return Outcome::later(why);
             }
             Outcome::Retry(why)
         }

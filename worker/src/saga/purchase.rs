@@ -12,6 +12,7 @@
 //! release in Redis. Each step may be taken again at any time.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use sluice_shared::ids::{OrderId, SaleId};
 use sluice_shared::keys::{Shelf, sale_channel};
@@ -22,6 +23,7 @@ use sluice_shared::script::{Batch, Frozen, Release, Released, Settle, Settled};
 
 use super::Shelves;
 use super::deadlines::{DeadlineError, Deadlines};
+use super::pauses::Pauses;
 use crate::store::orders::Deadline;
 use crate::store::saga::StepDone;
 use crate::store::{Store, StoreError};
@@ -32,9 +34,17 @@ const CALL_MAX: usize = 500;
 /// Why a step was not taken.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StepError {
-    /// Nothing is wrong with the events: a sale is frozen, a server is away.
+    /// Nothing is wrong with the events: a server is away.
     #[error("{0}")]
     NotNow(String),
+    /// Nothing is wrong with the events: their segment is frozen, or takes no step for another reason.
+    #[error("{why}")]
+    Frozen {
+        /// What is the matter.
+        why: String,
+        /// How long it is let alone.
+        pause: Duration,
+    },
     /// Redis refused what was asked for, and does so again until somebody has mended something.
     #[error("{0}")]
     Refused(String),
@@ -55,7 +65,7 @@ impl StepError {
 
     /// Whether it may be of one message only: what others ask for may be done all the same.
     fn is_local(&self) -> bool {
-        !matches!(self, Self::NotNow(_))
+        !matches!(self, Self::NotNow(_) | Self::Frozen { .. })
     }
 }
 
@@ -148,6 +158,7 @@ pub struct Purchase {
     store: Store,
     shelves: Shelves,
     deadlines: Deadlines,
+    pauses: Pauses,
 }
 
 impl Purchase {
@@ -155,7 +166,7 @@ impl Purchase {
     pub fn new(redis: Redis, store: Store) -> Self {
         let shelves = Shelves::new(redis.clone());
         let deadlines = Deadlines::new(redis.clone(), store.clone());
-        Self { redis, store, shelves, deadlines }
+        Self { redis, store, shelves, deadlines, pauses: Pauses::default() }
     }
 
     /// Takes the steps of messages together, segment by segment; answers what became of each message.
@@ -170,19 +181,30 @@ impl Purchase {
         }
         let mut done = vec![Ok(()); messages.len()];
         for (shelf, parts) in shelves {
+            if let Some(pause) = self.pauses.left(&shelf, Instant::now()) {
+                let why = format!("{} takes no steps for now", shelf.name());
+                parts.keys().for_each(|at| done[*at] = Err(StepError::Frozen { why: why.clone(), pause }));
+                continue;
+            }
             let all = Work::of(parts.values().flatten().copied());
             let together = self.on_shelf(&shelf, &all).await;
             let alone = parts.len() > 1 && together.as_ref().is_err_and(StepError::is_local);
-            for (message, events) in parts {
+            let mut refused = 0;
+            for (message, events) in &parts {
                 let taken = if alone {
                     self.on_shelf(&shelf, &Work::of(events.iter().copied())).await
                 } else {
                     together.clone()
                 };
+                refused += usize::from(matches!(taken, Err(StepError::Refused(_))));
                 // One segment that is frozen does not hold up the others of a message.
-                if let Err(error) = taken.and_then(|torn| whole(&shelf, &torn, &events)) {
-                    done[message] = Err(error);
+                if let Err(error) = taken.and_then(|torn| whole(&shelf, &torn, events)) {
+                    done[*message] = Err(error);
                 }
+            }
+            // It is the segment that refuses: one by one again would be as much in vain.
+            if refused == parts.len() {
+                self.pauses.longer(&shelf, Instant::now());
             }
         }
         done
@@ -208,6 +230,7 @@ impl Purchase {
             let answers = self.thawed(shelf, scripts.settle(&self.redis, settles).await)?;
             news.settled(settles, answers);
         }
+        self.pauses.over(shelf);
         self.publish(&shelf.sale, &news).await;
         self.deadlines.schedule(&work.deadlines).await?;
         // One order that is torn does not hold up the others.
@@ -219,10 +242,16 @@ impl Purchase {
     /// bring behind the books any more; else the warden is about to restore it.
     async fn without_shelf(&self, shelf: &Shelf, work: &Work) -> Result<Torn, StepError> {
         if self.store.sale_is_over(&shelf.sale).await? {
+            self.pauses.over(shelf);
             self.note(work, &Torn::new(), "no shelf").await?;
             return Ok(Torn::new());
         }
-        Err(StepError::NotNow(format!("{} is not in redis", shelf.name())))
+        Err(self.frozen(shelf, "it is not in redis"))
+    }
+
+    fn frozen(&self, shelf: &Shelf, why: &str) -> StepError {
+        let pause = self.pauses.longer(shelf, Instant::now());
+        StepError::Frozen { why: format!("{} is frozen: {why}", shelf.name()), pause }
     }
 
     async fn note(&self, work: &Work, but: &Torn, outcome: &'static str) -> Result<(), StepError> {
@@ -238,10 +267,13 @@ impl Purchase {
         if matches!(batch, Err(Fault::NoScript { .. }) | Ok(Err(_))) {
             self.shelves.forget(shelf);
         }
-        batch?.map_err(|frozen| match frozen {
-            Frozen::Fenced(epoch) => StepError::NotNow(format!("{} is in epoch {epoch}", shelf.name())),
-            Frozen::Because(why) => StepError::NotNow(format!("{} is frozen: {why}", shelf.name())),
-        })
+        match batch {
+            Ok(Ok(answers)) => Ok(answers),
+            Ok(Err(Frozen::Fenced(epoch))) => Err(self.frozen(shelf, &format!("it is in epoch {epoch}"))),
+            Ok(Err(Frozen::Because(why))) => Err(self.frozen(shelf, &why)),
+            Err(fault @ Fault::NoScript { .. }) => Err(self.frozen(shelf, &fault.to_string())),
+            Err(fault) => Err(fault.into()),
+        }
     }
 
     /// Tells the edges, a line each. A lost word costs little: they look for themselves now and then.

@@ -18,7 +18,7 @@ pub const CHANGED: &str = "order.changed";
 pub const RELEASE: &str = "stock.release";
 
 /// Events in one row, and so in one message.
-const EVENTS_MAX: usize = 100;
+pub const EVENTS_MAX: usize = 100;
 /// The bell that writers ring.
 const BELL: &str = "sluice_outbox";
 

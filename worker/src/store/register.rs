@@ -40,6 +40,14 @@ impl Store {
         rows.into_iter().map(registered).collect()
     }
 
+    /// Which of these instances are struck off.
+    pub async fn struck_edges(&self, instances: &[String]) -> Result<Vec<String>, StoreError> {
+        let struck = sqlx::query_scalar(
+            "SELECT instance FROM edges WHERE instance = ANY($1) AND struck_at IS NOT NULL",
+        );
+        Ok(struck.bind(instances).fetch_all(&self.pool).await?)
+    }
+
     /// Writes an edge into the register. `false`: it was struck off, or a later start of its lock file
     /// is known, which proves this one dead; it must not sell.
     pub async fn register_edge(&self, edge: &Heartbeat) -> Result<bool, StoreError> {

@@ -1,5 +1,8 @@
 //! Sales as the warden projects them, and the epochs of their segments.
 
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
 use sqlx::postgres::PgListener;
 use sqlx::{Postgres, Transaction};
 
@@ -51,6 +54,15 @@ impl Projection {
     }
 }
 
+/// What the books say of a sale that Redis has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Word {
+    /// It belongs there.
+    Shelved,
+    /// It is closed, and has been over for long enough: it may leave.
+    Over,
+}
+
 /// The news that sales changed; a lost one is made up for by looking regularly.
 #[derive(Debug)]
 pub struct SaleNews {
@@ -58,9 +70,9 @@ pub struct SaleNews {
 }
 
 impl SaleNews {
-    /// Waits for the next change.
-    pub async fn next(&mut self) -> Result<(), StoreError> {
-        Ok(self.listener.recv().await.map(|_| ())?)
+    /// Waits for the next change; answers which sale it was, where that can be read.
+    pub async fn next(&mut self) -> Result<Option<SaleId>, StoreError> {
+        Ok(SaleId::parse(self.listener.recv().await?.payload()).ok())
     }
 }
 
@@ -75,8 +87,13 @@ impl Store {
         Ok(SaleNews { listener })
     }
 
-    /// Every sale that belongs into Redis: preloaded or later, and not over for more than `kept`.
-    pub async fn projections(&self, kept: std::time::Duration) -> Result<Vec<Projection>, StoreError> {
+    /// Every sale that belongs into Redis, or those of `only`: preloaded or later, and not over for more
+    /// than `kept`.
+    pub async fn projections(
+        &self,
+        kept: Duration,
+        only: Option<&[&str]>,
+    ) -> Result<Vec<Projection>, StoreError> {
         let mut snapshot = self.pool.begin().await?;
         sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             .execute(&mut *snapshot)
@@ -88,9 +105,11 @@ impl Store {
              WHERE step <> 'created'
                AND NOT (step = 'closed'
                         AND greatest(ends_at, updated_at) < now() - make_interval(secs => $1))
+               AND ($2::text[] IS NULL OR sale = ANY($2))
              ORDER BY sale",
         )
         .bind(kept.as_secs_f64())
+        .bind(only)
         .fetch_all(&mut *snapshot)
         .await?;
         let names: Vec<&str> = sales.iter().map(|sale| sale.0.as_str()).collect();
@@ -108,7 +127,54 @@ impl Store {
         .fetch_all(&mut *snapshot)
         .await?;
         snapshot.rollback().await?;
-        sales.iter().map(|sale| projection(sale, &items, &epochs)).collect()
+        let mut items = by_sale(items, |item| item.0.clone());
+        let mut epochs = by_sale(epochs, |row| row.0.clone());
+        let mut taken = |sale: SaleLine| {
+            let items = items.remove(&sale.0).unwrap_or_default();
+            projection(&sale, &items, &epochs.remove(&sale.0).unwrap_or_default())
+        };
+        sales.into_iter().map(&mut taken).collect()
+    }
+
+    /// What the books say of these sales with these numbers. One that is not in the answer they do not
+    /// know, or not as one that was ever on the shelf: then Redis knows more than they do.
+    pub async fn words(
+        &self,
+        sales: &[(SaleId, u32)],
+        kept: Duration,
+    ) -> Result<BTreeMap<SaleId, Word>, StoreError> {
+        let rows: Vec<(String, bool)> = sqlx::query_as(
+            "SELECT sale, step = 'closed'
+                          AND greatest(ends_at, updated_at) < now() - make_interval(secs => $3)
+             FROM sales JOIN unnest($1::text[], $2::bigint[]) AS m (sale, number) USING (sale, number)
+             WHERE step <> 'created'",
+        )
+        .bind(sales.iter().map(|(sale, _)| sale.to_string()).collect::<Vec<_>>())
+        .bind(sales.iter().map(|(_, number)| i64::from(*number)).collect::<Vec<_>>())
+        .bind(kept.as_secs_f64())
+        .fetch_all(&self.pool)
+        .await?;
+        let word = |over: bool| if over { Word::Over } else { Word::Shelved };
+        rows.into_iter().map(|(sale, over)| Ok((id(SaleId::parse(&sale))?, word(over)))).collect()
+    }
+
+    /// Sales that are not closed although they ended, and have not been touched, for so long; with none of
+    /// their orders unpaid and no stock change under way.
+    pub async fn ended(&self, since: Duration) -> Result<Vec<SaleId>, StoreError> {
+        let rows: Vec<String> = sqlx::query_scalar(
+            "SELECT sale FROM sales
+             WHERE step IN ('preloaded', 'open', 'paused')
+               AND greatest(ends_at, updated_at) < now() - make_interval(secs => $1)
+               AND NOT EXISTS (SELECT 1 FROM orders o
+                               WHERE o.sale = sales.sale AND o.state = 'pending_payment')
+               AND NOT EXISTS (SELECT 1 FROM stock_changes c
+                               WHERE c.sale = sales.sale AND c.state = 'pending')
+             ORDER BY number LIMIT 100",
+        )
+        .bind(since.as_secs_f64())
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(|sale| id(SaleId::parse(sale))).collect()
     }
 
     /// Notes, once for ever, that a segment is put on the shelf now. `false`: it was before, or it
@@ -229,6 +295,15 @@ impl Raising {
     }
 }
 
+/// Rows by their sale, each in the order that they came in.
+fn by_sale<T>(rows: Vec<T>, sale: impl Fn(&T) -> String) -> HashMap<String, Vec<T>> {
+    let mut of: HashMap<String, Vec<T>> = HashMap::new();
+    for row in rows {
+        of.entry(sale(&row)).or_default().push(row);
+    }
+    of
+}
+
 fn projection(
     line: &SaleLine,
     items: &[ItemLine],
@@ -237,12 +312,12 @@ fn projection(
     let (sale, number, step, starts_at, ends_at, accept_after, cfg, segments) = line;
     let fresh = Segment { epoch: 1, shelved: false };
     let mut rows = vec![fresh; usize::try_from(*segments).unwrap_or(1)];
-    for (_, segment, epoch, shelved) in epochs.iter().filter(|row| row.0 == *sale) {
+    for (_, segment, epoch, shelved) in epochs {
         if let Some(row) = usize::try_from(*segment).ok().and_then(|at| rows.get_mut(at)) {
             *row = Segment { epoch: unsigned(*epoch), shelved: *shelved };
         }
     }
-    let items = items.iter().filter(|item| item.0 == *sale).map(|item| {
+    let items = items.iter().map(|item| {
         let (_, sku, title, price, currency, per_user, stock) = item;
         let item = Item {
             sku: id(SkuId::parse(sku))?,

@@ -19,6 +19,13 @@ const PAGE: usize = 4_000;
 const LOOKS: usize = 20;
 /// Fields of `meta` that are numbers and change only when the sale does.
 pub const NUMBERS: [&str; 4] = ["cfg", "jmax", "starts", "ends"];
+/// Types of `meta`, `stock`, `orders` and `journal`.
+pub const TYPES: [&str; 4] = ["hash", "hash", "hash", "stream"];
+
+/// Whether a field of `meta` holds what belongs there: a time may be before 1970, a count is never below 0.
+pub fn is_number(field: &str, text: &str) -> bool {
+    if matches!(field, "starts" | "ends") { text.parse::<i64>().is_ok() } else { text.parse::<u64>().is_ok() }
+}
 
 /// An order of the map.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -146,7 +153,7 @@ impl Head {
             seq: number("seq"),
             ..Self::default()
         };
-        let torn = |field: &&str| meta.get(*field).is_none_or(|text| text.parse::<u64>().is_err());
+        let torn = |field: &&str| meta.get(*field).is_none_or(|text| !is_number(field, text));
         if head.fence.is_some() {
             head.torn = ["epoch", "seq"].into_iter().chain(NUMBERS).filter(torn).collect();
             let state = meta.get("state").and_then(|word| SaleStep::parse(word));
@@ -329,7 +336,7 @@ pub async fn kinds(redis: &Redis, shelf: &Shelf) -> Result<[Kind; 4], Fault> {
     let ask = |key: String| cmd("TYPE").arg(key).to_owned();
     let found: [String; 4] = redis.run_all("looking at its keys", keys(shelf).map(ask)).await?;
     let mut kinds = [Kind::Missing; 4];
-    for ((kind, found), right) in kinds.iter_mut().zip(&found).zip(["hash", "hash", "hash", "stream"]) {
+    for ((kind, found), right) in kinds.iter_mut().zip(&found).zip(TYPES) {
         *kind = match found.as_str() {
             "none" => Kind::Missing,
             found if found == right => Kind::Right,

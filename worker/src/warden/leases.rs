@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
 use sluice_shared::ids::InstanceId;
 use sluice_shared::keys::{REGISTER, REOPENING, Shelf};
 use sluice_shared::redis::{Fault, cmd};
+use sluice_shared::script::Leased;
 use tokio::sync::watch;
 
 use super::Warden;
@@ -15,18 +15,23 @@ use crate::role::Stop;
 
 /// How soon Redis is asked again when it did not answer.
 const AGAIN: Duration = Duration::from_millis(100);
+/// Leases renewed in one go: other commands have their turn between two of them.
+const PAGE: usize = 200;
+/// A lease is renewed when a part in so many of it has passed.
+const PARTS: u32 = 6;
 
 /// Asks for the leadership and renews leases while it has it, until told to stop; `leading` tells.
 pub async fn run(warden: Arc<Warden>, leading: watch::Sender<bool>, mut stop: Stop) {
     let token = format!("{} {}", warden.context.who, uuid::Uuid::now_v7());
     let span = warden.context.config.reconcile.leader;
-    let mut lead = Lead::new(span);
+    let (mut lead, mut renewed) = (Lead::new(span), None::<Instant>);
     while !*stop.borrow() {
         let asked = Instant::now();
         let answer = warden.ask_to_lead(&token, span).await.ok();
         match lead.heard(answer, asked, Instant::now()) {
             Turn::Gained => {
                 tracing::info!(who = %warden.context.who, "leads the wardens");
+                renewed = None;
                 warden.look_around().await;
                 warden.metrics().leading.set(1);
                 leading.send_replace(true);
@@ -39,8 +44,10 @@ pub async fn run(warden: Arc<Warden>, leading: watch::Sender<bool>, mut stop: St
             }
             Turn::Same => {}
         }
-        if *leading.borrow() {
-            warden.renew_all().await;
+        // A lease that is renewed in good time needs it no sooner, whatever the leader's own span is.
+        if *leading.borrow() && renewed.is_none_or(|at| at.elapsed() >= warden.lease_span() / PARTS) {
+            let now = Instant::now();
+            renewed = warden.renew_all().await.then_some(now);
         }
         let pause = if answer.is_some() { lead.pause() } else { AGAIN.min(lead.pause()) };
         tokio::select! {
@@ -92,25 +99,67 @@ impl Warden {
         self.floor(|floor| (floor.serving, floor.admitted) = (serving, admitted));
     }
 
-    /// Renews every lease at once; each renewal admits every registered edge again, which mends
-    /// whatever was missed.
-    async fn renew_all(&self) {
+    /// Renews every lease; each renewal admits every registered edge again, which mends whatever was
+    /// missed. Answers whether all of them were asked for.
+    async fn renew_all(&self) -> bool {
         let _renewing = self.renewing.lock().await;
         let (serving, admitted) = self.floor(|floor| {
             let admitted: Vec<InstanceId> = floor.admitted.iter().cloned().collect();
             (floor.serving.clone(), admitted)
         });
         self.metrics().serving.set(i64::try_from(serving.len()).unwrap_or(i64::MAX));
-        let renewals = serving.iter().map(|(shelf, epoch)| {
-            let admitted = &admitted;
-            async move { (shelf, self.lease(shelf, *epoch, self.lease_span(), admitted, &[]).await) }
-        });
-        for (shelf, answer) in join_all(renewals).await {
-            match answer {
-                Ok(Ok(_)) => {}
-                Ok(Err(frozen)) => tracing::warn!(shelf = shelf.name(), ?frozen, "no lease for a segment"),
-                Err(fault) => tracing::warn!(shelf = shelf.name(), %fault, "no lease for a segment"),
+        let serving: Vec<(Shelf, u64)> = serving.into_iter().collect();
+        let mut asked = true;
+        for page in serving.chunks(PAGE) {
+            match self.leases(page, &admitted, &[]).await {
+                Err(fault) => {
+                    tracing::warn!(segments = page.len(), %fault, "no leases");
+                    asked = false;
+                }
+                Ok(answers) => {
+                    for ((shelf, _), answer) in page.iter().zip(answers) {
+                        match answer {
+                            Ok(Ok(_)) => {}
+                            Ok(Err(frozen)) => {
+                                tracing::warn!(shelf = shelf.name(), ?frozen, "no lease for a segment");
+                            }
+                            Err(fault) => {
+                                tracing::warn!(shelf = shelf.name(), %fault, "no lease for a segment")
+                            }
+                        }
+                    }
+                }
             }
         }
+        asked
+    }
+
+    /// Leases of segments in one go.
+    async fn leases(
+        &self,
+        page: &[(Shelf, u64)],
+        admit: &[InstanceId],
+        strike: &[InstanceId],
+    ) -> Result<Vec<Result<Leased, Fault>>, Fault> {
+        let (scripts, redis, span) = (&self.scripts, self.redis(), self.lease_span());
+        let answers = scripts.leases(redis, page, span, admit, strike).await?;
+        if !answers.iter().any(|answer| matches!(answer, Err(Fault::NoScript { .. }))) {
+            return Ok(answers);
+        }
+        scripts.load(redis).await?;
+        scripts.leases(redis, page, span, admit, strike).await
+    }
+
+    /// Admits edges in every segment that serves, and strikes others off there.
+    pub(super) async fn admit(&self, admit: &[InstanceId], strike: &[InstanceId]) -> Result<(), Fault> {
+        let serving: Vec<(Shelf, u64)> = self.floor(|floor| floor.serving.clone()).into_iter().collect();
+        for page in serving.chunks(PAGE) {
+            for ((shelf, _), answer) in page.iter().zip(self.leases(page, admit, strike).await?) {
+                if let Err(frozen) = answer? {
+                    tracing::debug!(shelf = shelf.name(), ?frozen, "admitted when the segment is open again");
+                }
+            }
+        }
+        Ok(())
     }
 }

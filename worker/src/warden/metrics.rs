@@ -6,9 +6,13 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use sluice_shared::ids::SaleId;
 
 /// Labels: sale and equation.
 type OfEquation = [(&'static str, String); 2];
+
+/// Equations whose drift is measured, and orders without a row.
+const EQUATIONS: [&str; 3] = ["R1", "X2", "unwritten"];
 
 /// What the warden counts.
 #[derive(Debug, Default)]
@@ -21,6 +25,10 @@ pub struct Metrics {
     pub frozen_segments: Gauge,
     /// Segments that the last round of the reconciler could not read.
     pub unread_segments: Gauge,
+    /// Sales of Redis that the books do not know.
+    pub unknown_sales: Gauge,
+    /// Sales that ended and are not closed.
+    pub ended_sales: Gauge,
     /// Edges that re-openings wait for.
     pub waiting_for_edges: Gauge,
     /// Registered edges that are not heard of.
@@ -56,6 +64,10 @@ impl Metrics {
             "Segments that the reconciler could not read",
             metrics.unread_segments.clone(),
         );
+        let help =
+            "Sales of Redis that PostgreSQL does not know: they are left as they are, and sell nothing";
+        warden.register("unknown_sales", help, metrics.unknown_sales.clone());
+        warden.register("ended_sales", "Sales that ended and are not closed", metrics.ended_sales.clone());
         warden.register(
             "waiting_for_edges",
             "Edges that re-openings wait for",
@@ -73,6 +85,13 @@ impl Metrics {
         metrics
     }
 
+    /// A sale is gone: nothing more is told of it.
+    pub fn forget(&self, sale: &SaleId) {
+        for equation in EQUATIONS {
+            self.drift.remove(&[("sale", sale.to_string()), ("equation", equation.to_owned())]);
+        }
+    }
+
     /// What only a leader knows is told by the leader alone.
     pub fn follows(&self) {
         let of_leader = [
@@ -80,6 +99,8 @@ impl Metrics {
             &self.serving,
             &self.frozen_segments,
             &self.unread_segments,
+            &self.unknown_sales,
+            &self.ended_sales,
             &self.waiting_for_edges,
             &self.silent_edges,
         ];

@@ -45,6 +45,8 @@ pub struct Reopen {
     told: Option<((Stage, bool), Instant)>,
     /// Where it was held up, when that was told last.
     held_up: Option<(Stage, Instant)>,
+    /// Whether what is in its way may be of this segment alone.
+    stuck: bool,
 }
 
 /// How a re-opening ended.
@@ -52,7 +54,8 @@ pub struct Reopen {
 pub enum Ended {
     /// The segment may be leased again, under this epoch.
     Raised(u64),
-    /// The books cannot be right: it stays frozen, and is compared again after this time.
+    /// The books cannot be right, or something of this segment is in the way: it stays frozen, and is tried
+    /// again after this time.
     Frozen(Duration),
 }
 
@@ -73,6 +76,7 @@ pub async fn run(warden: Arc<Warden>, shelf: Shelf, rows: Projection) -> (Shelf,
         back: 0,
         told: None,
         held_up: None,
+        stuck: false,
     };
     let (mut command, mut epoch) = (Command::Close, 0);
     while command != Command::Finish {
@@ -87,6 +91,9 @@ pub async fn run(warden: Arc<Warden>, shelf: Shelf, rows: Projection) -> (Shelf,
             }
             other => {
                 let event = reopen.carry_out(other, &mut epoch).await;
+                if reopen.stuck {
+                    return (reopen.shelf, Ended::Frozen(Duration::ZERO));
+                }
                 let next = reopen.machine.next(event, Instant::now());
                 reopen.tell();
                 next
@@ -121,6 +128,7 @@ impl Reopen {
                 tracing::warn!(shelf, stage, %trouble, "a re-opening is held up");
                 self.held_up = Some((self.machine.stage(), now));
             }
+            self.stuck = trouble.is_local();
             if matches!(trouble, Trouble::Redis(_)) { Event::RedisFault } else { Event::Trouble }
         })
     }

@@ -38,22 +38,24 @@ struct Roll {
     register: Option<Register>,
     /// Which start of Redis it was shown to.
     redis: String,
+    /// Instances that stand there and that the books do not know.
+    strangers: usize,
     striking: Striking,
 }
 
 async fn round(warden: &Warden, roll: &mut Roll) -> Result<(), Trouble> {
-    let Roll { register, redis, striking } = roll;
+    let Roll { register, redis, strangers, striking } = roll;
     let now = run_id(warden.redis()).await?;
     let register = match register {
         Some(register) => register,
         None => register.insert(Register::of(warden.context.store.registered_edges().await?)),
     };
     let shown: usize = warden.redis().run("counting the register", cmd("HLEN").arg(REGISTER)).await?;
-    if *redis != now || shown != register.instances().len() {
+    if *redis != now || shown != register.instances().len() + *strangers {
         // Another Redis, or one that somebody emptied.
         register.forget_heartbeats();
         striking.forget();
-        show_all(warden, &register.instances()).await?;
+        *strangers = show_all(warden, &register.instances()).await?;
         *redis = now;
     }
     let beats = reopen::heartbeats(warden).await?;
@@ -126,11 +128,16 @@ async fn show(warden: &Warden, instance: &InstanceId) -> Result<(), Fault> {
     warden.redis().run::<u64>("showing the register", &write).await.map(|_| ())
 }
 
-async fn show_all(warden: &Warden, instances: &[InstanceId]) -> Result<(), Fault> {
+/// Brings the list in Redis to the register; answers how many stand there that the books do not know. Only
+/// those leave it that the books call struck off: they may be older than Redis, or another Redis' books.
+async fn show_all(warden: &Warden, instances: &[InstanceId]) -> Result<usize, Trouble> {
     warden.floor(|floor| floor.admitted = instances.iter().cloned().collect());
     let shown: Vec<String> = warden.redis().run("reading", cmd("HKEYS").arg(REGISTER)).await?;
     let registered = |name: &String| instances.iter().any(|instance| instance.as_str() == name);
-    for name in shown.iter().filter(|name| !registered(name)) {
+    let others: Vec<String> = shown.into_iter().filter(|name| !registered(name)).collect();
+    let struck =
+        if others.is_empty() { Vec::new() } else { warden.context.store.struck_edges(&others).await? };
+    for name in &struck {
         let mut remove = cmd("HDEL");
         remove.arg(REGISTER).arg(name);
         warden.redis().run::<u64>("showing the register", &remove).await?;
@@ -138,7 +145,12 @@ async fn show_all(warden: &Warden, instances: &[InstanceId]) -> Result<(), Fault
     for instance in instances {
         show(warden, instance).await?;
     }
-    warden.admit(instances, &[]).await
+    warden.admit(instances, &[]).await?;
+    let strangers = others.len() - struck.len();
+    if strangers > 0 {
+        tracing::warn!(strangers, "instances stand in redis' register that postgresql does not know");
+    }
+    Ok(strangers)
 }
 
 async fn bury(warden: &Warden, instance: &InstanceId) -> Result<(), Fault> {

@@ -1,34 +1,44 @@
 //! Brings sales from PostgreSQL into Redis, and notices when what is there was not opened by a warden.
+//!
+//! A round looks at whatever has changed or does not serve, and at some of the segments that serve, in
+//! turn: it takes no longer with thousands of sales than with a few hundred.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sluice_shared::ids::{InstanceId, SaleId};
-use sluice_shared::keys::{REOPENING, SALES, Shelf};
+use sluice_shared::ids::SaleId;
+use sluice_shared::keys::{REOPENING, Shelf};
 use sluice_shared::redis::{Fault, cmd};
 use sluice_shared::sale::{Question, SaleStep, SaleView};
-use sluice_shared::script::{Preloaded, ShelfScripts};
 use tokio::task::JoinSet;
 
-use super::image::{self, Kind, NUMBERS, run_id};
-use super::reopen::{self, Ended};
+use super::image::run_id;
+use super::reopen::Ended;
 use super::{Trouble, Warden, projection};
+use crate::backoff::Backoff;
 use crate::store::segments::{Projection, SaleNews};
 
+mod closing;
 mod publish;
+mod sound;
+mod stand;
+mod unknown;
 mod withdraw;
+mod written;
 
 /// A sale's keys stay in Redis this long after its end; then PostgreSQL answers.
 const KEYS_KEPT: Duration = Duration::from_secs(24 * 3600);
-/// How often sales that are over are looked for.
+/// How often the list of sales in Redis is compared with the books.
 const TIDY: Duration = Duration::from_secs(10);
+/// Reading all sales from the books takes at most one part in so many of the time.
+const SHARE: u32 = 20;
+/// Segments that serve and are looked at in one round.
+const LOOKED: usize = 500;
 /// Segments of closed sales wait so long for those that sell; longer, they would wait for a trouble.
 const URGENT: Duration = Duration::from_secs(10);
-/// Segments of closed sales are not re-opened while so many others are: each is read whole.
-const AT_ONCE: usize = 8;
-/// The same for those of other sales.
-const SELLING_AT_ONCE: usize = 24;
+/// The shortest and the longest pause before a segment is re-opened again whose re-opening was in vain.
+const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(60)];
 /// How soon a round that failed is tried again.
 const AGAIN: Duration = Duration::from_millis(100);
 
@@ -43,6 +53,8 @@ pub async fn run(warden: Arc<Warden>) {
         if news.is_none() {
             let store = &shelves.warden.context.store;
             news = store.bounded(store.sale_news()).await.ok();
+            // Whatever came while nobody listened.
+            shelves.read = None;
         }
         let store = shelves.warden.context.store.clone();
         let round = store.bounded(shelves.round()).await;
@@ -55,13 +67,17 @@ pub async fn run(warden: Arc<Warden>) {
         let pause = if held_up { AGAIN.min(tick) } else { tick };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            heard = next(&mut news) => if heard.is_err() { news = None },
+            heard = next(&mut news) => match heard {
+                Ok(Some(sale)) => drop(shelves.news.insert(sale)),
+                Ok(None) => shelves.read = None,
+                Err(_) => news = None,
+            },
             Some(done) = shelves.reopenings.join_next() => {
                 // Those that have ended besides are taken in with it.
                 let mut done = Some(done);
                 while let Some(ended) = done {
                     match ended {
-                        Ok((shelf, ended)) => drop(shelves.ended.insert(shelf, ended)),
+                        Ok((shelf, ended)) => shelves.has_ended(&shelf, ended),
                         Err(error) => {
                             tracing::error!(%error, "a re-opening broke down");
                             return;
@@ -82,7 +98,7 @@ async fn questions(warden: &Warden) -> Result<BTreeMap<Shelf, Question>, Fault> 
     Ok(asked.into_iter().filter_map(read).collect())
 }
 
-async fn next(news: &mut Option<SaleNews>) -> Result<(), crate::store::StoreError> {
+async fn next(news: &mut Option<SaleNews>) -> Result<Option<SaleId>, crate::store::StoreError> {
     match news {
         Some(news) => news.next().await,
         None => std::future::pending().await,
@@ -90,37 +106,63 @@ async fn next(news: &mut Option<SaleNews>) -> Result<(), crate::store::StoreErro
 }
 
 /// Where a segment stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum Standing {
+    /// It was not looked at yet, or does not serve.
+    #[default]
+    Unserved,
     Serving(u64),
     Reopening,
+}
+
+/// What the leader knows of one segment.
+#[derive(Debug, Default)]
+struct Place {
+    standing: Standing,
+    /// The configuration version that it has.
+    controlled: Option<u64>,
+    /// Since when it is not as a warden left it, and in which epoch.
+    unsound: Option<(Instant, u64)>,
+    /// Its re-openings were in vain: when it is tried again.
+    pause: Option<Backoff>,
+    /// Whether it was re-opened and does not serve yet.
+    raised: bool,
+    /// What is wrong with it, as it was told last.
+    odd: Option<String>,
+    /// The names of its scripts in an epoch.
+    scripts: Option<(u64, Vec<String>)>,
 }
 
 struct Shelves {
     warden: Arc<Warden>,
     /// Which start of Redis the rest of this is about.
     redis: String,
-    standing: BTreeMap<Shelf, Standing>,
-    /// Configuration version that each segment has.
-    controlled: BTreeMap<Shelf, u64>,
+    /// The sales that belong into Redis.
+    rows: BTreeMap<SaleId, Arc<Projection>>,
+    /// When all of them were read, and how long that took.
+    read: Option<(Instant, Duration)>,
+    /// Sales that have changed since.
+    news: BTreeSet<SaleId>,
+    places: BTreeMap<Shelf, Place>,
+    /// The sale that was looked at last among those that serve.
+    looked: Option<SaleId>,
+    /// The list that edges read.
     published: BTreeMap<SaleId, SaleView>,
+    /// When it was read.
+    listed: Option<Instant>,
+    /// Views that are not written yet.
+    unwritten: Vec<SaleView>,
+    /// Whether edges have to be told that sales have changed.
+    unrung: bool,
     /// Segments whose edges were asked to close an epoch, and which.
     asked: BTreeMap<Shelf, Question>,
     reopenings: JoinSet<(Shelf, Ended)>,
-    /// How those ended that were not looked at since.
-    ended: BTreeMap<Shelf, Ended>,
-    /// Segments that stay frozen, and until when they are let alone.
-    frozen: BTreeMap<Shelf, Instant>,
-    /// Segments of sales that are not closed among them, and since when.
-    urgent: BTreeMap<Shelf, Instant>,
-    /// Segments that were re-opened and do not serve yet.
-    unserved: BTreeSet<Shelf>,
-    /// What is wrong with segments that cannot be looked after, as it was told last.
-    odd: BTreeMap<Shelf, String>,
-    /// Whether edges have to be told that sales have changed.
-    unrung: bool,
-    /// When sales that are long over were last looked for.
-    tidied: Option<Instant>,
+    /// Sales of Redis that the books do not know, with their segments.
+    unknown: BTreeMap<SaleId, u16>,
+    /// Sales that are over: nobody buys from them any more.
+    over: Vec<SaleView>,
+    /// What keeps them in Redis all the same, and until when they are let alone.
+    staying: BTreeMap<SaleId, (Backoff, String)>,
 }
 
 impl Shelves {
@@ -128,235 +170,200 @@ impl Shelves {
         Self {
             warden,
             redis: String::new(),
-            standing: BTreeMap::new(),
-            controlled: BTreeMap::new(),
+            rows: BTreeMap::new(),
+            read: None,
+            news: BTreeSet::new(),
+            places: BTreeMap::new(),
+            looked: None,
             published: BTreeMap::new(),
+            listed: None,
+            unwritten: Vec::new(),
+            unrung: false,
             asked: BTreeMap::new(),
             reopenings: JoinSet::new(),
-            ended: BTreeMap::new(),
-            frozen: BTreeMap::new(),
-            urgent: BTreeMap::new(),
-            unserved: BTreeSet::new(),
-            odd: BTreeMap::new(),
-            unrung: false,
-            tidied: None,
+            unknown: BTreeMap::new(),
+            over: Vec::new(),
+            staying: BTreeMap::new(),
         }
     }
 
-    /// One look at everything.
+    /// One look at everything that needs one.
     async fn round(&mut self) -> Result<(), Trouble> {
-        let redis = run_id(self.warden.redis()).await?;
-        if redis != self.redis {
-            // Nothing that was known of the former one needs to be true of this one.
-            self.published.clear();
-            self.controlled.clear();
-            self.redis = redis;
-        }
+        self.same_redis().await?;
         self.asked = questions(&self.warden).await?;
-        let shown: usize = self.warden.redis().run("counting the sales", cmd("HLEN").arg(SALES)).await?;
-        if shown < self.published.len() {
-            // Somebody deleted what was written.
-            self.published.clear();
+        let changed = self.read_rows().await?;
+        let tidy = self.read_list().await?;
+        if tidy {
+            self.sort_out().await?;
         }
-        let mut sales = self.warden.context.store.projections(KEYS_KEPT).await?;
-        // Those that sell first: what is closed can wait until they do.
-        sales.sort_by_key(|rows| rows.step == SaleStep::Closed);
-        let mut frozen = 0;
-        for rows in &sales {
-            let mut epochs = Vec::with_capacity(rows.segments.len());
-            for segment in 0..rows.segments.len() {
-                let epoch = match self.stand(rows, segment).await {
-                    // One segment's oddity is not another's.
-                    Err(trouble) if trouble.is_local() => self.puzzle(rows.shelf(segment), &trouble),
-                    answer => {
-                        let epoch = answer?;
-                        self.odd.remove(&rows.shelf(segment));
-                        epoch
-                    }
-                };
-                epochs.push(epoch);
-            }
-            frozen += epochs.iter().filter(|epoch| **epoch == 0).count();
-            self.publish(projection::view(rows, epochs)).await?;
+        let turn = self.turn(&changed);
+        let sound = self.look(&turn).await?;
+        let (closed, selling): (Vec<_>, Vec<_>) =
+            turn.into_iter().partition(|rows| rows.step == SaleStep::Closed);
+        for rows in selling {
+            self.sale(&rows, &sound, false).await?;
         }
-        if self.tidied.is_none_or(|at| at.elapsed() > TIDY) {
-            self.withdraw(&sales).await?;
-            self.tidied = Some(Instant::now());
+        // What is closed can wait until those that sell do.
+        let wait = self.urgent();
+        for rows in closed {
+            self.sale(&rows, &sound, wait).await?;
+        }
+        self.write_views().await?;
+        if tidy {
+            self.withdraw().await?;
+            self.close_ended().await?;
         }
         if self.unrung {
             self.ring().await?;
             self.unrung = false;
         }
-        self.warden.metrics().frozen_segments.set(i64::try_from(frozen).unwrap_or(i64::MAX));
+        self.count();
         Ok(())
+    }
+
+    /// Nothing that was known of a former Redis needs to be true of another one.
+    async fn same_redis(&mut self) -> Result<(), Trouble> {
+        let redis = run_id(self.warden.redis()).await?;
+        if redis == self.redis {
+            return Ok(());
+        }
+        self.published.clear();
+        (self.listed, self.unrung) = (None, true);
+        for place in self.places.values_mut() {
+            (place.controlled, place.unsound, place.pause) = (None, None, None);
+            if let Standing::Serving(_) = place.standing {
+                place.standing = Standing::Unserved;
+            }
+        }
+        self.redis = redis;
+        Ok(())
+    }
+
+    /// Reads the sales: all of them, or for a while those alone that have changed or do not serve. Answers
+    /// which differ from before.
+    async fn read_rows(&mut self) -> Result<BTreeSet<SaleId>, Trouble> {
+        let store = &self.warden.context.store;
+        let mut changed = BTreeSet::new();
+        if self.read.is_none_or(|(at, took)| at.elapsed() >= took * SHARE) {
+            let began = Instant::now();
+            let rows = store.projections(KEYS_KEPT, None).await?;
+            self.read = Some((Instant::now(), began.elapsed()));
+            let before = std::mem::take(&mut self.rows);
+            for rows in rows {
+                let same = before.get(&rows.sale).filter(|before| ***before == rows).cloned();
+                if same.is_none() {
+                    changed.insert(rows.sale.clone());
+                }
+                self.rows.insert(rows.sale.clone(), same.unwrap_or_else(|| Arc::new(rows)));
+            }
+            let rows = &self.rows;
+            let known = |shelf: &Shelf| rows.contains_key(&shelf.sale);
+            self.places.retain(|shelf, place| known(shelf) || place.standing == Standing::Reopening);
+        } else {
+            let unserved = self.rows.values().filter(|rows| !self.serves(rows)).map(|rows| &rows.sale);
+            changed.extend(unserved.chain(&self.news).cloned());
+            let names: Vec<&str> = changed.iter().map(SaleId::as_str).collect();
+            let found = if names.is_empty() {
+                Vec::new()
+            } else {
+                store.projections(KEYS_KEPT, Some(&names)).await?
+            };
+            changed.iter().for_each(|sale| drop(self.rows.remove(sale)));
+            self.rows.extend(found.into_iter().map(|rows| (rows.sale.clone(), Arc::new(rows))));
+        }
+        self.news.clear();
+        Ok(changed)
+    }
+
+    /// Whether every segment of a sale serves, as far as is known.
+    fn serves(&self, rows: &Projection) -> bool {
+        rows.segments.iter().enumerate().all(|(segment, row)| {
+            let shelf = rows.shelf(segment);
+            let place = self.places.get(&shelf);
+            place.is_some_and(|place| place.standing == Standing::Serving(row.epoch))
+                && !self.is_asked(&shelf, row.epoch)
+        })
+    }
+
+    /// Edges that have closed an epoch never sell under it again, whoever asked them.
+    fn is_asked(&self, shelf: &Shelf, epoch: u64) -> bool {
+        self.asked.get(shelf).is_some_and(|asked| asked.epoch >= epoch)
+    }
+
+    /// The sales that are looked at in this round: those that have changed or do not serve, and some of the
+    /// others, which come next.
+    fn turn(&mut self, changed: &BTreeSet<SaleId>) -> Vec<Arc<Projection>> {
+        let known = |rows: &&Arc<Projection>| !self.unknown.contains_key(&rows.sale);
+        let is_quiet = |rows: &Projection| {
+            !changed.contains(&rows.sale) && self.published.contains_key(&rows.sale) && self.serves(rows)
+        };
+        let (quiet, mut turn): (Vec<_>, Vec<_>) =
+            self.rows.values().filter(known).cloned().partition(|rows| is_quiet(rows));
+        let from = self.looked.as_ref().map_or(0, |last| quiet.partition_point(|rows| rows.sale <= *last));
+        let mut segments = 0;
+        for rows in quiet[from..].iter().chain(&quiet[..from]) {
+            segments += rows.segments.len();
+            if segments > LOOKED {
+                break;
+            }
+            self.looked = Some(rows.sale.clone());
+            turn.push(rows.clone());
+        }
+        turn
+    }
+
+    /// Looks after one sale, and shows edges how it is.
+    async fn sale(
+        &mut self,
+        rows: &Arc<Projection>,
+        sound: &sound::Sound,
+        wait: bool,
+    ) -> Result<(), Trouble> {
+        let mut epochs = Vec::with_capacity(rows.segments.len());
+        for segment in 0..rows.segments.len() {
+            let shelf = rows.shelf(segment);
+            let epoch = match self.stand(rows, segment, sound, wait).await {
+                // One segment's oddity is not another's.
+                Err(trouble) if trouble.is_local() => self.puzzle(shelf, &trouble),
+                answer => {
+                    let epoch = answer?;
+                    self.place(&shelf).odd = None;
+                    epoch
+                }
+            };
+            epochs.push(epoch);
+        }
+        self.publish(projection::view(rows, epochs));
+        Ok(())
+    }
+
+    fn place(&mut self, shelf: &Shelf) -> &mut Place {
+        self.places.entry(shelf.clone()).or_default()
     }
 
     /// A segment that cannot be looked after stays as it is; answers its epoch, 0 where it does not serve.
     fn puzzle(&mut self, shelf: Shelf, trouble: &Trouble) -> u64 {
-        let what = trouble.to_string();
-        let epoch = match self.standing.get(&shelf) {
-            Some(Standing::Serving(epoch)) => *epoch,
-            _ => 0,
+        let (what, name) = (trouble.to_string(), shelf.name());
+        let place = self.place(&shelf);
+        if place.odd.as_ref() != Some(&what) {
+            tracing::error!(shelf = name, what, "a segment cannot be looked after");
+            place.odd = Some(what);
+        }
+        match place.standing {
+            Standing::Serving(epoch) => epoch,
+            Standing::Unserved | Standing::Reopening => 0,
+        }
+    }
+
+    fn count(&self) {
+        let metrics = self.warden.metrics();
+        let serves = |shelf: &Shelf| {
+            let place = self.places.get(shelf);
+            place.is_some_and(|place| matches!(place.standing, Standing::Serving(_)))
         };
-        if self.odd.get(&shelf) != Some(&what) {
-            tracing::error!(shelf = shelf.name(), what, "a segment cannot be looked after");
-            self.odd.insert(shelf, what);
-        }
-        epoch
-    }
-
-    /// Makes sure that a segment serves; answers its epoch, 0 while it does not.
-    async fn stand(&mut self, rows: &Projection, segment: usize) -> Result<u64, Trouble> {
-        let (shelf, row) = (rows.shelf(segment), rows.segments[segment]);
-        if self.standing.get(&shelf) == Some(&Standing::Reopening) {
-            let Some(ended) = self.ended.remove(&shelf) else { return Ok(0) };
-            // From here on it is like any segment that a leader finds.
-            self.standing.remove(&shelf);
-            match ended {
-                Ended::Raised(epoch) => {
-                    self.unserved.insert(shelf.clone());
-                    self.urgent.remove(&shelf);
-                    self.warden.metrics().reopenings.inc();
-                    tracing::info!(shelf = shelf.name(), epoch, "re-opened");
-                }
-                Ended::Frozen(pause) => drop(self.frozen.insert(shelf.clone(), Instant::now() + pause)),
-            }
-        }
-        let untouched = !row.shelved && row.epoch == 1;
-        if untouched && self.put_on_shelf(rows, &shelf).await? {
-            self.serve(rows, &shelf, row.epoch).await?;
-            tracing::info!(shelf = shelf.name(), "on the shelf");
-            return Ok(row.epoch);
-        }
-        // Edges that have closed an epoch never sell under it again, whoever asked them.
-        let closed = self.asked.get(&shelf).is_some_and(|asked| asked.epoch >= row.epoch);
-        if !closed && self.is_sound(&shelf, row.epoch).await? {
-            self.keep(rows, &shelf, row.epoch).await?;
-            return Ok(row.epoch);
-        }
-        if rows.step != SaleStep::Closed {
-            self.urgent.entry(shelf.clone()).or_insert_with(Instant::now);
-        }
-        let let_alone = self.frozen.get(&shelf).is_some_and(|until| Instant::now() < *until);
-        if let_alone || self.must_wait(rows.step) {
-            self.standing.remove(&shelf);
-            self.warden.floor(|floor| floor.serving.remove(&shelf));
-            return Ok(0);
-        }
-        tracing::warn!(shelf = shelf.name(), epoch = row.epoch, "not as a warden left it: re-opening");
-        self.frozen.remove(&shelf);
-        self.controlled.remove(&shelf);
-        self.standing.insert(shelf.clone(), Standing::Reopening);
-        self.warden.floor(|floor| floor.serving.remove(&shelf));
-        self.reopenings.spawn(reopen::run(self.warden.clone(), shelf, rows.clone()));
-        Ok(0)
-    }
-
-    /// Whether the re-opening of a sale at this step would be in others' way.
-    fn must_wait(&self, step: SaleStep) -> bool {
-        if step != SaleStep::Closed {
-            return self.reopenings.len() >= SELLING_AT_ONCE;
-        }
-        let urgent = self.urgent.values().any(|since| since.elapsed() < URGENT);
-        urgent || self.reopenings.len() >= AT_ONCE
-    }
-
-    /// A segment that was never on the shelf is put there; `false` when it is not that simple.
-    async fn put_on_shelf(&self, rows: &Projection, shelf: &Shelf) -> Result<bool, Trouble> {
-        // PostgreSQL first: a crash after this leads to a re-opening, which looks before it loads.
-        if !self.warden.context.store.shelve(shelf).await? {
-            return Ok(false);
-        }
-        let (scripts, redis) = (&self.warden.scripts, self.warden.redis());
-        let new = projection::preload(rows, usize::from(shelf.segment), 1);
-        let answer = match scripts.preload(redis, shelf, &new).await {
-            Err(Fault::NoScript { .. }) => {
-                scripts.load(redis).await?;
-                scripts.preload(redis, shelf, &new).await?
-            }
-            answer => answer?,
-        };
-        if answer != Preloaded::Preloaded {
-            tracing::error!(shelf = shelf.name(), ?answer, "a new segment is in redis already");
-            return Ok(false);
-        }
-        ShelfScripts::new(shelf.clone(), 1).load(redis).await?;
-        Ok(true)
-    }
-
-    /// Whether Redis holds the segment in its epoch, with every key that it must have, and knows its
-    /// scripts: then it is the same Redis that a warden opened.
-    async fn is_sound(&self, shelf: &Shelf, epoch: u64) -> Result<bool, Fault> {
-        let redis = self.warden.redis();
-        let kinds = image::kinds(redis, shelf).await?;
-        if !kinds[..2].iter().all(|kind| *kind == Kind::Right) || kinds.contains(&Kind::Wrong) {
-            return Ok(false);
-        }
-        let read = cmd("HMGET").arg(shelf.meta()).arg(&["fence", "state", "seq"]).arg(&NUMBERS).to_owned();
-        let fields: Vec<Option<String>> = redis.run("reading the fence", &read).await?;
-        let [fence, state, numbers @ ..] = &fields[..] else { return Ok(false) };
-        let is = |field: &Option<String>, good: fn(&str) -> bool| field.as_deref().is_some_and(good);
-        if fence.as_deref() != Some(shelf.fence(epoch).as_str())
-            || !is(state, |word| SaleStep::parse(word).is_some())
-            || !numbers.iter().all(|number| is(number, |text| text.parse::<u64>().is_ok()))
-        {
-            return Ok(false);
-        }
-        let sold = is(&numbers[0], |seq| seq != "0");
-        if sold && kinds.contains(&Kind::Missing) {
-            return Ok(false);
-        }
-        ShelfScripts::new(shelf.clone(), epoch).loaded(redis).await
-    }
-
-    /// Lets a segment sell: its configuration first, then the lease, with every registered edge.
-    async fn serve(&mut self, rows: &Projection, shelf: &Shelf, epoch: u64) -> Result<(), Trouble> {
-        self.control(rows, shelf, epoch).await?;
-        let admit: Vec<InstanceId> = self.warden.floor(|floor| floor.admitted.iter().cloned().collect());
-        // Whoever was struck off while the segment was not served still stands in it.
-        let keys = cmd("HKEYS").arg(shelf.meta()).to_owned();
-        let fields: Vec<String> = self.warden.redis().run("reading who is admitted", &keys).await?;
-        let admitted = fields.iter().filter_map(|field| InstanceId::parse(field.strip_prefix("edge:")?).ok());
-        let strike: Vec<InstanceId> = admitted.filter(|instance| !admit.contains(instance)).collect();
-        let span = self.warden.lease_span();
-        if let Err(frozen) = self.warden.lease(shelf, epoch, span, &admit, &strike).await? {
-            return Err(Trouble::Odd(format!("no lease for {}: {frozen:?}", shelf.name())));
-        }
-        let mut unask = cmd("HDEL");
-        unask.arg(REOPENING).arg(shelf.name());
-        self.warden.redis().run::<u64>("ending a collection", &unask).await?;
-        self.standing.insert(shelf.clone(), Standing::Serving(epoch));
-        self.warden.floor(|floor| floor.serving.insert(shelf.clone(), epoch));
-        if self.unserved.remove(shelf) {
-            // The units fit the books; what became of their orders may be lost all the same.
-            self.warden.doubts.note_shelf(shelf);
-        }
-        Ok(())
-    }
-
-    /// A segment that serves already gets what has changed since.
-    async fn keep(&mut self, rows: &Projection, shelf: &Shelf, epoch: u64) -> Result<(), Trouble> {
-        if self.standing.get(shelf) != Some(&Standing::Serving(epoch)) {
-            return self.serve(rows, shelf, epoch).await;
-        }
-        self.control(rows, shelf, epoch).await
-    }
-
-    async fn control(&mut self, rows: &Projection, shelf: &Shelf, epoch: u64) -> Result<(), Trouble> {
-        if self.controlled.get(shelf) == Some(&rows.cfg) {
-            return Ok(());
-        }
-        let (scripts, redis) = (&self.warden.scripts, self.warden.redis());
-        let new = projection::control(rows);
-        let answer = match scripts.control(redis, shelf, epoch, &new).await {
-            Err(Fault::NoScript { .. }) => {
-                scripts.load(redis).await?;
-                scripts.control(redis, shelf, epoch, &new).await?
-            }
-            answer => answer?,
-        };
-        answer.map_err(|why| Trouble::Odd(format!("{} cannot be controlled: {why:?}", shelf.name())))?;
-        self.controlled.insert(shelf.clone(), rows.cfg);
-        Ok(())
+        let segments = self.rows.values().flat_map(|rows| (0..rows.segments.len()).map(|n| rows.shelf(n)));
+        let frozen = segments.filter(|shelf| !serves(shelf)).count();
+        let unknown: usize = self.unknown.values().map(|segments| usize::from(*segments)).sum();
+        metrics.frozen_segments.set(i64::try_from(frozen + unknown).unwrap_or(i64::MAX));
     }
 }

@@ -38,5 +38,7 @@ mod warden_projection;
 mod warden_reconcile;
 mod warden_register;
 mod warden_reopen;
+mod warden_stuck;
 mod warden_turns;
+mod warden_unknown;
 mod warden_world;

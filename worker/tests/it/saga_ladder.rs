@@ -104,7 +104,7 @@ impl Handler for Patient {
                 Outcome::Done
             }
             true => Outcome::Dead("it had not failed".to_owned()),
-            false => Outcome::Later("patient".to_owned()),
+            false => Outcome::later("patient"),
         };
         group.iter().map(outcome).collect()
     }

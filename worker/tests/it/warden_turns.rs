@@ -14,7 +14,7 @@ use crate::warden_reopen::{unknown_to_the_books, until_asked};
 use crate::warden_world::{PATIENCE, Place};
 
 /// A sale that was on the shelf and is over.
-async fn closed(place: &Place, sale: &str) -> Shelf {
+pub async fn closed(place: &Place, sale: &str) -> Shelf {
     let closed = Shelf::new(SaleId::parse(sale).unwrap(), 0);
     place.make(sale, 10).await;
     for step in [SaleStep::Preloaded, SaleStep::Open] {

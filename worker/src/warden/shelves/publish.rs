@@ -1,24 +1,52 @@
 //! The list of sales that edges read, and the bell that makes them read it.
 
+use std::time::Instant;
+
 use sluice_shared::keys::{GENERATION, SALES, SALES_CHANNEL};
 use sluice_shared::redis::cmd;
 use sluice_shared::sale::SaleView;
 
-use super::Shelves;
+use super::{Shelves, TIDY};
 use crate::warden::Trouble;
 
+/// Sales written at once.
+const PAGE: usize = 100;
+
 impl Shelves {
-    /// Writes a view that edges do not have yet.
-    pub(super) async fn publish(&mut self, view: SaleView) -> Result<(), Trouble> {
-        if self.published.get(&view.sale) == Some(&view) {
-            return Ok(());
+    /// Reads the list as it is in Redis, when that is due, or when somebody deleted what was written;
+    /// answers whether it did.
+    pub(super) async fn read_list(&mut self) -> Result<bool, Trouble> {
+        let shown: usize = self.warden.redis().run("counting the sales", cmd("HLEN").arg(SALES)).await?;
+        if shown >= self.published.len() && self.listed.is_some_and(|at| at.elapsed() <= TIDY) {
+            return Ok(false);
         }
-        let text = serde_json::to_string(&view).map_err(|error| Trouble::Odd(error.to_string()))?;
-        let mut write = cmd("HSET");
-        write.arg(SALES).arg(view.sale.as_str()).arg(text);
-        self.warden.redis().run::<u64>("writing a sale", &write).await?;
-        self.published.insert(view.sale.clone(), view);
-        self.unrung = true;
+        let views = self.warden.views().await?;
+        self.published = views.into_iter().map(|view| (view.sale.clone(), view)).collect();
+        self.listed = Some(Instant::now());
+        Ok(true)
+    }
+
+    /// Notes a view that edges do not have yet.
+    pub(super) fn publish(&mut self, view: SaleView) {
+        if self.published.get(&view.sale) != Some(&view) {
+            self.unwritten.push(view);
+        }
+    }
+
+    /// Writes what was noted.
+    pub(super) async fn write_views(&mut self) -> Result<(), Trouble> {
+        let views = std::mem::take(&mut self.unwritten);
+        for page in views.chunks(PAGE) {
+            let mut write = cmd("HSET");
+            write.arg(SALES);
+            for view in page {
+                let text = serde_json::to_string(view).map_err(|error| Trouble::Odd(error.to_string()))?;
+                write.arg(view.sale.as_str()).arg(text);
+            }
+            self.warden.redis().run::<u64>("writing sales", &write).await?;
+            self.published.extend(page.iter().map(|view| (view.sale.clone(), view.clone())));
+            self.unrung = true;
+        }
         Ok(())
     }
 

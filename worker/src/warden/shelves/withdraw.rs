@@ -1,77 +1,80 @@
 //! Takes sales out of Redis that are long over.
 
-use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use sluice_shared::ids::SaleId;
 use sluice_shared::keys::{REOPENING, SALES, Shelf};
 use sluice_shared::redis::cmd;
 use sluice_shared::sale::SaleView;
 
-use super::{Shelves, Standing};
-use crate::store::segments::Projection;
-use crate::warden::image::Image;
-use crate::warden::{Trouble, reopen};
+use super::{Shelves, Standing, written};
+use crate::backoff::Backoff;
+use crate::warden::Trouble;
+
+/// The shortest and the longest pause before a sale is looked at again that could not be taken out: all of
+/// it has to be read.
+const PAUSES: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs(600)];
 
 impl Shelves {
-    /// Takes sales out of Redis that are long over; whatever of them is not in the books yet keeps
-    /// them there.
-    pub(super) async fn withdraw(&mut self, sales: &[Projection]) -> Result<(), Trouble> {
-        let known: BTreeSet<&SaleId> = sales.iter().map(|rows| &rows.sale).collect();
-        for view in self.warden.views().await?.iter().filter(|view| !known.contains(&view.sale)) {
+    /// Takes sales out of Redis that the books call closed and over; whatever of them is not in the books
+    /// keeps them there.
+    pub(super) async fn withdraw(&mut self) -> Result<(), Trouble> {
+        let over = std::mem::take(&mut self.over);
+        self.staying.retain(|sale, _| over.iter().any(|view| view.sale == *sale));
+        for view in over {
+            let now = Instant::now();
+            let stays = self.staying.get(&view.sale).is_some_and(|(pause, _)| pause.left(now).is_some());
             // A re-opening that is on would put back what is taken away here.
-            if self.reopens(&view.sale) {
+            if stays || self.reopens(&view.sale) {
                 continue;
             }
-            match self.is_written(view).await {
-                Ok(true) => {}
-                Ok(false) => continue,
-                Err(trouble) if trouble.is_local() => {
-                    self.puzzle(Shelf::new(view.sale.clone(), 0), &trouble);
-                    continue;
-                }
+            match written::missing(&self.warden, &view).await {
+                Ok(None) => self.take_out(&view).await?,
+                Ok(Some(what)) => self.stay(&view.sale, what),
+                Err(trouble) if trouble.is_local() => self.stay(&view.sale, trouble.to_string()),
                 Err(trouble) => return Err(trouble),
             }
-            // Off the list last: what is on it is come back to.
-            for segment in 0..view.segments {
-                let shelf = Shelf::new(view.sale.clone(), segment);
-                self.standing.remove(&shelf);
-                self.ended.remove(&shelf);
-                self.frozen.remove(&shelf);
-                self.controlled.remove(&shelf);
-                self.odd.remove(&shelf);
-                self.warden.take_off(&shelf).await;
-                let mut unask = cmd("HDEL");
-                unask.arg(REOPENING).arg(shelf.name());
-                self.warden.redis().run::<u64>("ending a collection", &unask).await?;
-                let mut unlink = cmd("UNLINK");
-                unlink.arg(&[shelf.meta(), shelf.stock(), shelf.orders(), shelf.journal()][..]);
-                self.warden.redis().run::<u64>("deleting a segment", &unlink).await?;
-            }
-            let mut unlist = cmd("HDEL");
-            unlist.arg(SALES).arg(view.sale.as_str());
-            self.warden.redis().run::<u64>("taking a sale out", &unlist).await?;
-            self.published.remove(&view.sale);
-            self.unrung = true;
-            tracing::info!(sale = %view.sale, "out of redis; the books answer from now on");
         }
         Ok(())
     }
 
-    /// Whether a segment of it is being re-opened.
-    fn reopens(&self, sale: &SaleId) -> bool {
-        let mut on = self.standing.iter().filter(|(_, standing)| **standing == Standing::Reopening);
-        on.any(|(shelf, _)| shelf.sale == *sale && !self.ended.contains_key(shelf))
-    }
-
-    async fn is_written(&self, view: &SaleView) -> Result<bool, Trouble> {
+    async fn take_out(&mut self, view: &SaleView) -> Result<(), Trouble> {
+        // Off the list last: what is on it is come back to.
         for segment in 0..view.segments {
             let shelf = Shelf::new(view.sale.clone(), segment);
-            let image = Image::read(self.warden.redis(), &shelf).await?;
-            let missing = reopen::unwritten(&self.warden, &shelf, view.number, &image, |_| true).await?;
-            if !missing.is_empty() || !image.journal.is_empty() {
-                return Ok(false);
-            }
+            self.places.remove(&shelf);
+            self.warden.take_off(&shelf).await;
+            let mut unask = cmd("HDEL");
+            unask.arg(REOPENING).arg(shelf.name());
+            self.warden.redis().run::<u64>("ending a collection", &unask).await?;
+            let mut unlink = cmd("UNLINK");
+            unlink.arg(&[shelf.meta(), shelf.stock(), shelf.orders(), shelf.journal()][..]);
+            self.warden.redis().run::<u64>("deleting a segment", &unlink).await?;
         }
-        Ok(true)
+        let mut unlist = cmd("HDEL");
+        unlist.arg(SALES).arg(view.sale.as_str());
+        self.warden.redis().run::<u64>("taking a sale out", &unlist).await?;
+        self.published.remove(&view.sale);
+        self.staying.remove(&view.sale);
+        self.unrung = true;
+        self.warden.metrics().forget(&view.sale);
+        tracing::info!(sale = %view.sale, "out of redis; the books answer from now on");
+        Ok(())
+    }
+
+    /// Tells once what keeps a sale in Redis.
+    fn stay(&mut self, sale: &SaleId, what: String) {
+        let before = self.staying.get(sale);
+        if before.is_none_or(|(_, told)| *told != what) {
+            tracing::error!(%sale, what, "over, and not taken out of redis");
+        }
+        let pause = Backoff::after(before.map(|(pause, _)| *pause), PAUSES, Instant::now());
+        self.staying.insert(sale.clone(), (pause, what));
+    }
+
+    /// Whether a segment of it is being re-opened.
+    fn reopens(&self, sale: &SaleId) -> bool {
+        let mut places = self.places.iter().filter(|(shelf, _)| shelf.sale == *sale);
+        places.any(|(_, place)| place.standing == Standing::Reopening)
     }
 }

@@ -1,0 +1,122 @@
+//! Whether Redis is the one that a warden opened, asked of many segments in one go.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use sluice_shared::keys::Shelf;
+use sluice_shared::redis::{Fault, cmd};
+use sluice_shared::sale::SaleStep;
+use sluice_shared::script::ShelfScripts;
+
+use super::{Shelves, Standing};
+use crate::store::segments::Projection;
+use crate::warden::Trouble;
+use crate::warden::image::{NUMBERS, TYPES, is_number};
+
+/// Segments that are asked for in one go: Redis answers it in a few milliseconds.
+const PAGE: usize = 100;
+/// What Redis calls the type of a key that is not there.
+const MISSING: &str = "none";
+
+/// Whether a segment is as a warden left it, or why that cannot be told.
+pub(super) type Sound = BTreeMap<Shelf, Result<bool, Fault>>;
+
+/// A segment and its keys' types.
+struct Found {
+    shelf: Shelf,
+    epoch: u64,
+    types: Vec<String>,
+}
+
+impl Shelves {
+    /// Looks at the segments of sales. One that is known not to be as it was left is not looked at again
+    /// in the same epoch: only a re-opening mends it.
+    pub(super) async fn look(&mut self, turn: &[Arc<Projection>]) -> Result<Sound, Trouble> {
+        let mut sound = Sound::new();
+        let mut asked = Vec::new();
+        for rows in turn {
+            for (segment, row) in rows.segments.iter().enumerate() {
+                let shelf = rows.shelf(segment);
+                let place = self.places.get(&shelf);
+                let reopens = place.is_some_and(|place| place.standing == Standing::Reopening);
+                let unsound =
+                    place.and_then(|place| place.unsound).is_some_and(|(_, in_epoch)| in_epoch == row.epoch);
+                if unsound {
+                    sound.insert(shelf, Ok(false));
+                } else if !reopens {
+                    asked.push((shelf, row.epoch));
+                }
+            }
+        }
+        for page in asked.chunks(PAGE) {
+            self.look_at(page, &mut sound).await?;
+        }
+        Ok(sound)
+    }
+
+    /// Whether Redis holds these segments in their epochs, with every key that they must have, and knows
+    /// their scripts.
+    async fn look_at(&mut self, page: &[(Shelf, u64)], sound: &mut Sound) -> Result<(), Fault> {
+        let names = page.iter().map(|(shelf, epoch)| self.scripts(shelf, *epoch)).collect::<Vec<_>>();
+        let redis = self.warden.redis();
+        let keys = |shelf: &Shelf| [shelf.meta(), shelf.stock(), shelf.orders(), shelf.journal()];
+        let types = page.iter().flat_map(|(shelf, _)| keys(shelf)).map(|key| cmd("TYPE").arg(key).to_owned());
+        let types: Vec<Result<String, Fault>> = redis.run_each("looking at keys", types).await?;
+        let exist = names.iter().map(|names| cmd("SCRIPT").arg("EXISTS").arg(names).to_owned());
+        let loaded: Vec<Result<Vec<bool>, Fault>> = redis.run_each("looking for scripts", exist).await?;
+        let mut found = Vec::new();
+        for (((shelf, epoch), types), loaded) in page.iter().zip(types.chunks(TYPES.len())).zip(loaded) {
+            let types: Result<Vec<String>, Fault> = types.iter().cloned().collect();
+            match (types, loaded) {
+                (Err(fault), _) | (_, Err(fault)) => drop(sound.insert(shelf.clone(), Err(fault))),
+                (Ok(types), Ok(loaded)) if are_right(&types) && loaded.iter().all(|one| *one) => {
+                    found.push(Found { shelf: shelf.clone(), epoch: *epoch, types });
+                }
+                _ => drop(sound.insert(shelf.clone(), Ok(false))),
+            }
+        }
+        let read = found.iter().map(|found| {
+            cmd("HMGET").arg(found.shelf.meta()).arg(&["fence", "state", "seq"]).arg(&NUMBERS).to_owned()
+        });
+        let fields: Vec<Result<Vec<Option<String>>, Fault>> = redis.run_each("reading fences", read).await?;
+        for (found, fields) in found.into_iter().zip(fields) {
+            let whole = fields.map(|fields| found.is_whole(&fields));
+            sound.insert(found.shelf, whole);
+        }
+        Ok(())
+    }
+
+    /// The names of a segment's scripts: a text of 17 KB has to be hashed for each.
+    fn scripts(&mut self, shelf: &Shelf, epoch: u64) -> Vec<String> {
+        let place = self.place(shelf);
+        match &place.scripts {
+            Some((known, names)) if *known == epoch => names.clone(),
+            _ => {
+                let names = ShelfScripts::new(shelf.clone(), epoch).names();
+                place.scripts = Some((epoch, names.clone()));
+                names
+            }
+        }
+    }
+}
+
+/// What must be there is, and nothing of another type.
+fn are_right(types: &[String]) -> bool {
+    let right = |(found, right): (&String, &&str)| found == right || found == MISSING;
+    types.iter().zip(&TYPES).all(right) && !types[..2].iter().any(|found| found == MISSING)
+}
+
+impl Found {
+    fn is_whole(&self, fields: &[Option<String>]) -> bool {
+        let [fence, state, seq, numbers @ ..] = fields else { return false };
+        let is = |field: &Option<String>, good: &dyn Fn(&str) -> bool| field.as_deref().is_some_and(good);
+        let numbers =
+            NUMBERS.iter().zip(numbers).all(|(name, field)| is(field, &|text| is_number(name, text)));
+        let sold = is(seq, &|seq| seq != "0");
+        is(fence, &|fence| fence == self.shelf.fence(self.epoch))
+            && is(state, &|word| SaleStep::parse(word).is_some())
+            && is(seq, &|text| is_number("seq", text))
+            && numbers
+            && !(sold && self.types.iter().any(|found| found == MISSING))
+    }
+}

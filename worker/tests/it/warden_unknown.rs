@@ -1,0 +1,146 @@
+//! Books that do not know what Redis holds, because they are older or another Redis': nothing is deleted,
+//! nothing is sold, and it is told.
+
+use std::collections::BTreeMap;
+
+use sluice_shared::keys::{REGISTER, SALES, Shelf};
+use sluice_shared::record::OrderState;
+use sluice_shared::redis::cmd;
+use sluice_shared::sale::SaleStep;
+use sluice_shared::testing::{eventually, free_port};
+use sluice_worker::status;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::harness::TestDatabase;
+use crate::warden_reopen::unknown_to_the_books;
+use crate::warden_turns::closed;
+use crate::warden_world::{Edge, PATIENCE, Place, Process};
+
+/// What a segment holds, but for its lease and the edges that are admitted.
+async fn held(place: &Place, shelf: &Shelf) -> Vec<BTreeMap<String, String>> {
+    let mut held = Vec::new();
+    for key in [shelf.stock(), shelf.orders()] {
+        held.push(place.redis.run("test", cmd("HGETALL").arg(key)).await.unwrap());
+    }
+    let fence = cmd("HMGET").arg(shelf.meta()).arg(&["fence", "seq", "state", "cfg"]).to_owned();
+    let meta: Vec<String> = place.redis.run("test", &fence).await.unwrap();
+    held.push((0..).map(|n: u8| n.to_string()).zip(meta).collect());
+    held.push(place.redis.run("test", cmd("HGETALL").arg(SALES)).await.unwrap());
+    held
+}
+
+async fn unknown(warden: &Process, sales: u32) {
+    let told = format!("sluice_warden_unknown_sales {sales}\n");
+    eventually("it is told", PATIENCE, async || warden.metrics().contains(&told)).await;
+}
+
+/// What the status listener of a process answers to `GET /-/ready`.
+async fn ready(process: &Process) -> String {
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let (_stop, stopped) = tokio::sync::watch::channel(false);
+    let serving = tokio::spawn(status::serve(address, process.context.clone(), stopped));
+    eventually("it listens", PATIENCE, async || TcpStream::connect(address).await.is_ok()).await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(b"GET /-/ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    serving.abort();
+    answer
+}
+
+/// Nobody gets anything: the lease has run out.
+async fn sells_nothing(place: &Place, edge: &Edge) {
+    let refused = async || place.ask(&edge.instance, "eve").await.is_err_and(|why| why.contains("lease"));
+    eventually("nothing is sold", PATIENCE, refused).await;
+}
+
+#[tokio::test]
+async fn an_empty_database_costs_nothing_and_with_the_right_one_it_goes_on() {
+    let (place, warden, _orders, edge) = Place::open(10).await;
+    let _roles = [place.outbox(), place.saga()];
+    let closed = closed(&place, "closed").await;
+    let bob = place.bought(&edge.instance, "bob").await;
+    eventually("it waits for its money", PATIENCE, async || {
+        place.record(&bob.order).await.is_some_and(|record| record.state == OrderState::PendingPayment)
+    })
+    .await;
+    place.run(&["HSET", REGISTER, "edge.9.ghost", "1"]).await;
+    warden.stop().await;
+    let shelves = [&place.shelf, &closed];
+    let before = [held(&place, shelves[0]).await, held(&place, shelves[1]).await];
+
+    let empty = TestDatabase::new().await;
+    let database = format!("[database]\nurl = \"{}\"\nmin_connections = 0\nmax_connections = 6\n", empty.url);
+    let wrong = place.warden(&database);
+    unknown(&wrong, 2).await;
+    assert!(wrong.metrics().contains("sluice_warden_frozen_segments 2\n"));
+    let answer = ready(&wrong).await;
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("does not know 2 sales"), "{answer}");
+    sells_nothing(&place, &edge).await;
+    let after = held(&place, shelves[0]).await;
+    assert!(before[0][1].iter().all(|(field, value)| after[1].get(field) == Some(value)));
+    assert_eq!(held(&place, shelves[1]).await, before[1]);
+    assert_eq!(after[3], before[0][3]);
+    let ghost = cmd("HEXISTS").arg(REGISTER).arg("edge.9.ghost").to_owned();
+    assert!(place.redis.run::<bool>("test", &ghost).await.unwrap());
+    assert_eq!(place.epoch().await, 1);
+
+    wrong.stop().await;
+    let right = place.warden("[reconcile]\nreconcile_ms = 500\n");
+    place.until_sells(&edge).await;
+    assert!(ready(&right).await.starts_with("HTTP/1.1 200"));
+    assert_eq!(place.epoch().await, 1);
+    eventually("the books balance", PATIENCE, async || {
+        sluice_worker::audit::judge(&place.db.store, &place.redis, None).await.unwrap().balanced
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_sale_that_the_books_know_from_before_its_preload_or_by_another_number_is_left_alone() {
+    for older in ["UPDATE sales SET step = 'created'", "UPDATE sales SET number = number + 7"] {
+        let (place, warden, _orders, edge) = Place::open(10).await;
+        place.db.run("ALTER TABLE sales ALTER COLUMN number SET GENERATED BY DEFAULT").await;
+        place.bought(&edge.instance, "bob").await;
+        warden.stop().await;
+        let before = held(&place, &place.shelf).await;
+        place.db.run(older).await;
+        let warden = place.warden("");
+        unknown(&warden, 1).await;
+        sells_nothing(&place, &edge).await;
+        let after = held(&place, &place.shelf).await;
+        assert_eq!(after[3], before[3], "{older}");
+        assert!(before[1].iter().all(|(field, value)| after[1].get(field) == Some(value)), "{older}");
+        place.db.run("UPDATE sales SET step = 'open', number = 1").await;
+        place.until_sells(&edge).await;
+        unknown(&warden, 0).await;
+        assert_eq!(place.epoch().await, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_sale_that_is_over_stays_while_one_of_its_orders_is_not_in_the_books() {
+    let (place, warden, _orders, edge) = Place::open(10).await;
+    let other = closed(&place, "other").await;
+    let order = unknown_to_the_books(&place, &edge).await;
+    warden.stop().await;
+    place.step(SaleStep::Closed).await;
+    place
+        .db
+        .run(
+            "UPDATE sales SET starts_at = now() - interval '3 days',
+                 ends_at = now() - interval '2 days', updated_at = now() - interval '2 days'",
+        )
+        .await;
+    let _warden = place.warden("");
+    eventually("the other one is gone", PATIENCE, async || {
+        place.redis.run::<u64>("test", cmd("EXISTS").arg(other.meta())).await == Ok(0)
+    })
+    .await;
+    eventually("it is off the list", PATIENCE, async || {
+        place.redis.run::<u64>("test", cmd("HLEN").arg(SALES)).await == Ok(1)
+    })
+    .await;
+    assert!(place.view().await.is_some() && place.record(&order.order).await.is_some());
+}
