@@ -6,10 +6,14 @@
 //! and a difference counts only when it is seen at every look.
 
 pub mod broker;
+pub mod chain;
 pub mod equations;
 pub mod gather;
 pub mod gauge;
+pub mod names;
 pub mod print;
+pub mod rows;
+pub mod shelf;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -256,10 +260,10 @@ impl Report {
         for sale in &self.sales {
             for equation in sale.equations.iter().filter(|equation| !equation.holds) {
                 let key = format!("{}/{}/{}", sale.sale, equation.name, equation.scope);
-                if equation.offenders.is_empty() {
+                breaches.extend(equation.offenders.iter().map(|who| format!("{key}/{who}")));
+                // Whoever is not named may be broken every time.
+                if equation.offending > equation.offenders.len() || equation.offenders.is_empty() {
                     breaches.insert(key);
-                } else {
-                    breaches.extend(equation.offenders.iter().map(|who| format!("{key}/{who}")));
                 }
             }
         }

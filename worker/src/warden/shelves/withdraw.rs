@@ -9,7 +9,7 @@ use sluice_shared::sale::SaleView;
 
 use super::{Shelves, Standing};
 use crate::store::segments::Projection;
-use crate::warden::image::Image;
+use crate::warden::scan::{Journal, Scan, Wanted};
 use crate::warden::{Trouble, reopen};
 
 impl Shelves {
@@ -66,9 +66,13 @@ impl Shelves {
     async fn is_written(&self, view: &SaleView) -> Result<bool, Trouble> {
         for segment in 0..view.segments {
             let shelf = Shelf::new(view.sale.clone(), segment);
-            let image = Image::read(self.warden.redis(), &shelf).await?;
-            let missing = reopen::unwritten(&self.warden, &shelf, view.number, &image, |_| true).await?;
-            if !missing.is_empty() || !image.journal.is_empty() {
+            let mut scan = Scan::of(self.warden.redis(), &shelf, Wanted::Orders);
+            while let Some(page) = scan.next_orders().await? {
+                if !reopen::unwritten(&self.warden, &shelf, view.number, &page, |_| true).await?.is_empty() {
+                    return Ok(false);
+                }
+            }
+            if Journal::of(self.warden.redis(), &shelf).next().await?.is_some() {
                 return Ok(false);
             }
         }
