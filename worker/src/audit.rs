@@ -10,6 +10,7 @@ pub mod chain;
 pub mod equations;
 pub mod gather;
 pub mod gauge;
+mod memory;
 pub mod names;
 pub mod print;
 pub mod rows;
@@ -52,6 +53,9 @@ pub struct Args {
     /// As JSON
     #[arg(long)]
     json: bool,
+    /// Give up before it takes more than so many MiB of memory
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(50..))]
+    memory: Option<u64>,
     /// Also write what came of it into this file, as metrics for node_exporter's textfile collector
     #[arg(long, value_name = "FILE")]
     metrics: Option<PathBuf>,
@@ -289,7 +293,14 @@ impl Report {
 
 /// Prints the audit; answers the exit code: 0 balanced, 1 not, 2 could not read.
 pub async fn run(sources: &Sources, args: &Args) -> u8 {
-    match command(sources, args).await {
+    let audited = match args.memory {
+        None => command(sources, args).await,
+        Some(most) => tokio::select! {
+            audited = command(sources, args) => audited,
+            () = memory::over(most << 20) => Err(anyhow::anyhow!("it needs more than {most} MiB of memory")),
+        },
+    };
+    match audited {
         Ok(report) => {
             if args.json {
                 println!("{}", serde_json::to_string_pretty(&report).unwrap_or_default());

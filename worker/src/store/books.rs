@@ -37,7 +37,7 @@ macro_rules! fact_columns {
 }
 
 /// Rows a page.
-const PAGE: i64 = 20_000;
+const PAGE: i64 = 5_000;
 
 /// What an audit needs to know about an order's row.
 #[derive(Debug, Clone, PartialEq, Eq)]

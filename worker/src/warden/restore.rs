@@ -102,7 +102,9 @@ async fn add_marks(redis: &Redis, key: &str, marks: &mut BTreeMap<&str, Mark>) -
     for page in users.chunks(PAGE) {
         let mut ask = cmd("HMGET");
         ask.arg(key);
-        page.iter().for_each(|user| drop(ask.arg(format!("@{user}"))));
+        for user in page {
+            ask.arg(format!("@{user}"));
+        }
         let texts: Vec<Option<String>> = redis.run("restoring", &ask).await?;
         for (user, text) in page.iter().zip(texts) {
             let Some(text) = text else { continue };

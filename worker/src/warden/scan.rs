@@ -112,7 +112,9 @@ pub async fn records(redis: &Redis, shelf: &Shelf, uuids: &[[u8; 16]]) -> Result
     for page in uuids.chunks(PAGE) {
         let mut ask = cmd("HMGET");
         ask.arg(shelf.orders());
-        page.iter().for_each(|uuid| drop(ask.arg(hex::encode(uuid))));
+        for uuid in page {
+            ask.arg(hex::encode(uuid));
+        }
         let texts: Vec<Option<String>> = redis.run("reading records", &ask).await?;
         records.extend(texts.iter().map(|text| Record::parse_shared(text.as_deref()?, &mut pool)));
     }

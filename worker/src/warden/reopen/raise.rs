@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_shared::failpoint;
 use sluice_shared::ids::{OrderId, SkuId};
-use sluice_shared::record::Record;
 use sluice_shared::redis::Fault;
 use sluice_shared::script::{Raised, ShelfScripts};
 
@@ -115,15 +114,15 @@ impl Reopen {
             let ours: Vec<(OrderId, OrderFact)> =
                 page.into_iter().filter(|(id, _)| id.segment == self.shelf.segment).collect();
             let uuids: Vec<[u8; 16]> = ours.iter().map(|(id, _)| id.uuid).collect();
-            let found = match image.has_orders() {
-                true => records(self.warden.redis(), &self.shelf, &uuids).await?,
-                false => vec![None; uuids.len()],
+            let found = if image.has_orders() {
+                records(self.warden.redis(), &self.shelf, &uuids).await?
+            } else {
+                vec![None; uuids.len()]
             };
             // A row that was read just before its order died, and whose units went back since.
-            let early = |(row, record): &(&OrderFact, &Option<Record>)| {
+            let early = ours.iter().zip(&found).filter(|((_, row), record)| {
                 record.as_ref().is_some_and(|record| is_given_back(row, record))
-            };
-            let early = ours.iter().zip(&found).filter(|((_, row), record)| early(&(row, record)));
+            });
             let early: Vec<OrderId> = early.map(|((id, _), _)| *id).collect();
             let again: BTreeMap<OrderId, OrderFact> = raising.orders_of(&early).await?.into_iter().collect();
             for ((id, row), record) in ours.iter().zip(&found) {
