@@ -76,6 +76,9 @@ impl Lines {
     }
 }
 
+/// So many texts are kept.
+const POOLED: usize = 10_000;
+
 /// Whoever reads many orders reads few different texts: each is parsed once, and shared.
 #[derive(Debug, Default)]
 pub struct LinesPool(HashMap<Box<str>, Lines>);
@@ -87,7 +90,9 @@ impl LinesPool {
             return Ok(lines.clone());
         }
         let lines = Lines::parse(text)?;
-        self.0.insert(text.into(), lines.clone());
+        if self.0.len() < POOLED {
+            self.0.insert(text.into(), lines.clone());
+        }
         Ok(lines)
     }
 }

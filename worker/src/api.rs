@@ -4,6 +4,7 @@
 //! handler is a file's function from a [`call::Call`] to an answer or a refusal. Nothing a handler
 //! does to a sale reaches Redis directly, but stock changes: the warden projects the books.
 
+pub mod auditor;
 pub mod auth;
 pub mod buyer;
 pub mod call;
@@ -44,6 +45,7 @@ use sluice_shared::redis::Redis;
 use sluice_shared::verdict::{Code, Rejection};
 use tokio::sync::Semaphore;
 
+use self::auditor::Auditor;
 use self::auth::Keys;
 use self::call::Call;
 use self::locate::Numbers;
@@ -75,8 +77,8 @@ pub struct Api {
     pub numbers: Numbers,
     /// Room for event streams.
     pub streams: Arc<Semaphore>,
-    /// Room for audits: each holds a sale in memory, and two connections to PostgreSQL.
-    pub audits: Semaphore,
+    /// Makes audits.
+    pub auditor: Auditor,
     /// What is counted.
     pub metrics: Metrics,
 }
@@ -89,6 +91,7 @@ impl Api {
         keys: Keys,
         payment_secret: Secret,
         edge_wait: Duration,
+        auditor: Auditor,
         metrics: Metrics,
     ) -> Self {
         let (payment_desk, clerk) = PaymentDesk::new(store.clone(), metrics.payment_desk.clone());
@@ -102,7 +105,7 @@ impl Api {
             edge_wait,
             numbers: Numbers::default(),
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
-            audits: Semaphore::new(1),
+            auditor,
             metrics,
         }
     }

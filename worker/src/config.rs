@@ -130,6 +130,8 @@ pub struct ApiConfig {
     pub edge_secret: Secret,
     /// How long a step of a sale waits for the edges.
     pub edge_wait: Duration,
+    /// The program that makes audits; empty: this one.
+    pub audit_program: String,
 }
 
 /// `[reconcile]`
@@ -259,6 +261,7 @@ fn api(s: &mut Settings, used: bool) -> ApiConfig {
         payment_secret: secret(s, "api.payment_secret"),
         edge_secret: secret(s, "api.edge_secret"),
         edge_wait: s.millis("api.edge_wait_ms", 0..=60_000),
+        audit_program: s.text("api.audit_program").to_owned(),
     }
 }
 

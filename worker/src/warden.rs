@@ -30,6 +30,7 @@ pub mod reopen;
 pub mod reopening;
 mod restore;
 pub mod roll;
+pub mod scan;
 pub mod shelves;
 mod striking;
 pub mod verify;

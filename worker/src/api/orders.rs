@@ -14,7 +14,6 @@ use super::order_sheet::StaffSheet;
 use super::page::{Page, Query};
 use super::reply::{self, Answer, not_found};
 use super::sales::no_such_sale;
-use crate::audit::{AuditError, judge};
 use crate::explain::{ExplainError, time_line};
 use crate::store::orders::Refunded;
 use crate::store::search::OrderFilter;
@@ -66,15 +65,11 @@ pub async fn explain(api: Arc<Api>, call: Call) -> Answer {
 
 /// `GET /admin/v1/sales/{sale}/audit`
 pub async fn audit(api: Arc<Api>, call: Call) -> Answer {
-    let busy =
-        |_| Rejection::new(Code::Overloaded, "another audit is under way; repeat it when that is done");
-    let _room = api.audits.try_acquire().map_err(busy)?;
-    let report = judge(&api.store, &api.redis, Some(&call.sale()?)).await.map_err(|error| match error {
-        AuditError::Store(error) => reply::store(error),
-        AuditError::Redis(fault) => reply::redis(fault),
-        AuditError::UnknownSale(_) => no_such_sale(),
-    })?;
-    reply::json(200, &report)
+    let sale = call.sale()?;
+    // Asked here, so that no process is started for nothing.
+    let known = api.store.sale(&sale).await.map_err(reply::store)?;
+    known.ok_or_else(no_such_sale)?;
+    reply::json(200, &*api.auditor.report(&sale).await?)
 }
 
 /// `POST /admin/v1/orders/{order}/refund`

@@ -10,33 +10,23 @@ use sluice_shared::sale::SaleStep;
 
 use super::broker::Depths;
 use super::gather::Gathered;
+use super::names::Names;
 use super::{Equation, SaleReport, Units};
 
 /// Judges one sale; `depths` bounds what may still be in the broker, where that is known.
 pub fn judge(gathered: &Gathered, depths: Option<Depths>) -> SaleReport {
     if gathered.sale.step == SaleStep::Created {
         let mut sheet = Sheet::default();
-        let orders: Vec<String> = gathered.orders.keys().map(ToString::to_string).collect();
-        sheet.each(("P7", "a sale that was never on the shelf has no orders"), "", orders.len(), orders);
+        let orders = gathered.rows.names.clone();
+        sheet.each(("P7", "a sale that was never on the shelf has no orders"), "", orders.count(), orders);
         return report(gathered, sheet, Vec::new(), 0);
     }
-    // Each side on a thread of its own: a sale of 100,000 orders is judged in 0.2 s instead of 0.5.
-    let (shelves, books, (across, units, under_way)) = std::thread::scope(|scope| {
-        let shelves = scope.spawn(|| shelf::judge(gathered));
-        let books = scope.spawn(|| books::judge(gathered));
-        let across = across::judge(gathered, depths);
-        (joined(shelves), joined(books), across)
-    });
+    let (across, units, under_way) = across::judge(gathered, depths);
     let mut sheet = Sheet::default();
-    for side in [shelves, books, across, claims::judge(gathered)] {
+    for side in [shelf::judge(gathered), books::judge(gathered), across, claims::judge(gathered)] {
         sheet.equations.extend(side.equations);
     }
     report(gathered, sheet, units, under_way)
-}
-
-/// What a thread came to; its panic is this one's.
-fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, T>) -> T {
-    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 fn report(gathered: &Gathered, sheet: Sheet, units: Vec<Units>, under_way: usize) -> SaleReport {
@@ -80,10 +70,10 @@ impl Sheet {
         scope: impl Into<String>,
         left: i64,
         right: i64,
-        mut offenders: Vec<String>,
+        offenders: Names,
     ) {
-        let offending = offenders.len();
-        offenders.sort_unstable();
+        let offending = offenders.count();
+        let offenders = offenders.into_sorted();
         let difference = left - right;
         let holds = difference == 0 && offending == 0;
         let scope = scope.into();
@@ -106,9 +96,9 @@ impl Sheet {
         title: (&'static str, &'static str),
         scope: impl Into<String>,
         all: usize,
-        offenders: Vec<String>,
+        offenders: Names,
     ) {
-        let (all, good) = (count(all), count(all.saturating_sub(offenders.len())));
+        let (all, good) = (count(all), count(all.saturating_sub(offenders.count())));
         self.equal(title, scope, all, good, offenders);
     }
 }

@@ -1,22 +1,23 @@
-//! Reads everything an audit judges: Redis first, then one snapshot of PostgreSQL.
+//! Reads everything an audit judges: Redis first, then one snapshot of PostgreSQL, page by page.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
-use ahash::AHashMap;
+use ahash::RandomState;
 use sluice_shared::ids::{OrderId, SaleId, SkuId};
 use sluice_shared::keys::{REOPENING, Shelf};
 use sluice_shared::redis::{Fault, Redis, cmd};
 use sluice_shared::sale::SaleStep;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::AuditError;
-use crate::store::books::{
-    Books, ChangeFact, ClaimFacts, LedgerFact, OfferFact, OrderFact, PaymentFact, SaleFact,
-};
-use crate::store::ledger::LineText;
+use super::chain::Chain;
+use super::names::Names;
+use super::rows::{About, Page, Rows, SKEW_MS};
+use super::shelf::Seen;
+use crate::store::books::{Books, ChangeFact, ClaimFacts, OfferFact, PaymentTotals, SaleFact};
 use crate::store::{Store, StoreError};
-use crate::warden::image::Image;
 
 /// A closed sale's keys may be gone this long after its end.
 const KEYS_KEPT: Duration = Duration::from_secs(24 * 3600);
@@ -24,76 +25,8 @@ const KEYS_KEPT: Duration = Duration::from_secs(24 * 3600);
 /// An order of a running sale is mostly written within this time.
 const WRITTEN: Duration = Duration::from_millis(500);
 
-/// What an order's ledger lines of one SKU add up to.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Moves {
-    /// Lines and units of `take`.
-    pub take: (u32, u64),
-    /// Of `release`.
-    pub release: (u32, u64),
-    /// Of `sold`.
-    pub sold: (u32, u64),
-    /// Of `refund`.
-    pub refund: (u32, u64),
-    /// Whether something was given back or sold before it was taken, or refunded before it was sold.
-    pub early: bool,
-}
-
-impl Moves {
-    fn add(&mut self, kind: &str, quantity: u64) {
-        self.early |= match kind {
-            "release" | "sold" => self.take.0 == 0,
-            "refund" => self.sold.0 == 0,
-            _ => false,
-        };
-        let (lines, units) = match kind {
-            "take" => &mut self.take,
-            "release" => &mut self.release,
-            "sold" => &mut self.sold,
-            "refund" => &mut self.refund,
-            _ => return,
-        };
-        *lines += 1;
-        *units += quantity;
-    }
-}
-
-/// An offer's ledger.
-#[derive(Debug, Clone, Default)]
-pub struct Chain {
-    /// Units of each kind of line.
-    pub sums: BTreeMap<String, i64>,
-    /// Lines there are.
-    pub lines: i64,
-    /// Lines whose number and hash follow from the one before.
-    pub sound: i64,
-    /// The first line that does not.
-    pub broken: Option<u64>,
-    /// The last line's hash.
-    pub hash: Vec<u8>,
-    /// Number of the last line.
-    pub last: u64,
-    /// Lines of one order of one SKU.
-    pub moves: AHashMap<OrderId, Moves>,
-    /// What stands in an order's place and is none.
-    pub nameless: Vec<String>,
-    /// Units that stock changes have added, by their key; withdrawn when negative.
-    pub changes: BTreeMap<String, i64>,
-}
-
-/// One segment as Redis has it.
-#[derive(Debug, Clone)]
-pub struct Seen {
-    /// Which.
-    pub shelf: Shelf,
-    /// All of it.
-    pub image: Image,
-    /// The epoch in PostgreSQL.
-    pub epoch: u64,
-}
-
 /// One sale, from both sides.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Gathered {
     /// Its row.
     pub sale: SaleFact,
@@ -101,12 +34,16 @@ pub struct Gathered {
     pub offers: Vec<OfferFact>,
     /// The most units a user was ever allowed.
     pub limits: BTreeMap<SkuId, u64>,
-    /// Its orders.
-    pub orders: AHashMap<OrderId, OrderFact>,
+    /// What its orders come to.
+    pub rows: Rows,
     /// Its ledgers.
     pub chains: BTreeMap<SkuId, Chain>,
-    /// Payments of orders that bear its number, by order.
-    pub payments: AHashMap<OrderId, Vec<PaymentFact>>,
+    /// Orders in the ledger that have no row, or not this SKU.
+    pub strangers: Names,
+    /// Payments of orders that bear its number.
+    pub payments: PaymentTotals,
+    /// Orders that were paid for and have no row.
+    pub paying_strangers: Names,
     /// Orders whose release has not left the outbox.
     pub unsent_releases: HashSet<OrderId>,
     /// Orders of which a change has not.
@@ -129,59 +66,63 @@ pub struct Gathered {
 pub async fn gather(store: &Store, redis: &Redis, sale: &SaleId) -> Result<Gathered, AuditError> {
     let mut books = store.books(sale).await?;
     let fact = books.sale().await?;
+    let limits = books.limits().await?.into_iter().collect();
     books.close().await?;
     let fact = fact.ok_or_else(|| AuditError::UnknownSale(sale.clone()))?;
-    let began = Instant::now();
-    let (shelves, reopening) = shelves(redis, &fact).await?;
+    let (hashes, began) = (RandomState::new(), Instant::now());
+    let (shelves, reopening) = shelves(redis, &fact, &hashes, &limits).await?;
     let redis_took = began.elapsed();
-    if shelves.iter().any(|(_, image)| !image.journal.is_empty()) {
+    if shelves.iter().any(|seen| !seen.journal.is_empty()) {
         // What was taken while the shelf was read is written by then, and the books can tell of it.
         tokio::time::sleep(WRITTEN).await;
     }
     let began = Instant::now();
-    let entries = shelves.iter().map(|(_, image)| image.orders.len()).sum();
-    let mut gathered = read(store, sale, entries).await?;
-    tracing::debug!(%sale, orders = gathered.orders.len(), ?redis_took, postgres_took = ?began.elapsed(), "read");
-    for (shelf, image) in shelves {
-        let epoch = gathered.sale.epochs.get(usize::from(shelf.segment)).copied().unwrap_or(1);
-        gathered.shelves.push(Seen { shelf, image, epoch });
-    }
+    let mut gathered = read(store, sale, &hashes, shelves).await?;
     gathered.reopening = reopening;
+    let until = sluice_shared::clock::Millis(gathered.sale.now.0 + SKEW_MS);
+    for (seen, of) in gathered.shelves.iter_mut().zip(&mut gathered.rows.segments) {
+        seen.name(redis, &hashes, std::mem::take(&mut of.busy), until).await?;
+    }
+    tracing::debug!(%sale, orders = gathered.rows.count, ?redis_took, postgres_took = ?began.elapsed(), "read");
     Ok(gathered)
 }
 
-type Shelves = (Vec<(Shelf, Image)>, Vec<String>);
-
-async fn shelves(redis: &Redis, sale: &SaleFact) -> Result<Shelves, Fault> {
+async fn shelves(
+    redis: &Redis,
+    sale: &SaleFact,
+    hashes: &RandomState,
+    limits: &BTreeMap<SkuId, u64>,
+) -> Result<(Vec<Seen>, Vec<String>), Fault> {
     let mut shelves = Vec::new();
     for segment in 0..sale.epochs.len() {
         let shelf = Shelf::new(sale.sale.clone(), u16::try_from(segment).unwrap_or(u16::MAX));
-        let image = Image::read(redis, &shelf).await?;
-        shelves.push((shelf, image));
+        shelves.push(Seen::read(redis, shelf, hashes, limits).await?);
     }
     let asked: Vec<String> = redis.run("reading", cmd("HKEYS").arg(REOPENING)).await?;
     let ours = |name: &String| Shelf::parse(name).is_some_and(|shelf| shelf.sale == sale.sale);
     let asked = asked.into_iter().filter(ours).collect();
     let kept = i64::try_from(KEYS_KEPT.as_millis()).unwrap_or(i64::MAX);
     let over = sale.step == SaleStep::Closed && sale.now.0 - sale.over.0 > kept;
-    let gone = shelves.iter().all(|(_, image)| image.keys == 0);
+    let gone = shelves.iter().all(|seen| seen.image.keys() == 0);
     if gone && (over || !sale.shelved) {
         shelves.clear();
     }
     Ok((shelves, asked))
 }
 
-async fn read(store: &Store, sale: &SaleId, entries: usize) -> Result<Gathered, AuditError> {
+async fn read(
+    store: &Store,
+    sale: &SaleId,
+    hashes: &RandomState,
+    mut shelves: Vec<Seen>,
+) -> Result<Gathered, AuditError> {
     let mut books = store.books(sale).await?;
     let fact = books.sale().await?.ok_or_else(|| AuditError::UnknownSale(sale.clone()))?;
+    for seen in &mut shelves {
+        seen.epoch = fact.epochs.get(usize::from(seen.shelf.segment)).copied().unwrap_or(1);
+    }
     let offers = books.offers().await?;
     let limits = books.limits().await?.into_iter().collect();
-    // The two long parts at once; a set ends its task when this one is given up.
-    let ledgers = books.beside(store).await?;
-    let mut beside = JoinSet::new();
-    beside.spawn(chains(ledgers, sale.clone(), offers.clone(), entries));
-    let orders = orders(&mut books, entries).await?;
-    let payments = payments(&mut books, fact.number).await?;
     let (releases, changes): (Vec<_>, Vec<_>) =
         books.unsent().await?.into_iter().partition(|(_, release)| *release);
     let named = |unsent: Vec<(OrderId, bool)>| unsent.into_iter().map(|(order, _)| order).collect();
@@ -190,59 +131,114 @@ async fn read(store: &Store, sale: &SaleId, entries: usize) -> Result<Gathered, 
     let changes = books.pending_changes().await?;
     let stock_changes = books.stock_changes().await?;
     let claims = books.claims().await?;
-    books.close().await?;
+    let payments = books.payment_totals(fact.number).await?;
+    // The two long parts at once; a set ends its tasks when this one is given up.
+    let mut beside = JoinSet::new();
+    beside.spawn(chains(books.beside(store).await?, sale.clone(), offers.clone()));
+    let about = About {
+        sale: &fact,
+        offers: &offers,
+        limits: &limits,
+        shelves: &shelves,
+        unsent_releases: &unsent_releases,
+        unsent_changes: &unsent_changes,
+        hashes,
+    };
+    let (mut books, rows) = rows(books, &about).await?;
     let chains = beside.join_all().await.into_iter().next().transpose()?.unwrap_or_default();
+    let (strangers, paying_strangers) = strangers(&mut books, &fact, &rows, &chains, payments).await;
+    // What it did not get to matters to nobody.
+    drop(books.close().await);
     Ok(Gathered {
         sale: fact,
         offers,
         limits,
-        orders,
+        rows,
         chains,
+        strangers,
         payments,
+        paying_strangers,
         unsent_releases,
         unsent_changes,
         fenced,
         changes,
         stock_changes,
         claims,
-        shelves: Vec::new(),
+        shelves,
         reopening: Vec::new(),
     })
 }
 
-/// Reads the orders; there will be about as many as are in Redis.
-async fn orders(books: &mut Books, entries: usize) -> Result<AHashMap<OrderId, OrderFact>, StoreError> {
-    let (mut orders, mut after) = (AHashMap::with_capacity(entries), String::new());
+/// Goes through the rows; a page is read while the one before is judged.
+async fn rows(books: Books, about: &About<'_>) -> Result<(Books, Rows), StoreError> {
+    let (send, mut pages) = mpsc::channel(1);
+    let mut reader = JoinSet::new();
+    reader.spawn(pages_of(books, send));
+    let mut rows = Rows::new(about);
+    while let Some(page) = pages.recv().await {
+        rows.take(about, &page);
+    }
+    let books = reader.join_all().await.into_iter().next().transpose()?;
+    let ended = || StoreError::Away("reading the orders ended early".to_owned());
+    Ok((books.ok_or_else(ended)?, rows))
+}
+
+async fn pages_of(mut books: Books, pages: mpsc::Sender<Page>) -> Result<Books, StoreError> {
+    let mut after = String::new();
     loop {
-        let page = books.orders_after(&after).await?;
-        let Some((last, _)) = page.last() else { return Ok(orders) };
+        let orders = books.orders_after(&after).await?;
+        let Some((last, _)) = orders.last() else { return Ok(books) };
         after = last.to_string();
-        orders.extend(page);
+        let ids: Vec<String> = orders.iter().map(|(order, _)| order.to_string()).collect();
+        let (moves, payments) = (books.moves_of(&ids).await?, books.payments_of(&ids).await?);
+        // Whoever asked is gone.
+        if pages.send(Page { orders, moves, payments }).await.is_err() {
+            return Ok(books);
+        }
     }
 }
 
-async fn payments(books: &mut Books, number: u32) -> Result<AHashMap<OrderId, Vec<PaymentFact>>, StoreError> {
-    let (mut payments, mut after) = (AHashMap::<_, Vec<_>>::new(), String::new());
-    loop {
-        let page = books.payments_after(number, &after).await?;
-        let Some(last) = page.last() else { return Ok(payments) };
-        after.clone_from(&last.payment);
-        for payment in page {
-            payments.entry(payment.order).or_default().push(payment);
-        }
+/// Ledger lines and payments of orders without a row: known by their number, and named where they can be.
+async fn strangers(
+    books: &mut Books,
+    sale: &SaleFact,
+    rows: &Rows,
+    chains: &BTreeMap<SkuId, Chain>,
+    payments: PaymentTotals,
+) -> (Names, Names) {
+    let mut in_ledger = rows.strange_moves.clone();
+    chains.values().for_each(|chain| in_ledger.join(&chain.nameless));
+    let lines: usize = chains.values().map(|chain| chain.ordered).sum();
+    let lines = lines.saturating_sub(rows.moves + rows.strange_moves.count());
+    if lines > 0 {
+        named(&mut in_ledger, lines, books.strangers_in_the_ledger().await);
     }
+    let mut paying = Names::default();
+    let unknown = payments.count.saturating_sub(rows.payments);
+    if unknown > 0 {
+        named(&mut paying, unknown, books.strangers_who_paid(sale.number).await);
+    }
+    (in_ledger, paying)
+}
+
+/// So many more, of whom these are known by name.
+fn named(names: &mut Names, count: usize, known: Result<Vec<String>, StoreError>) {
+    let known = known.unwrap_or_else(|error| {
+        tracing::warn!(%error, "orders without a row cannot be named");
+        Vec::new()
+    });
+    names.nameless(count.saturating_sub(known.len()));
+    known.into_iter().for_each(|name| names.push(|| name));
 }
 
 async fn chains(
     mut books: Books,
     sale: SaleId,
     offers: Vec<OfferFact>,
-    entries: usize,
 ) -> Result<BTreeMap<SkuId, Chain>, StoreError> {
     let mut chains = BTreeMap::new();
-    for OfferFact { sku, taken, .. } in offers {
+    for OfferFact { sku, .. } in offers {
         let mut chain = Chain::default();
-        chain.moves.reserve(usize::try_from(taken).unwrap_or(0).min(entries));
         loop {
             let page = books.ledger_after(&sku, chain.last).await?;
             if page.is_empty() {
@@ -256,46 +252,4 @@ async fn chains(
     }
     books.close().await?;
     Ok(chains)
-}
-
-impl Chain {
-    /// Takes the next line; recomputes its hash from the one before.
-    pub fn add(&mut self, sale: &SaleId, sku: &SkuId, line: LedgerFact) {
-        let about = line.order.as_deref().or(line.change.as_deref()).unwrap_or("");
-        let text = LineText {
-            sale: sale.as_str(),
-            sku: sku.as_str(),
-            line: i64::try_from(line.line).unwrap_or(i64::MAX),
-            kind: &line.kind,
-            about,
-            quantity: i64::try_from(line.quantity).unwrap_or(i64::MAX),
-            at_micros: line.at_micros,
-        };
-        self.lines += 1;
-        if line.line == self.last + 1 && text.hash(&self.hash).as_slice() == line.hash {
-            self.sound += 1;
-        } else {
-            self.broken = self.broken.or(Some(line.line));
-        }
-        let units = i64::try_from(line.quantity).unwrap_or(i64::MAX);
-        match self.sums.get_mut(&line.kind) {
-            Some(sum) => *sum += units,
-            None => drop(self.sums.insert(line.kind.clone(), units)),
-        }
-        if let Some(key) = &line.change {
-            let delta = if line.kind == "withdraw" { -units } else { units };
-            *self.changes.entry(key.clone()).or_default() += delta;
-        }
-        match line.order.as_deref().map(|name| OrderId::parse(name).ok_or(name)) {
-            Some(Ok(order)) => self.moves.entry(order).or_default().add(&line.kind, line.quantity),
-            Some(Err(name)) => self.nameless.push(name.to_owned()),
-            None => {}
-        }
-        (self.last, self.hash) = (line.line, line.hash);
-    }
-
-    /// Units of all lines of a kind.
-    pub fn sum(&self, kind: &str) -> i64 {
-        self.sums.get(kind).copied().unwrap_or(0)
-    }
 }

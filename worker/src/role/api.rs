@@ -5,6 +5,7 @@ use std::sync::Arc;
 use sluice_shared::jwt::Verifier;
 use tokio::net::TcpListener;
 
+use crate::api::auditor::Auditor;
 use crate::api::auth::Keys;
 use crate::api::{Api, router};
 use crate::role::{Context, Stop};
@@ -20,6 +21,7 @@ pub async fn run(context: Context, mut stop: Stop) -> anyhow::Result<()> {
         keys,
         config.payment_secret.clone(),
         config.edge_wait,
+        Auditor::new(&context.config),
         context.metrics.api.clone(),
     );
     let listener = TcpListener::bind(config.listen).await?;

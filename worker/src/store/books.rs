@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use futures_util::TryStreamExt;
+use futures_util::{Stream, TryStreamExt};
 use sqlx::{Postgres, Transaction};
 
 use sluice_shared::clock::Millis;
@@ -17,16 +17,27 @@ use super::stamp::Stamp;
 use super::{Store, StoreError};
 
 mod lost;
+mod moves;
 mod offers;
 mod strays;
 mod trail;
 
 pub use lost::ClaimFacts;
+pub use moves::{MoveFact, PaymentTotals};
 pub use offers::{ChangeFact, OfferFact};
 pub use trail::Trace;
 
+/// What an [`OrderLine`] is read by.
+macro_rules! fact_columns {
+    () => {
+        "SELECT id, state, live, lines, user_id, epoch, seq, amount, currency, refund,
+                created_at, updated_at, pay_before, accepted_at
+         FROM orders"
+    };
+}
+
 /// Rows a page.
-const PAGE: i64 = 20_000;
+const PAGE: i64 = 5_000;
 
 /// What an audit needs to know about an order's row.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -240,25 +251,6 @@ impl Books {
         Ok(rows.map_ok(line).try_collect().await?)
     }
 
-    /// The next page of the payments of orders that bear the sale's number, after a payment.
-    pub async fn payments_after(&mut self, number: u32, after: &str) -> Result<Vec<PaymentFact>, StoreError> {
-        let rows: Vec<(String, String, i64, String, String)> = sqlx::query_as(
-            "SELECT payment_id, order_id, amount, currency, state FROM payments
-             WHERE (split_part(order_id, '-', 2), payment_id) > ($1, $2) AND split_part(order_id, '-', 2) <= $1
-             ORDER BY split_part(order_id, '-', 2), payment_id LIMIT $3",
-        )
-        .bind(sale_part(number))
-        .bind(after)
-        .bind(PAGE)
-        .fetch_all(&mut *self.snapshot)
-        .await?;
-        rows.into_iter()
-            .map(|(payment, id, amount, code, state)| {
-                Ok(PaymentFact { order: order(&id)?, amount, currency: currency(&code)?, payment, state })
-            })
-            .collect()
-    }
-
     /// Orders of which something stands in the outbox and has not gone out; whether it is a release.
     pub async fn unsent(&mut self) -> Result<Vec<(OrderId, bool)>, StoreError> {
         let rows: Vec<(String, bool)> = sqlx::query_as(
@@ -320,17 +312,35 @@ pub(super) async fn orders_after(
     after: &str,
     pool: &mut LinesPool,
 ) -> Result<Vec<(OrderId, OrderFact)>, StoreError> {
-    let mut rows = sqlx::query_as(
-        "SELECT id, state, live, lines, user_id, epoch, seq, amount, currency, refund,
-                created_at, updated_at, pay_before, accepted_at
-         FROM orders WHERE (sale, id) > ($1, $2) AND sale <= $1 ORDER BY sale, id LIMIT $3",
-    )
+    let rows = sqlx::query_as(concat!(
+        fact_columns!(),
+        " WHERE (sale, id) > ($1, $2) AND sale <= $1 ORDER BY sale, id LIMIT $3"
+    ))
     .bind(sale.as_str())
     .bind(after)
     .bind(PAGE)
     .fetch(&mut **snapshot);
+    facts(rows, pool).await
+}
+
+/// Those of these orders that have a row.
+pub(super) async fn orders_of(
+    snapshot: &mut Transaction<'static, Postgres>,
+    orders: &[OrderId],
+    pool: &mut LinesPool,
+) -> Result<Vec<(OrderId, OrderFact)>, StoreError> {
+    let rows = sqlx::query_as(concat!(fact_columns!(), " WHERE id = ANY($1)"))
+        .bind(orders.iter().map(ToString::to_string).collect::<Vec<_>>())
+        .fetch(&mut **snapshot);
+    facts(rows, pool).await
+}
+
+/// One by one, so that each is understood while PostgreSQL finds the next.
+async fn facts(
+    mut rows: impl Stream<Item = Result<OrderLine, sqlx::Error>> + Unpin,
+    pool: &mut LinesPool,
+) -> Result<Vec<(OrderId, OrderFact)>, StoreError> {
     let mut page = Vec::new();
-    // One by one, so that each is understood while PostgreSQL finds the next.
     while let Some(row) = rows.try_next().await? {
         page.push(fact(row, pool)?);
     }

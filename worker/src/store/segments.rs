@@ -7,7 +7,7 @@ use sqlx::postgres::PgListener;
 use sqlx::{Postgres, Transaction};
 
 use sluice_shared::clock::Millis;
-use sluice_shared::ids::{SaleId, SkuId};
+use sluice_shared::ids::{OrderId, SaleId, SkuId};
 use sluice_shared::keys::Shelf;
 use sluice_shared::lines::LinesPool;
 use sluice_shared::sale::{AcceptAfter, Item, SaleStep};
@@ -232,6 +232,7 @@ impl Store {
             writing,
             shelf: shelf.clone(),
             store: self.clone(),
+            pool: LinesPool::default(),
         }))
     }
 }
@@ -242,21 +243,23 @@ pub struct Raising {
     writing: Transaction<'static, Postgres>,
     shelf: Shelf,
     store: Store,
+    pool: LinesPool,
 }
 
 impl Raising {
-    /// Every order of the segment, by its id in Redis.
-    pub async fn orders(&mut self) -> Result<Vec<([u8; 16], OrderFact)>, StoreError> {
-        let mut facts = Vec::new();
-        let (mut after, mut pool) = (String::new(), LinesPool::default());
-        loop {
-            let page = books::orders_after(&mut self.writing, &self.shelf.sale, &after, &mut pool);
-            let page = self.store.bounded(page).await?;
-            let Some((last, _)) = page.last() else { return Ok(facts) };
-            after = last.to_string();
-            let ours = page.into_iter().filter(|(id, _)| id.segment == self.shelf.segment);
-            facts.extend(ours.map(|(id, fact)| (id.uuid, fact)));
+    /// The next page of the sale's orders after an id (empty: from the first).
+    pub async fn orders_after(&mut self, after: &str) -> Result<Vec<(OrderId, OrderFact)>, StoreError> {
+        let page = books::orders_after(&mut self.writing, &self.shelf.sale, after, &mut self.pool);
+        self.store.bounded(page).await
+    }
+
+    /// Those of these orders that have a row, as it is now.
+    pub async fn orders_of(&mut self, orders: &[OrderId]) -> Result<Vec<(OrderId, OrderFact)>, StoreError> {
+        if orders.is_empty() {
+            return Ok(Vec::new());
         }
+        let rows = books::orders_of(&mut self.writing, orders, &mut self.pool);
+        self.store.bounded(rows).await
     }
 
     /// The stock of each SKU of the sale, over all its segments.

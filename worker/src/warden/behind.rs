@@ -1,10 +1,26 @@
 //! What the books say of an order and Redis does not: the message that should have told it was lost with
 //! the broker that had it, or what it did was lost with the end of Redis' file.
 
-use sluice_shared::record::{OrderState, Refund};
+use sluice_shared::record::{OrderState, Record, Refund};
 
-use super::image::{Entry, Image};
 use crate::store::orders::Standing;
+
+/// What a buyer is told of an order: its record, as far as a row can say the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Told {
+    /// Where the order is in its life.
+    pub state: OrderState,
+    /// Whether its units are back on the shelf.
+    pub released: bool,
+    /// Money to give back.
+    pub refund: Refund,
+}
+
+impl From<&Record> for Told {
+    fn from(record: &Record) -> Self {
+        Self { state: record.state, released: record.released, refund: record.refund }
+    }
+}
 
 /// What has to be told again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,21 +33,21 @@ pub enum Behind {
 
 /// Compares a record with its row. States and refunds only ever move to a higher rank, as in
 /// `settle.lua`; a row that is behind its record was read before it moved on.
-pub fn behind(entry: &Entry, row: Standing) -> Option<Behind> {
-    if !row.live && !entry.released {
+pub fn behind(told: Told, row: Standing) -> Option<Behind> {
+    if !row.live && !told.released {
         return Some(Behind::Release);
     }
-    let state = !entry.released && rank(row.state) > rank(entry.state);
-    (state || owed(row.refund) > owed(entry.refund)).then_some(Behind::Change)
+    let state = !told.released && rank(row.state) > rank(told.state);
+    (state || owed(row.refund) > owed(told.refund)).then_some(Behind::Change)
 }
 
 /// Whether a record says what its row does not: rows come first. One whose units are back keeps the state
 /// that it had then.
-pub fn ahead(entry: &Entry, row: Standing) -> bool {
-    let (told, known) = (rank(entry.state), rank(row.state));
-    told > known
-        || told == known && told == 2 && entry.state != row.state
-        || owed(entry.refund) > owed(row.refund)
+pub fn ahead(told: Told, row: Standing) -> bool {
+    let (says, known) = (rank(told.state), rank(row.state));
+    says > known
+        || says == known && says == 2 && told.state != row.state
+        || owed(told.refund) > owed(row.refund)
 }
 
 fn rank(state: OrderState) -> u8 {
@@ -51,39 +67,13 @@ fn owed(refund: Refund) -> u8 {
     }
 }
 
-/// The next orders of an image after one, in the order of their ids; none after the last.
-pub fn next_page(image: &Image, after: Option<&[u8; 16]>, most: usize) -> Vec<[u8; 16]> {
-    let next = |uuid: &&[u8; 16]| after.is_none_or(|after| *uuid > after);
-    let mut page: Vec<[u8; 16]> = image.orders.keys().filter(next).copied().collect();
-    if page.len() > most {
-        page.select_nth_unstable(most);
-        page.truncate(most);
-    }
-    page.sort_unstable();
-    page
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use sluice_shared::clock::Millis;
-    use sluice_shared::ids::UserId;
-    use sluice_shared::lines::Lines;
-
     use super::*;
 
-    fn entry(state: OrderState, released: bool, refund: Refund) -> Entry {
-        Entry {
-            state,
-            released,
-            epoch: 1,
-            seq: 1,
-            accepted: Millis(0),
-            updated: Millis(0),
-            refund,
-            lines: Lines::parse("phone=1").unwrap(),
-            user: UserId::parse("ann").unwrap(),
-        }
+    fn entry(state: OrderState, released: bool, refund: Refund) -> Told {
+        Told { state, released, refund }
     }
 
     fn row(state: OrderState, live: bool, refund: Refund) -> Standing {
@@ -93,10 +83,10 @@ mod tests {
     #[test]
     fn a_record_that_says_what_its_row_says_is_not_behind() {
         for state in [OrderState::PendingPayment, OrderState::Paid] {
-            assert_eq!(behind(&entry(state, false, Refund::None), row(state, true, Refund::None)), None);
+            assert_eq!(behind(entry(state, false, Refund::None), row(state, true, Refund::None)), None);
         }
         let gone = entry(OrderState::Expired, true, Refund::Done);
-        assert_eq!(behind(&gone, row(OrderState::Expired, false, Refund::Done)), None);
+        assert_eq!(behind(gone, row(OrderState::Expired, false, Refund::Done)), None);
     }
 
     #[test]
@@ -104,42 +94,31 @@ mod tests {
         let accepted = entry(OrderState::Accepted, false, Refund::None);
         let waiting = entry(OrderState::PendingPayment, false, Refund::None);
         for (entry, state) in [
-            (&accepted, OrderState::PendingPayment),
-            (&accepted, OrderState::Paid),
-            (&waiting, OrderState::Paid),
+            (accepted, OrderState::PendingPayment),
+            (accepted, OrderState::Paid),
+            (waiting, OrderState::Paid),
         ] {
             assert_eq!(behind(entry, row(state, true, Refund::None)), Some(Behind::Change));
         }
         let kept = entry(OrderState::Paid, false, Refund::None);
-        assert_eq!(behind(&kept, row(OrderState::Refunded, true, Refund::Due)), Some(Behind::Change));
+        assert_eq!(behind(kept, row(OrderState::Refunded, true, Refund::Due)), Some(Behind::Change));
     }
 
     #[test]
     fn units_of_a_dead_row_that_are_still_held_go_back() {
         let waiting = entry(OrderState::PendingPayment, false, Refund::None);
-        assert_eq!(behind(&waiting, row(OrderState::Expired, false, Refund::None)), Some(Behind::Release));
+        assert_eq!(behind(waiting, row(OrderState::Expired, false, Refund::None)), Some(Behind::Release));
     }
 
     #[test]
     fn a_refund_moves_on_after_the_units_are_back() {
         let gone = entry(OrderState::Refunded, true, Refund::Due);
-        assert_eq!(behind(&gone, row(OrderState::Refunded, false, Refund::Done)), Some(Behind::Change));
+        assert_eq!(behind(gone, row(OrderState::Refunded, false, Refund::Done)), Some(Behind::Change));
     }
 
     #[test]
     fn a_record_that_is_ahead_of_a_row_read_before_it_is_not_behind() {
         let paid = entry(OrderState::Paid, false, Refund::Due);
-        assert_eq!(behind(&paid, row(OrderState::PendingPayment, true, Refund::None)), None);
-    }
-
-    #[test]
-    fn pages_go_through_all_orders_in_their_order() {
-        let mut image = Image::default();
-        for n in [5_u8, 1, 9, 3] {
-            image.orders.insert([n; 16], entry(OrderState::Accepted, false, Refund::None));
-        }
-        assert_eq!(next_page(&image, None, 2), [[1; 16], [3; 16]]);
-        assert_eq!(next_page(&image, Some(&[3; 16]), 2), [[5; 16], [9; 16]]);
-        assert!(next_page(&image, Some(&[9; 16]), 2).is_empty());
+        assert_eq!(behind(paid, row(OrderState::PendingPayment, true, Refund::None)), None);
     }
 }

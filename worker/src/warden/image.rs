@@ -1,20 +1,14 @@
-//! One sale segment as Redis holds it, read without writing: what is compared with the books.
+//! One sale segment as Redis holds it, without its orders: those are read page by page ([`super::scan`]).
 
 use std::collections::BTreeMap;
 
-use ahash::AHashMap;
 use sluice_shared::clock::Millis;
-use sluice_shared::ids::{SkuId, UserId, parse_field};
+use sluice_shared::ids::SkuId;
 use sluice_shared::keys::Shelf;
-use sluice_shared::lines::{Lines, LinesPool};
-use sluice_shared::record::{OrderState, Record, Refund};
+use sluice_shared::record::Record;
 use sluice_shared::redis::{Fault, Redis, cmd};
 use sluice_shared::sale::SaleStep;
 
-use super::mark::Mark;
-
-/// Fields or entries in one page. A buyer may have to wait for it: half of it took 1.3 ms of Redis' time.
-const PAGE: usize = 4_000;
 /// How often the shelf is looked at until two looks agree.
 const LOOKS: usize = 20;
 /// Fields of `meta` that are numbers and change only when the sale does.
@@ -25,47 +19,6 @@ pub const TYPES: [&str; 4] = ["hash", "hash", "hash", "stream"];
 /// Whether a field of `meta` holds what belongs there: a time may be before 1970, a count is never below 0.
 pub fn is_number(field: &str, text: &str) -> bool {
     if matches!(field, "starts" | "ends") { text.parse::<i64>().is_ok() } else { text.parse::<u64>().is_ok() }
-}
-
-/// An order of the map.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    /// What the buyer is told.
-    pub state: OrderState,
-    /// Whether its units are back on the shelf.
-    pub released: bool,
-    /// Epoch of the reply that took the units.
-    pub epoch: u64,
-    /// Place in the sequence.
-    pub seq: u64,
-    /// When the units were taken.
-    pub accepted: Millis,
-    /// When the record last changed.
-    pub updated: Millis,
-    /// Money to give back.
-    pub refund: Refund,
-    /// What was taken.
-    pub lines: Lines,
-    /// By whom.
-    pub user: UserId,
-}
-
-impl Entry {
-    /// The record again, for whoever publishes it.
-    pub fn record(&self) -> Record {
-        Record {
-            state: self.state,
-            released: self.released,
-            epoch: self.epoch,
-            seq: self.seq,
-            accepted: self.accepted,
-            updated: self.updated,
-            pay_before: None,
-            refund: self.refund,
-            lines: self.lines.clone(),
-            user: self.user.clone(),
-        }
-    }
 }
 
 /// A hash as it is.
@@ -94,25 +47,17 @@ pub struct Head {
     pub torn: Vec<&'static str>,
 }
 
-/// The whole segment.
+/// A segment's keys, and what `meta` and `stock` say.
 #[derive(Debug, Clone, Default)]
 pub struct Image {
     /// `meta` and `stock`.
     pub head: Head,
     /// Redis' clock just before the head was read.
     pub at: Millis,
-    /// The order map.
-    pub orders: AHashMap<[u8; 16], Entry>,
-    /// The buyers' marks.
-    pub marks: AHashMap<UserId, Mark>,
-    /// Entries of the journal: epoch, sequence, order.
-    pub journal: Vec<(u64, u64, [u8; 16])>,
-    /// Fields and entries that cannot be read.
+    /// What is found under each of the segment's keys.
+    pub kinds: [Kind; 4],
+    /// Keys and fields of the head that cannot be read.
     pub torn: Vec<String>,
-    /// How many of the segment's keys exist.
-    pub keys: usize,
-    /// Whether the journal is one of them; it is there, empty or not, since the first order.
-    pub has_journal: bool,
     /// Keys that will run out by themselves.
     pub mortal: Vec<String>,
 }
@@ -180,12 +125,11 @@ impl Head {
 }
 
 impl Image {
-    /// Reads all of a segment, page by page.
+    /// Reads it.
     pub async fn read(redis: &Redis, shelf: &Shelf) -> Result<Self, Fault> {
-        let mut image = Self { at: redis.time().await?, ..Self::default() };
-        let kinds = kinds(redis, shelf).await?;
-        for (key, kind) in keys(shelf).into_iter().zip(kinds) {
-            image.keys += usize::from(kind != Kind::Missing);
+        let mut image =
+            Self { at: redis.time().await?, kinds: kinds(redis, shelf).await?, ..Self::default() };
+        for (key, kind) in keys(shelf).into_iter().zip(image.kinds) {
             if kind == Kind::Wrong {
                 image.torn.push(format!("{key}, which has another type,"));
             }
@@ -195,115 +139,39 @@ impl Image {
                 image.mortal.push(key);
             }
         }
-        let [meta, stock, orders, journal] = kinds.map(|kind| kind != Kind::Wrong);
-        image.has_journal = kinds[3] == Kind::Right;
-        // The journal first: an entry that leaves it meanwhile has its order in the map all the same.
-        if journal {
-            image.read_journal(redis, shelf).await?;
-        }
-        if meta && stock {
+        if !image.kinds[..2].contains(&Kind::Wrong) {
             image.head = Head::read(redis, shelf).await?;
             image.torn.extend(image.head.torn.iter().map(|field| format!("meta {field}")));
-        }
-        if orders {
-            image.read_orders(redis, shelf).await?;
         }
         Ok(image)
     }
 
-    /// Takes a page in while Redis answers with the next.
-    async fn read_orders(&mut self, redis: &Redis, shelf: &Shelf) -> Result<(), Fault> {
-        let scan = async |cursor: u64| {
-            let mut scan = cmd("HSCAN");
-            scan.arg(shelf.orders()).arg(cursor).arg("COUNT").arg(PAGE);
-            redis.run::<(u64, Vec<(String, String)>)>("reading the order map", &scan).await
-        };
-        // About one order to each mark; growing while it is read costs as much as reading it.
-        let fields: usize = redis.run("counting the order map", cmd("HLEN").arg(shelf.orders())).await?;
-        self.orders.reserve(fields / 2);
-        self.marks.reserve(fields / 2);
-        let mut pool = LinesPool::default();
-        let (mut cursor, mut page) = scan(0).await?;
-        while cursor != 0 {
-            let (next, ()) = tokio::join!(scan(cursor), async { self.take_page(page, &mut pool) });
-            (cursor, page) = next?;
-        }
-        self.take_page(page, &mut pool);
-        Ok(())
+    /// How many of the segment's keys exist.
+    pub fn keys(&self) -> usize {
+        self.kinds.iter().filter(|kind| **kind != Kind::Missing).count()
     }
 
-    fn take_page(&mut self, page: Vec<(String, String)>, pool: &mut LinesPool) {
-        for (field, value) in page {
-            self.take_field(&field, &value, pool);
-        }
+    /// Whether there is an order map that can be read.
+    pub fn has_orders(&self) -> bool {
+        self.kinds[2] == Kind::Right
     }
 
-    fn take_field(&mut self, field: &str, value: &str, pool: &mut LinesPool) {
-        if let Some(user) = field.strip_prefix('@') {
-            match (UserId::parse(user), Mark::parse(value)) {
-                (Ok(user), Some(mark)) => {
-                    self.marks.insert(user, mark);
-                }
-                _ => self.torn.push(field.to_owned()),
-            }
-            return;
-        }
-        let (Some(uuid), Some(record)) = (parse_field(field), Record::parse_shared(value, pool)) else {
-            self.torn.push(field.to_owned());
-            return;
-        };
-        let entry = Entry {
-            state: record.state,
-            released: record.released,
-            epoch: record.epoch,
-            seq: record.seq,
-            accepted: record.accepted,
-            updated: record.updated,
-            refund: record.refund,
-            lines: record.lines,
-            user: record.user,
-        };
-        self.orders.insert(uuid, entry);
+    /// Whether there is a journal; it is there, empty or not, since the first order.
+    pub fn has_journal(&self) -> bool {
+        self.kinds[3] == Kind::Right
     }
 
-    async fn read_journal(&mut self, redis: &Redis, shelf: &Shelf) -> Result<(), Fault> {
-        let mut from = "-".to_owned();
-        loop {
-            let mut range = cmd("XRANGE");
-            range.arg(shelf.journal()).arg(&from).arg("+").arg("COUNT").arg(PAGE);
-            let page: Vec<(String, Vec<String>)> = redis.run("reading the journal", &range).await?;
-            let Some((last, _)) = page.last() else { return Ok(()) };
-            from = format!("({last}");
-            for (id, fields) in &page {
-                let order = fields.get(1).and_then(|order| parse_field(order));
-                let place = id.split_once('-').and_then(|(e, s)| Some((e.parse().ok()?, s.parse().ok()?)));
-                match (place, order) {
-                    (Some((epoch, seq)), Some(order)) => self.journal.push((epoch, seq, order)),
-                    _ => self.torn.push(format!("journal {id}")),
-                }
-            }
-        }
+    /// Whether an order's units were off the shelf when the head was read: the map is read after it.
+    pub fn held(&self, record: &Record) -> bool {
+        held_then(self, [record.epoch, record.seq], record.released, record.updated)
     }
+}
 
-    /// Units of every SKU that the map's orders hold.
-    pub fn held(&self) -> BTreeMap<SkuId, u64> {
-        let mut held = BTreeMap::new();
-        for entry in self.orders.values().filter(|entry| !entry.released) {
-            for (sku, n) in entry.lines.iter() {
-                *held.entry(sku.clone()).or_default() += u64::from(n);
-            }
-        }
-        held
-    }
-
-    /// What every buyer's mark should be: the sum over his orders that hold units.
-    pub fn held_by_user(&self) -> AHashMap<UserId, Mark> {
-        let mut users: AHashMap<UserId, Mark> = AHashMap::new();
-        for entry in self.orders.values().filter(|entry| !entry.released) {
-            users.entry(entry.user.clone()).or_default().add(&entry.lines);
-        }
-        users
-    }
+/// The same of an order of this place, whose record last changed then.
+pub fn held_then(image: &Image, [epoch, seq]: [u64; 2], released: bool, updated: Millis) -> bool {
+    let later = epoch >= image.head.epoch && seq > image.head.seq;
+    let released_since = released && updated >= image.at && seq > 0;
+    !later && (!released || released_since)
 }
 
 /// `None` where something of it is missing or torn.
@@ -317,9 +185,10 @@ fn control(meta: &Fields) -> Option<Control> {
 }
 
 /// What is found under a segment's key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Kind {
     /// Nothing.
+    #[default]
     Missing,
     /// What belongs there.
     Right,

@@ -15,7 +15,7 @@ impl Mark {
     pub fn parse(text: &str) -> Option<Self> {
         let unit = |part: &str| {
             let (sku, n) = part.split_once('=')?;
-            Some((SkuId::parse(sku).ok()?, n.parse().ok()?))
+            Some((SkuId::parse(sku).ok()?, n.parse().ok().filter(|n| *n > 0)?))
         };
         let mut units: Vec<(SkuId, u64)> = text.split(',').map(unit).collect::<Option<_>>()?;
         units.sort_unstable();
@@ -25,11 +25,18 @@ impl Mark {
 
     /// The units of an order besides.
     pub fn add(&mut self, lines: &Lines) {
-        for (sku, n) in lines.iter() {
-            match self.0.binary_search_by(|(other, _)| other.cmp(sku)) {
-                Ok(at) => self.0[at].1 += u64::from(n),
-                Err(at) => self.0.insert(at, (sku.clone(), u64::from(n))),
-            }
+        lines.iter().for_each(|(sku, n)| self.add_units(sku, u64::from(n)));
+    }
+
+    /// The units of another mark besides.
+    pub fn join(&mut self, other: &Self) {
+        other.iter().for_each(|(sku, n)| self.add_units(sku, n));
+    }
+
+    fn add_units(&mut self, sku: &SkuId, n: u64) {
+        match self.0.binary_search_by(|(other, _)| other.cmp(sku)) {
+            Ok(at) => self.0[at].1 = self.0[at].1.saturating_add(n),
+            Err(at) => self.0.insert(at, (sku.clone(), n)),
         }
     }
 
@@ -73,7 +80,7 @@ mod tests {
 
     #[test]
     fn what_is_no_mark_is_not_read() {
-        for torn in ["", "a", "a=", "a=-1", "a=1,", "a b=1", "a=1,a=2"] {
+        for torn in ["", "a", "a=", "a=0", "a=-1", "a=1,", "a b=1", "a=1,a=2"] {
             assert_eq!(Mark::parse(torn), None, "{torn}");
         }
     }

@@ -47,6 +47,9 @@ pub struct Metrics {
     pub released_again: Counter,
     /// Changes of orders that Redis did not know and was told again.
     pub settled_again: Counter,
+    /// When the last round of the reconciler ended that looked at every sale that sells, or is closed: Unix
+    /// time.
+    pub last_round: Family<[(&'static str, &'static str); 1], Gauge<f64, AtomicU64>>,
     /// By how much an equation of the books is off, 0 at rest.
     pub drift: Family<OfEquation, Gauge<f64, AtomicU64>>,
 }
@@ -81,6 +84,11 @@ impl Metrics {
         warden.register("republished_orders", "Orders published again", metrics.republished.clone());
         warden.register("released_again", "Releases asked for again", metrics.released_again.clone());
         warden.register("settled_again", "Changes of orders told again", metrics.settled_again.clone());
+        warden.register(
+            "last_round_timestamp_seconds",
+            "When the last whole round of the reconciler ended, by the kind of sales",
+            metrics.last_round.clone(),
+        );
         warden.register("drift", "By how much an equation of the books is off", metrics.drift.clone());
         metrics
     }
@@ -107,6 +115,7 @@ impl Metrics {
         for gauge in of_leader {
             gauge.set(0);
         }
+        self.last_round.clear();
         self.drift.clear();
     }
 }

@@ -5,17 +5,22 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sluice_shared::ids::{OrderId, SkuId};
+use sluice_shared::clock::Millis;
+use sluice_shared::ids::{OrderId, SaleId, SkuId};
 use sluice_shared::keys::Shelf;
-use sluice_shared::message::{Accepted, OrderEvent};
+use sluice_shared::message::Accepted;
 use sluice_shared::sale::{SaleStep, SaleView};
 
-use super::behind::{Behind, behind, next_page};
 use super::doubts::Doubt;
-use super::image::Image;
+use super::image::{Head, Image};
 use super::outlet::Outlet;
+use super::scan::{Scan, Wanted};
 use super::{Trouble, Warden, reopen};
-use crate::store::orders::OrderRow;
+
+mod telling;
+mod turn;
+
+use turn::{SHARE, Spent, Turn};
 
 /// How closely it is looked.
 #[derive(Debug, Clone, Copy)]
@@ -40,29 +45,11 @@ const AFTER_LOSS: Look = Look { unwritten_ms: 0, ..FIRST };
 
 /// How soon a look after a loss that failed is repeated.
 const AGAIN: Duration = Duration::from_millis(500);
-/// Reading the maps takes at most one part in so many of Redis' time, and more of it after a loss.
-const SHARE: u32 = 20;
-const SHARE_AFTER_LOSS: u32 = 10;
-/// Orders asked for at once.
-const PAGE: usize = 5_000;
-/// Of so many orders it is remembered that they were told again; of more, each round tells them once more.
-const REMEMBERED: usize = 200_000;
+/// A sale whose units are all accounted for is read all the same when it was not for so long.
+const PROVEN: Duration = Duration::from_secs(60);
 
 /// Closed sales have so much of one round: there may be many, and those that sell come first.
 const SLICE: Duration = Duration::from_secs(5);
-
-/// When sales of a kind are looked at next, and how closely.
-struct Turn {
-    look: Look,
-    due: Instant,
-}
-
-impl Turn {
-    /// A look that took so long is repeated after `every`, or later where it takes too much of Redis' time.
-    fn next(&mut self, took: Duration, every: Duration) {
-        self.due = Instant::now() + every.max(took * SHARE);
-    }
-}
 
 /// Works until it is dropped.
 pub async fn run(warden: Arc<Warden>) {
@@ -77,21 +64,26 @@ pub async fn run(warden: Arc<Warden>) {
             Duration::ZERO => None,
             wait => tokio::time::timeout(wait, reconciler.warden.doubts.next()).await.ok(),
         };
-        let began = Instant::now();
+        let began = Spent::now(&reconciler.warden).await;
         let done = if let Some(doubt) = doubt {
-            reconciler.dispel(doubt).await
+            reconciler.dispel(doubt, &began).await
         } else if selling.due <= closed.due {
-            let done = reconciler.round(selling.look, Wanted::Selling).await;
-            selling.next(began.elapsed(), every);
-            done.map(|_| selling.look = ROUTINE)
+            let done = reconciler.round(selling.look, About::Selling).await;
+            selling.next(began.at, began.since(&reconciler.warden).await, every);
+            done.map(|undone| {
+                selling.look = ROUTINE;
+                reconciler.rounded("selling", &undone);
+            })
         } else {
-            let done = reconciler.some_closed(closed.look).await;
+            let done = reconciler.round(closed.look, About::Closed).await;
             let pause = if reconciler.rest.is_empty() { every } else { Duration::ZERO };
-            closed.next(began.elapsed(), pause.max(AGAIN));
-            if done.is_ok() && reconciler.rest.is_empty() {
-                closed.look = ROUTINE;
-            }
-            done
+            closed.next(began.at, began.since(&reconciler.warden).await, pause.max(AGAIN));
+            done.map(|undone| {
+                if reconciler.rest.is_empty() {
+                    closed.look = ROUTINE;
+                    reconciler.rounded("closed", &undone);
+                }
+            })
         };
         if let Err(trouble) = done {
             tracing::warn!(%trouble, "reconciling is held up");
@@ -101,7 +93,7 @@ pub async fn run(warden: Arc<Warden>) {
 
 /// Which segments a round is about.
 #[derive(Clone, Copy)]
-enum Wanted<'a> {
+enum About<'a> {
     /// Those of sales that are not closed.
     Selling,
     /// Those of closed sales that have not had their turn.
@@ -124,8 +116,10 @@ struct Reconciler {
     outlet: Outlet,
     /// Orders of which was told again what the books say, and when.
     told: HashMap<OrderId, Instant>,
-    /// Which order of a segment was compared last.
-    compared: HashMap<Shelf, [u8; 16]>,
+    /// Which order of a sale was compared last.
+    compared: HashMap<SaleId, OrderId>,
+    /// When the order maps of a sale were read last.
+    read: HashMap<SaleId, Instant>,
     /// Segments of closed sales that have not had their turn.
     rest: BTreeSet<Shelf>,
     /// Segments that could not be read when they were looked at last.
@@ -138,7 +132,6 @@ struct Tally {
     held: BTreeMap<SkuId, i64>,
     unwritten: BTreeMap<SkuId, i64>,
     off_shelf: i64,
-    orders: Vec<OrderId>,
 }
 
 impl Reconciler {
@@ -147,6 +140,7 @@ impl Reconciler {
             outlet: Outlet::new(&warden, "reconcile"),
             told: HashMap::new(),
             compared: HashMap::new(),
+            read: HashMap::new(),
             rest: BTreeSet::new(),
             unread: BTreeSet::new(),
             warden,
@@ -154,10 +148,9 @@ impl Reconciler {
     }
 
     /// Looks at what a loss may have touched; what is not done stays in doubt.
-    async fn dispel(&mut self, doubt: Doubt) -> Result<(), Trouble> {
-        let began = Instant::now();
+    async fn dispel(&mut self, doubt: Doubt, began: &Spent) -> Result<(), Trouble> {
         let look = Look { since: doubt.since(), ..AFTER_LOSS };
-        let (left, failed) = match self.round(look, Wanted::Doubtful(&doubt)).await {
+        let (left, failed) = match self.round(look, About::Doubtful(&doubt)).await {
             Ok(Undone { unread, mut late }) => {
                 let failed = !unread.is_empty();
                 late.extend(unread);
@@ -169,7 +162,7 @@ impl Reconciler {
             }
         };
         if failed {
-            tokio::time::sleep(AGAIN.max(began.elapsed() * SHARE_AFTER_LOSS)).await;
+            tokio::time::sleep(AGAIN.max(began.since(&self.warden).await * SHARE)).await;
         }
         if let Some(left) = left {
             self.warden.doubts.note(left);
@@ -177,60 +170,39 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Looks at some of the closed sales' segments, and begins again with the first after the last.
-    async fn some_closed(&mut self, look: Look) -> Result<(), Trouble> {
-        if self.rest.is_empty() {
-            self.rest = self.warden.floor(|floor| floor.serving.keys().cloned().collect());
-        }
-        self.round(look, Wanted::Closed).await.map(drop)
-    }
-
-    /// Looks at the segments that are served and wanted.
-    async fn round(&mut self, look: Look, wanted: Wanted<'_>) -> Result<Undone, Trouble> {
+    /// Looks at the segments that are served, and that it is about.
+    async fn round(&mut self, look: Look, about: About<'_>) -> Result<Undone, Trouble> {
         let (began, mut undone) = (Instant::now(), Undone::default());
         self.told.retain(|_, at| at.elapsed() < ROUTINE.untold * 2);
         let serving = self.warden.floor(|floor| floor.serving.clone());
+        if matches!(about, About::Closed) && self.rest.is_empty() {
+            // Again from the first after the last.
+            self.rest = serving.keys().cloned().collect();
+        }
         let mut views = self.warden.views().await?;
         // Those that sell first, and each look in the same order as the one before.
         views.sort_by_key(|view| (view.step == SaleStep::Closed, view.number));
-        for view in views {
+        for view in &views {
             let closed = view.step == SaleStep::Closed;
-            let mut tally = Tally::default();
-            let mut whole = true;
-            for segment in 0..view.segments {
-                let shelf = Shelf::new(view.sale.clone(), segment);
-                let is_wanted = match wanted {
-                    Wanted::Selling => !closed,
-                    Wanted::Closed => closed && self.rest.contains(&shelf),
-                    Wanted::Doubtful(doubt) => doubt.covers(&shelf),
-                };
-                let Some(epoch) = serving.get(&shelf).filter(|_| is_wanted) else {
-                    whole = false;
-                    continue;
-                };
-                if closed && began.elapsed() > SLICE {
-                    whole = false;
-                    undone.late.insert(shelf);
-                    continue;
-                }
-                self.unread.remove(&shelf);
-                match self.segment(&view, &shelf, *epoch, look, &mut tally).await {
-                    Err(trouble) if trouble.is_local() => {
-                        tracing::warn!(shelf = shelf.name(), %trouble, "not reconciled");
-                        whole = false;
-                        self.unread.insert(shelf.clone());
-                        undone.unread.insert(shelf);
-                    }
-                    done => done?,
-                }
+            let shelves = (0..view.segments).map(|segment| Shelf::new(view.sale.clone(), segment));
+            let mut wanted: Vec<(Shelf, u64)> = shelves
+                .filter(|shelf| match about {
+                    About::Selling => !closed,
+                    About::Closed => closed && self.rest.contains(shelf),
+                    About::Doubtful(doubt) => doubt.covers(shelf),
+                })
+                .filter_map(|shelf| serving.get(&shelf).map(|epoch| (shelf.clone(), *epoch)))
+                .collect();
+            if closed && began.elapsed() > SLICE {
+                undone.late.extend(wanted.drain(..).map(|(shelf, _)| shelf));
             }
-            if whole {
-                self.sale(&view, &tally).await?;
-            }
+            self.sale(view, &wanted, look, &mut undone).await?;
         }
-        self.compared.retain(|shelf, _| serving.contains_key(shelf));
+        let known = |sale: &SaleId| views.iter().any(|view| view.sale == *sale);
+        self.compared.retain(|sale, _| known(sale));
+        self.read.retain(|sale, _| known(sale));
         self.unread.retain(|shelf| serving.contains_key(shelf));
-        if matches!(wanted, Wanted::Closed) {
+        if matches!(about, About::Closed) {
             self.rest.retain(|shelf| undone.late.contains(shelf));
         }
         let (store, redis) = (&self.warden.context.store, self.warden.redis());
@@ -242,7 +214,76 @@ impl Reconciler {
         Ok(undone)
     }
 
-    /// Publishes what has no row, and tells again what Redis does not know.
+    /// Looks at some segments of a sale, and at the sale when they are all of it.
+    async fn sale(
+        &mut self,
+        view: &SaleView,
+        wanted: &[(Shelf, u64)],
+        look: Look,
+        undone: &mut Undone,
+    ) -> Result<(), Trouble> {
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let mut whole = wanted.len() == usize::from(view.segments);
+        if whole && !look.whole && self.is_proven(view, wanted).await? {
+            return self.compare(view, wanted, look).await;
+        }
+        let (mut tally, mut readable) = (Tally::default(), Vec::with_capacity(wanted.len()));
+        for (shelf, epoch) in wanted {
+            self.unread.remove(shelf);
+            match self.segment(view, shelf, *epoch, look, &mut tally).await {
+                Err(trouble) if trouble.is_local() => {
+                    tracing::warn!(shelf = shelf.name(), %trouble, "not reconciled");
+                    whole = false;
+                    self.unread.insert(shelf.clone());
+                    undone.unread.insert(shelf.clone());
+                }
+                done => {
+                    done?;
+                    readable.push((shelf.clone(), *epoch));
+                }
+            }
+        }
+        self.compare(view, &readable, look).await?;
+        if whole {
+            self.read.insert(view.sale.clone(), Instant::now());
+            self.judge(view, &tally).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether every unit that is off the shelves is taken in the books too. Then no order that holds units
+    /// is without a row, and no dead one holds any, and nobody has to read the maps: but for errors that
+    /// make up for each other, which is why they are read now and then.
+    async fn is_proven(&self, view: &SaleView, wanted: &[(Shelf, u64)]) -> Result<bool, Trouble> {
+        let fresh = self.read.get(&view.sale).is_some_and(|at| at.elapsed() < PROVEN);
+        if !fresh || wanted.iter().any(|(shelf, _)| self.unread.contains(shelf)) {
+            return Ok(false);
+        }
+        let mut held: BTreeMap<SkuId, i64> = BTreeMap::new();
+        for (shelf, _) in wanted {
+            let head = match Head::read(self.warden.redis(), shelf).await {
+                Err(fault) if fault.is_local() => return Ok(false),
+                head => head?,
+            };
+            for (sku, init) in head.init {
+                let Some(Some(left)) = head.stock.get(&sku) else { return Ok(false) };
+                *held.entry(sku).or_default() += signed(init) - left;
+            }
+        }
+        let store = &self.warden.context.store;
+        let taken = store.bounded(store.taken(&view.sale)).await?;
+        let taken: BTreeMap<SkuId, i64> = taken.into_iter().map(|(sku, n)| (sku, signed(n))).collect();
+        let proven = held == taken;
+        if proven {
+            self.drift(view, "X2", 0);
+            self.drift(view, "unwritten", 0);
+        }
+        Ok(proven)
+    }
+
+    /// Publishes what has no row, and adds up what is held.
     async fn segment(
         &mut self,
         view: &SaleView,
@@ -252,11 +293,46 @@ impl Reconciler {
         tally: &mut Tally,
     ) -> Result<(), Trouble> {
         let image = Image::read(self.warden.redis(), shelf).await?;
-        let all = reopen::unwritten(&self.warden, shelf, view.number, &image, |_| true).await?;
+        let mut held_then: BTreeMap<SkuId, i64> = BTreeMap::new();
+        let mut scan = Scan::of(self.warden.redis(), shelf, Wanted::Orders);
+        while let Some(page) = scan.next_orders().await? {
+            let unwritten = reopen::unwritten(&self.warden, shelf, view.number, &page, |_| true).await?;
+            self.publish(shelf, epoch, image.at, look, &unwritten).await?;
+            for (sku, n) in unwritten.iter().flat_map(|order| order.lines.iter()) {
+                add(&mut tally.unwritten, sku, n);
+            }
+            for (_, record) in &page {
+                for (sku, n) in record.lines.iter() {
+                    if !record.released {
+                        add(&mut tally.held, sku, n);
+                    }
+                    if image.held(record) {
+                        add(&mut held_then, sku, n);
+                    }
+                }
+            }
+        }
+        for (sku, init) in &image.head.init {
+            let left = image.head.stock.get(sku).copied().flatten().unwrap_or(0);
+            let held = held_then.get(sku).copied().unwrap_or(0);
+            tally.off_shelf += (left + held - signed(*init)).abs();
+        }
+        Ok(())
+    }
+
+    /// Publishes again those that are old enough.
+    async fn publish(
+        &mut self,
+        shelf: &Shelf,
+        epoch: u64,
+        now: Millis,
+        look: Look,
+        unwritten: &[Accepted],
+    ) -> Result<(), Trouble> {
         // One from the future was accepted before Redis' clock went back.
-        let old = |order: &Accepted| (image.at.0 - order.at.0).abs() >= look.unwritten_ms;
+        let old = |order: &&Accepted| (now.0 - order.at.0).abs() >= look.unwritten_ms;
         let (due, lost): (Vec<_>, Vec<_>) =
-            all.iter().filter(|order| old(order)).cloned().partition(|order| order.epoch == epoch);
+            unwritten.iter().filter(old).cloned().partition(|order| order.epoch == epoch);
         if !due.is_empty() {
             tracing::warn!(shelf = shelf.name(), orders = due.len(), "published again: no rows");
             self.outlet.orders(&due).await?;
@@ -266,26 +342,11 @@ impl Reconciler {
             let order = &order.order;
             tracing::error!(%order, "accepted in an epoch that has ended, and not in the books");
         }
-        for order in &all {
-            for (sku, n) in order.lines.iter() {
-                *tally.unwritten.entry(sku.clone()).or_default() += i64::from(n);
-            }
-        }
-        self.compare(view, shelf, &image, look).await?;
-        let held = image.held();
-        for (sku, init) in &image.head.init {
-            let left = image.head.stock.get(sku).copied().flatten().unwrap_or(0);
-            let held = held.get(sku).map_or(0, |n| signed(*n));
-            tally.off_shelf += (left + held - signed(*init)).abs();
-            *tally.held.entry(sku.clone()).or_default() += held;
-        }
-        let name = |uuid: &[u8; 16]| OrderId { uuid: *uuid, sale: view.number, segment: shelf.segment };
-        tally.orders.extend(image.orders.iter().filter(|(_, r)| !r.released).map(|(uuid, _)| name(uuid)));
         Ok(())
     }
 
     /// Compares what Redis holds with what the books have taken, and releases what is dead.
-    async fn sale(&mut self, view: &SaleView, tally: &Tally) -> Result<(), Trouble> {
+    async fn judge(&mut self, view: &SaleView, tally: &Tally) -> Result<(), Trouble> {
         let store = &self.warden.context.store;
         let taken = store.bounded(store.taken(&view.sale)).await?;
         let mut surplus = 0;
@@ -296,76 +357,16 @@ impl Reconciler {
         self.drift(view, "R1", tally.off_shelf);
         self.drift(view, "X2", surplus);
         self.drift(view, "unwritten", tally.unwritten.values().sum());
-        if surplus > 0 { self.release(&tally.orders).await } else { Ok(()) }
+        if surplus > 0 { self.release(view).await } else { Ok(()) }
     }
 
-    /// Compares records with their rows: all of them, or in each round those that come next.
-    async fn compare(
-        &mut self,
-        view: &SaleView,
-        shelf: &Shelf,
-        image: &Image,
-        look: Look,
-    ) -> Result<(), Trouble> {
-        let uuids = if look.whole {
-            image.orders.keys().copied().collect()
-        } else {
-            let page = next_page(image, self.compared.get(shelf), PAGE);
-            match page.last() {
-                Some(last) => self.compared.insert(shelf.clone(), *last),
-                None => self.compared.remove(shelf),
-            };
-            page
-        };
-        for page in uuids.chunks(PAGE) {
-            let name = |uuid: &[u8; 16]| OrderId { uuid: *uuid, sale: view.number, segment: shelf.segment };
-            let page: Vec<OrderId> = page.iter().map(name).collect();
-            let store = &self.warden.context.store;
-            let rows = store.bounded(store.rows_older_than(&page, look.untold)).await?;
-            let known = |row: &OrderRow| behind(image.orders.get(&row.id.uuid)?, row.standing());
-            let mut untold: Vec<_> = rows.iter().filter_map(|row| Some((row, known(row)?))).collect();
-            untold.retain(|(row, _)| self.may_tell(&row.id, look));
-            self.tell(&untold).await?;
+    /// Notes when a round has looked at everything that it was about.
+    fn rounded(&self, sales: &'static str, undone: &Undone) {
+        if undone.unread.is_empty() {
+            #[allow(clippy::cast_precision_loss)]
+            let seconds = Millis::now().0 as f64 / 1000.0;
+            self.warden.metrics().last_round.get_or_create(&[("sales", sales)]).set(seconds);
         }
-        Ok(())
-    }
-
-    /// Asks again for releases that got lost on their way.
-    async fn release(&mut self, held: &[OrderId]) -> Result<(), Trouble> {
-        for page in held.chunks(PAGE) {
-            let store = &self.warden.context.store;
-            let rows = store.bounded(store.rows_older_than(page, ROUTINE.untold)).await?;
-            let dead = rows.iter().filter(|row| !row.live && self.may_tell(&row.id, ROUTINE));
-            let dead: Vec<_> = dead.map(|row| (row, Behind::Release)).collect();
-            self.tell(&dead).await?;
-        }
-        Ok(())
-    }
-
-    /// Not what was told a moment ago; but a loss after that may have been of the telling.
-    fn may_tell(&self, order: &OrderId, look: Look) -> bool {
-        let old = |at: &Instant| at.elapsed() > ROUTINE.untold || look.since.is_some_and(|since| *at < since);
-        self.told.get(order).is_none_or(old)
-    }
-
-    /// Puts into the outbox once more what the books say of these orders.
-    async fn tell(&mut self, orders: &[(&OrderRow, Behind)]) -> Result<(), Trouble> {
-        if orders.is_empty() {
-            return Ok(());
-        }
-        tracing::warn!(orders = orders.len(), "told again: redis is behind the books");
-        let events = |wanted: Behind| -> Vec<OrderEvent> {
-            let orders = orders.iter().filter(|(_, what)| *what == wanted);
-            orders.map(|(row, what)| row.event(*what == Behind::Release)).collect()
-        };
-        let (changes, releases) = (events(Behind::Change), events(Behind::Release));
-        let store = &self.warden.context.store;
-        store.bounded(store.tell_again(&changes, &releases)).await?;
-        self.warden.metrics().settled_again.inc_by(changes.len() as u64);
-        self.warden.metrics().released_again.inc_by(releases.len() as u64);
-        let room = REMEMBERED.saturating_sub(self.told.len());
-        self.told.extend(orders.iter().take(room).map(|(row, _)| (row.id, Instant::now())));
-        Ok(())
     }
 
     fn drift(&self, view: &SaleView, equation: &str, units: i64) {
@@ -377,4 +378,11 @@ impl Reconciler {
 
 fn signed(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+fn add(units: &mut BTreeMap<SkuId, i64>, sku: &SkuId, n: u32) {
+    match units.get_mut(sku) {
+        Some(sum) => *sum += i64::from(n),
+        None => drop(units.insert(sku.clone(), i64::from(n))),
+    }
 }

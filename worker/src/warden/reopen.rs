@@ -11,7 +11,7 @@ use sluice_shared::keys::{EDGES, REOPENING, Shelf};
 use sluice_shared::redis::{Fault, cmd};
 use sluice_shared::sale::{Heartbeat, Question};
 
-use super::image::{Image, run_id};
+use super::image::run_id;
 use super::outlet::Outlet;
 use super::reopening::{Command, Event, Reopening, Stage};
 use super::{Trouble, Warden};
@@ -38,8 +38,6 @@ pub struct Reopen {
     /// What edges are asked.
     question: Question,
     barrier: String,
-    /// What the segment held when it was drained.
-    drained: Option<Image>,
     /// How often it went back with data lost and orders without a row.
     back: u32,
     told: Option<((Stage, bool), Instant)>,
@@ -72,7 +70,6 @@ pub async fn run(warden: Arc<Warden>, shelf: Shelf, rows: Projection) -> (Shelf,
         booked: 0,
         question: Question { epoch: 0, asked: Millis(0) },
         barrier: String::new(),
-        drained: None,
         back: 0,
         told: None,
         held_up: None,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
-use sluice_shared::ids::SkuId;
+use sluice_shared::ids::{OrderId, SkuId};
 use sluice_shared::keys::Shelf;
 use sluice_shared::record::Record;
 use sluice_shared::redis::{Cmd, Fault, Redis, cmd};
@@ -46,24 +46,17 @@ pub(super) async fn restore(
     for key in [&meta, &stock] {
         expire(warden, key).await?;
     }
-    let (mut held, mut marks) = (Mark::default(), BTreeMap::<&str, Mark>::new());
-    for row in books.orders.values().filter(|row| row.live) {
-        held.add(&row.lines);
-        marks.entry(row.user.as_str()).or_default().add(&row.lines);
-    }
+    let (held, restored) = restore_orders(warden, shelf, &orders).await?;
     let mut left = BTreeMap::new();
     for (sku, units, _) in &new.items {
         left.insert(sku.clone(), remaining(sku, *units, &held)?.to_string());
     }
     // The scripts take a missing order map for lost data once there is a sequence.
-    let seq = if books.orders.is_empty() { 0 } else { seq };
+    let seq = if restored == 0 { 0 } else { seq };
     let changes = books.changes.iter();
     let changes = changes.filter_map(|(key, sku)| Some((format!("adjust:{key}"), left.get(sku)?.clone())));
     write(warden, &meta, changes.chain([("seq".to_owned(), seq.to_string())])).await?;
     write(warden, &stock, left.iter().map(|(sku, n)| (sku.to_string(), n.clone()))).await?;
-    let records = books.orders.iter().map(|(uuid, row)| (hex::encode(uuid), record(row).to_string()));
-    let marks = marks.into_iter().map(|(user, mark)| (format!("@{user}"), mark.to_string()));
-    write(warden, &orders, records.chain(marks)).await?;
     // As they take a missing journal: it is there, and empty.
     let (begins, redis) = (format!("{}-0", new.epoch), warden.redis());
     redis.run::<String>("restoring", cmd("XADD").arg(&journal).arg(&begins).arg("o").arg("-")).await?;
@@ -73,6 +66,55 @@ pub(super) async fn restore(
         Raised::Raised => Ok(()),
         Raised::Frozen(why) => Err(Trouble::Odd(format!("the restored segment: {why:?}"))),
     }
+}
+
+/// Writes the records of all rows, and what their buyers hold, page by page; answers the units that are held,
+/// and how many orders there are. All rows are of one instant: what becomes of an order later is told by its
+/// message, as ever.
+async fn restore_orders(warden: &Warden, shelf: &Shelf, key: &str) -> Result<(Mark, usize), Trouble> {
+    let store = &warden.context.store;
+    let mut snapshot = store.bounded(store.books(&shelf.sale)).await?;
+    let (mut held, mut restored, mut after) = (Mark::default(), 0, String::new());
+    loop {
+        let page = store.bounded(snapshot.orders_after(&after)).await?;
+        let Some((last, _)) = page.last() else { break };
+        after = last.to_string();
+        let ours: Vec<(OrderId, OrderFact)> =
+            page.into_iter().filter(|(id, _)| id.segment == shelf.segment).collect();
+        let mut marks = BTreeMap::<&str, Mark>::new();
+        for (_, row) in ours.iter().filter(|(_, row)| row.live) {
+            held.add(&row.lines);
+            marks.entry(row.user.as_str()).or_default().add(&row.lines);
+        }
+        add_marks(warden.redis(), key, &mut marks).await?;
+        let records = ours.iter().map(|(id, row)| (id.field(), record(row).to_string()));
+        let marks = marks.into_iter().map(|(user, mark)| (format!("@{user}"), mark.to_string()));
+        write(warden, key, records.chain(marks)).await?;
+        restored += ours.len();
+    }
+    store.bounded(snapshot.close()).await?;
+    Ok((held, restored))
+}
+
+/// Adds to marks what earlier pages have written of the same buyers.
+async fn add_marks(redis: &Redis, key: &str, marks: &mut BTreeMap<&str, Mark>) -> Result<(), Trouble> {
+    let users: Vec<&str> = marks.keys().copied().collect();
+    for page in users.chunks(PAGE) {
+        let mut ask = cmd("HMGET");
+        ask.arg(key);
+        for user in page {
+            ask.arg(format!("@{user}"));
+        }
+        let texts: Vec<Option<String>> = redis.run("restoring", &ask).await?;
+        for (user, text) in page.iter().zip(texts) {
+            let Some(text) = text else { continue };
+            let earlier = Mark::parse(&text);
+            let earlier =
+                earlier.ok_or_else(|| Trouble::Odd("a mark that was written is torn".to_owned()))?;
+            marks.entry(user).or_default().join(&earlier);
+        }
+    }
+    Ok(())
 }
 
 /// Deletes what was made anew for an epoch and is not on the shelf.

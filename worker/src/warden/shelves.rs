@@ -161,6 +161,8 @@ struct Shelves {
     unknown: BTreeMap<SaleId, u16>,
     /// Sales that are over: nobody buys from them any more.
     over: Vec<SaleView>,
+    /// The sale among them that is read before it is taken out.
+    leaving: JoinSet<(SaleView, Result<Option<String>, Trouble>)>,
     /// What keeps them in Redis all the same, and until when they are let alone.
     staying: BTreeMap<SaleId, (Backoff, String)>,
 }
@@ -183,6 +185,7 @@ impl Shelves {
             reopenings: JoinSet::new(),
             unknown: BTreeMap::new(),
             over: Vec::new(),
+            leaving: JoinSet::new(),
             staying: BTreeMap::new(),
         }
     }
@@ -209,8 +212,8 @@ impl Shelves {
             self.sale(&rows, &sound, wait).await?;
         }
         self.write_views().await?;
+        self.withdraw().await?;
         if tidy {
-            self.withdraw().await?;
             self.close_ended().await?;
         }
         if self.unrung {

@@ -55,7 +55,8 @@ fn config(address: SocketAddr, database: &str, redis: &str) -> Config {
         "[redis]\nurl = \"{redis}\"\n[database]\nurl = \"{database}\"\nmin_connections = 0\n\
          [api]\nlisten = \"{address}\"\nadmin_token = \"{ADMIN_TOKEN}\"\nedge_wait_ms = 300\n\
          admin_jwt_secret = \"{ADMIN_JWT_SECRET}\"\npayment_secret = \"{PAYMENT_SECRET}\"\n\
-         edge_secret = \"{EDGE_SECRET}\"\n"
+         edge_secret = \"{EDGE_SECRET}\"\naudit_program = \"{}\"\n",
+        env!("CARGO_BIN_EXE_sluice-worker")
     );
     Config::read(Settings::merge(DEFAULTS, Some(&file), []), &[role::Role::Api]).expect("a configuration")
 }

@@ -20,6 +20,7 @@ mod faults_kills;
 mod faults_promotion;
 mod faults_warden;
 mod harness;
+mod large_sale;
 mod orders_poison;
 mod orders_process;
 mod orders_queue;

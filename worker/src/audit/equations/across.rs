@@ -1,25 +1,21 @@
 //! Redis against PostgreSQL. Redis was read first: a row may be ahead of its record, never behind.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use ahash::AHashSet;
-use sluice_shared::clock::Millis;
-use sluice_shared::ids::{OrderId, SkuId};
+use sluice_shared::ids::SkuId;
 use sluice_shared::record::OrderState;
 
-use super::{Sheet, signed};
+use super::{Names, Sheet, signed};
 use crate::audit::Units;
 use crate::audit::broker::Depths;
-use crate::audit::gather::{Gathered, Seen};
-use crate::store::books::OrderFact;
-use crate::warden::behind::{Behind, ahead, behind};
-use crate::warden::image::Entry;
+use crate::audit::gather::Gathered;
+use crate::audit::rows::{Followed, OfSegment};
+use crate::audit::shelf::{Entry, Seen};
 use crate::warden::verify::expected;
 
 /// An accepted order may be without a row so long.
 const UNWRITTEN_MS: i64 = 5_000;
-/// Redis may not have followed so long in what the books say of an order.
-const UNTOLD_MS: i64 = 10_000;
 /// Orders in one message of the outbox.
 const A_MESSAGE: usize = 100;
 
@@ -27,14 +23,20 @@ const A_MESSAGE: usize = 100;
 pub(super) fn judge(all: &Gathered, depths: Option<Depths>) -> (Sheet, Vec<Units>, usize) {
     let mut sheet = Sheet::default();
     let mut under_way = all.unsent_releases.len() + all.unsent_changes.len() + all.changes.len();
-    for seen in &all.shelves {
-        under_way += seen.image.journal.len();
-        rows(seen, all, &mut sheet);
-        under_way += unwritten(seen, all, depths, &mut sheet);
-        under_way += unreleased(seen, all, depths, &mut sheet);
-        under_way += untold(seen, all, depths, &mut sheet);
-        released(seen, all, &mut sheet);
-        told(seen, all, &mut sheet);
+    let queued = |of: fn(&Depths) -> usize| depths.as_ref().map_or(0, of);
+    for (seen, rows) in all.shelves.iter().zip(&all.rows.segments) {
+        let name = || seen.shelf.name();
+        under_way += seen.journal.len();
+        let title = ("X1", "every live order of the books holds its units in redis");
+        sheet.each(title, name(), rows.live, rows.unheld.clone());
+        under_way += unwritten(seen, rows, all, depths, &mut sheet);
+        let title = ("X4", "every dead order has given its units back, or is about to");
+        under_way += followed(title, &rows.released, name(), queued(|depths| depths.releases), &mut sheet);
+        let title = ("X6", "redis tells of every order what the books say, or is about to");
+        under_way += followed(title, &rows.told, name(), queued(|depths| depths.changes), &mut sheet);
+        released(seen, rows, all, &mut sheet);
+        let title = ("X7", "redis tells of no order what the books do not say");
+        sheet.each(title, name(), rows.known, rows.ahead.clone());
         control(seen, all, &mut sheet);
     }
     if !all.shelves.is_empty() {
@@ -44,178 +46,85 @@ pub(super) fn judge(all: &Gathered, depths: Option<Depths>) -> (Sheet, Vec<Units
     (sheet, units, under_way)
 }
 
-fn order(seen: &Seen, all: &Gathered, uuid: &[u8; 16]) -> OrderId {
-    OrderId { uuid: *uuid, sale: all.sale.number, segment: seen.shelf.segment }
-}
-
-/// The clocks of Redis and PostgreSQL may differ by so much.
-pub(super) const SKEW_MS: i64 = 5_000;
-
-/// Whether a row was written for units that were taken after the shelf was read. One that was written
-/// before, and is ahead of Redis all the same, is what Redis has lost.
-fn newer(seen: &Seen, row: &OrderFact, now: Millis) -> bool {
-    let head = &seen.image.head;
-    let ahead = (row.epoch, row.seq) > (head.epoch, head.seq);
-    let since = row.created.0 + SKEW_MS >= seen.image.at.0 && row.created.0 <= now.0 + SKEW_MS;
-    head.fence.is_some() && ahead && since
-}
-
-/// Every live row holds its units in Redis, under the same name.
-fn rows(seen: &Seen, all: &Gathered, sheet: &mut Sheet) {
-    let (mut live, mut wrong) = (0, Vec::new());
-    for (order, row) in all.orders.iter().filter(|(order, _)| order.segment == seen.shelf.segment) {
-        if newer(seen, row, all.sale.now) {
-            continue;
-        }
-        let entry = seen.image.orders.get(&order.uuid);
-        // A tombstone has no place: nothing was ever taken under it.
-        let place = |entry: &Entry| entry.seq == 0 || (entry.epoch, entry.seq) == (row.epoch, row.seq);
-        let same =
-            entry.is_some_and(|entry| entry.lines == row.lines && entry.user == row.user && place(entry));
-        live += usize::from(row.live);
-        let held = entry.is_some_and(|entry| !entry.released);
-        if !same || row.live && !held {
-            wrong.push(order.to_string());
-        }
-    }
-    let title = ("X1", "every live order of the books holds its units in redis");
-    sheet.each(title, seen.shelf.name(), live, wrong);
+/// Entries without a row.
+fn without_row<'a>(seen: &'a Seen, rows: &'a OfSegment) -> impl Iterator<Item = &'a Entry> {
+    seen.entries.iter().zip(&rows.matched).filter(|(_, matched)| !**matched).map(|(entry, _)| entry)
 }
 
 /// Every order that holds units is in the books, or on its way there.
-fn unwritten(seen: &Seen, all: &Gathered, depths: Option<Depths>, sheet: &mut Sheet) -> usize {
-    let journal: AHashSet<[u8; 16]> = seen.image.journal.iter().map(|(_, _, order)| *order).collect();
-    let (mut held, mut young, mut late, mut wrong) = (0, 0, Vec::new(), Vec::new());
-    for (uuid, entry) in seen.image.orders.iter().filter(|(_, entry)| !entry.released) {
-        held += 1;
-        let order = order(seen, all, uuid);
-        if all.orders.contains_key(&order) {
-            continue;
-        }
+fn unwritten(
+    seen: &Seen,
+    rows: &OfSegment,
+    all: &Gathered,
+    depths: Option<Depths>,
+    sheet: &mut Sheet,
+) -> usize {
+    let journal: AHashSet<[u8; 16]> = seen.journal.iter().map(|entry| entry.order).collect();
+    let (mut young, mut late, mut wrong) = (0, Names::default(), Names::default());
+    for entry in without_row(seen, rows).filter(|entry| !entry.released) {
+        let name = || seen.order(all.sale.number, &entry.uuid).to_string();
         // Its message would be fenced, or it has been further than a message can bring it.
-        if entry.epoch < seen.epoch || entry.state != OrderState::Accepted {
-            wrong.push(order.to_string());
-        } else if journal.contains(uuid) || (seen.image.at.0 - entry.accepted.0).abs() < UNWRITTEN_MS {
+        if entry.epoch < seen.epoch || entry.told().state != OrderState::Accepted {
+            wrong.push(name);
+        } else if journal.contains(&entry.uuid) || (seen.image.at.0 - entry.accepted.0).abs() < UNWRITTEN_MS {
             young += 1;
         } else {
-            late.push(order.to_string());
+            late.push(name);
         }
     }
     // What is neither in the books nor in the journal can only be in the broker.
     let waiting = depths.map_or(0, |depths| depths.orders);
-    let under_way = young + late.len();
-    if late.len() > waiting {
-        wrong.append(&mut late);
+    let under_way = young + late.count();
+    if late.count() > waiting {
+        wrong.join(&late);
     }
+    let held = seen.entries.iter().filter(|entry| !entry.released).count();
     let title = ("X2", "every order that holds units has a row, or is on its way to one");
     sheet.each(title, seen.shelf.name(), held, wrong);
     under_way
 }
 
-/// What redis has to follow the books in, and the message that tells it to.
-struct Telling<'a> {
-    title: (&'static str, &'static str),
-    /// Orders whose message is still in the outbox.
-    unsent: &'a HashSet<OrderId>,
-    /// Messages that wait in the queue.
-    queued: usize,
-}
-
-/// Every dead order has given its units back, or is about to.
-fn unreleased(seen: &Seen, all: &Gathered, depths: Option<Depths>, sheet: &mut Sheet) -> usize {
-    let telling = Telling {
-        title: ("X4", "every dead order has given its units back, or is about to"),
-        unsent: &all.unsent_releases,
-        queued: depths.map_or(0, |depths| depths.releases),
-    };
-    let owes = |entry: Option<&Entry>, row: &OrderFact| {
-        (!row.live).then(|| entry.is_some_and(|entry| !entry.released))
-    };
-    followed(seen, all, &telling, owes, sheet)
-}
-
-/// What buyers are told of an order is what the books say, or is about to be.
-fn untold(seen: &Seen, all: &Gathered, depths: Option<Depths>, sheet: &mut Sheet) -> usize {
-    let telling = Telling {
-        title: ("X6", "redis tells of every order what the books say, or is about to"),
-        unsent: &all.unsent_changes,
-        queued: depths.map_or(0, |depths| depths.changes),
-    };
-    let owes = |entry: Option<&Entry>, row: &OrderFact| {
-        entry.map(|entry| behind(entry, row.standing()) == Some(Behind::Change))
-    };
-    followed(seen, all, &telling, owes, sheet)
-}
-
-/// Whether redis has followed the books in each order that this is about, or is about to. `owes` says
-/// nothing of an order that it is not about.
+/// Whether redis has followed the books, or is about to: so many messages that tell it wait in the queue.
 fn followed(
-    seen: &Seen,
-    all: &Gathered,
-    telling: &Telling<'_>,
-    owes: impl Fn(Option<&Entry>, &OrderFact) -> Option<bool>,
+    title: (&'static str, &'static str),
+    followed: &Followed,
+    scope: String,
+    queued: usize,
     sheet: &mut Sheet,
 ) -> usize {
-    let (mut looked, mut young, mut late) = (0, 0, Vec::new());
-    for (order, row) in all.orders.iter().filter(|(order, _)| order.segment == seen.shelf.segment) {
-        let Some(owing) = owes(seen.image.orders.get(&order.uuid), row) else { continue };
-        looked += 1;
-        if !owing {
-            continue;
-        }
-        if telling.unsent.contains(order) || (all.sale.now.0 - row.updated.0).abs() < UNTOLD_MS {
-            young += 1;
-        } else {
-            late.push(order.to_string());
-        }
-    }
-    let under_way = young + late.len();
-    if late.len() <= telling.queued * A_MESSAGE {
-        late.clear();
-    }
-    sheet.each(telling.title, seen.shelf.name(), looked, late);
-    under_way
+    let may_be_queued = followed.late.count() <= queued * A_MESSAGE;
+    let late = if may_be_queued { Names::default() } else { followed.late.clone() };
+    sheet.each(title, scope, followed.looked, late);
+    followed.young + followed.late.count()
 }
 
 /// Nothing is given back that the books do not know as dead.
-fn released(seen: &Seen, all: &Gathered, sheet: &mut Sheet) {
-    let released: Vec<(&[u8; 16], &Entry)> =
-        seen.image.orders.iter().filter(|(_, entry)| entry.released).collect();
-    let unproven =
-        |(uuid, _): &&(&[u8; 16], &Entry)| all.orders.get(&order(seen, all, uuid)).is_none_or(|row| row.live);
-    let wrong =
-        released.iter().filter(unproven).map(|(uuid, _)| order(seen, all, uuid).to_string()).collect();
+fn released(seen: &Seen, rows: &OfSegment, all: &Gathered, sheet: &mut Sheet) {
+    let mut wrong = rows.given_back.clone();
+    for entry in without_row(seen, rows).filter(|entry| entry.released) {
+        wrong.push(|| seen.order(all.sale.number, &entry.uuid).to_string());
+    }
+    let released = seen.entries.iter().filter(|entry| entry.released).count();
     let title = ("X5", "units were given back only for orders that are dead in the books");
-    sheet.each(title, seen.shelf.name(), released.len(), wrong);
-}
-
-/// Buyers are told of no order what the books do not say: they say it first.
-fn told(seen: &Seen, all: &Gathered, sheet: &mut Sheet) {
-    let rows = all.orders.iter().filter(|(order, _)| order.segment == seen.shelf.segment);
-    let known: Vec<_> =
-        rows.filter_map(|(order, row)| Some((order, row, seen.image.orders.get(&order.uuid)?))).collect();
-    let wrong = known.iter().filter(|(_, row, entry)| ahead(entry, row.standing()));
-    let wrong = wrong.map(|(order, ..)| order.to_string()).collect();
-    let title = ("X7", "redis tells of no order what the books do not say");
-    sheet.each(title, seen.shelf.name(), known.len(), wrong);
+    sheet.each(title, seen.shelf.name(), released, wrong);
 }
 
 /// A segment that has the version of the books has what they say. An older one is about to get it.
 fn control(seen: &Seen, all: &Gathered, sheet: &mut Sheet) {
     let Some(control) = &seen.image.head.control else { return };
-    let mut wrong = Vec::new();
+    let mut wrong = Names::default();
     if control.cfg > all.sale.cfg {
-        wrong.push(format!("cfg {}, {} in the books", control.cfg, all.sale.cfg));
+        wrong.push(|| format!("cfg {}, {} in the books", control.cfg, all.sale.cfg));
     }
     if control.cfg == all.sale.cfg {
         let booked = (all.sale.step, all.sale.span);
         if (control.step, control.span) != booked {
-            wrong.push(format!("{:?}, {booked:?} in the books", (control.step, control.span)));
+            wrong.push(|| format!("{:?}, {booked:?} in the books", (control.step, control.span)));
         }
         for offer in &all.offers {
             let limit = seen.image.head.limits.get(&offer.sku);
             if limit != Some(&offer.per_user) {
-                wrong.push(format!("limit of {}: {limit:?}, {} in the books", offer.sku, offer.per_user));
+                wrong.push(|| format!("limit of {}: {limit:?}, {} in the books", offer.sku, offer.per_user));
             }
         }
     }
@@ -237,7 +146,7 @@ fn stocks(all: &Gathered, sheet: &mut Sheet) {
     for (sku, booked) in expected(booked, &all.changes, &head) {
         let shelved = shelved.get(&sku).copied().unwrap_or(0);
         let title = ("X3", "units put on the shelves = stock in the books");
-        sheet.equal(title, sku.as_str(), shelved, signed(booked), Vec::new());
+        sheet.equal(title, sku.as_str(), shelved, signed(booked), Names::default());
     }
 }
 
@@ -248,7 +157,7 @@ fn units(all: &Gathered, sheet: &mut Sheet) -> Vec<Units> {
     for of_sku in &units {
         let left = of_sku.preloaded + of_sku.added - of_sku.withdrawn;
         let title = ("C", "preloaded + added − withdrawn = left + journalled + in broker + held + sold");
-        sheet.equal(title, of_sku.sku.as_str(), left, left - of_sku.difference, Vec::new());
+        sheet.equal(title, of_sku.sku.as_str(), left, left - of_sku.difference, Names::default());
     }
     units
 }
@@ -268,30 +177,17 @@ fn of_sku(all: &Gathered, sku: &SkuId, stock: i64) -> Units {
         difference: 0,
     };
     let mut half_done = 0;
-    for seen in &all.shelves {
+    for (seen, rows) in all.shelves.iter().zip(&all.rows.segments) {
         units.left += seen.image.head.stock.get(sku).copied().flatten().unwrap_or(0);
-        on_their_way(seen, all, sku, &mut units);
+        on_their_way(seen, rows, sku, &mut units);
         for (key, _, delta, booked) in all.changes.iter().filter(|change| change.1 == *sku) {
             let shelved = seen.image.head.changes.contains(key);
             half_done += if shelved && !booked { *delta } else { 0 };
             half_done -= if *booked && !shelved { *delta } else { 0 };
         }
     }
-    for (order, row) in &all.orders {
-        let n = row.lines.iter().find(|(other, _)| *other == sku).map_or(0, |(_, n)| i64::from(n));
-        let seen = all.shelves.iter().find(|seen| seen.shelf.segment == order.segment);
-        if seen.is_some_and(|seen| newer(seen, row, all.sale.now)) {
-            continue;
-        }
-        let sold = matches!(row.state, OrderState::Paid | OrderState::Refunded);
-        let entry = seen.and_then(|seen| Some((seen, seen.image.orders.get(&order.uuid)?)));
-        let on_its_way_back = entry.is_some_and(|(seen, entry)| seen.held_then(entry));
-        match (row.live, sold) {
-            (true, true) => units.sold += n,
-            (true, false) => units.held += n,
-            (false, _) if on_its_way_back => units.held += n,
-            (false, _) => {}
-        }
+    if let Some(of) = all.rows.skus.get(sku) {
+        (units.held, units.sold) = (of.held, of.sold);
     }
     if all.shelves.is_empty() {
         units.left = stock - units.held - units.sold;
@@ -302,14 +198,11 @@ fn of_sku(all: &Gathered, sku: &SkuId, stock: i64) -> Units {
 }
 
 /// Units of orders that have no row yet.
-fn on_their_way(seen: &Seen, all: &Gathered, sku: &SkuId, units: &mut Units) {
-    let journal: AHashSet<[u8; 16]> = seen.image.journal.iter().map(|(_, _, order)| *order).collect();
-    for (uuid, entry) in seen.image.orders.iter().filter(|(_, entry)| seen.held_then(entry)) {
-        if all.orders.contains_key(&order(seen, all, uuid)) {
-            continue;
-        }
-        let n = entry.lines.iter().find(|(other, _)| *other == sku).map_or(0, |(_, n)| i64::from(n));
-        if journal.contains(uuid) {
+fn on_their_way(seen: &Seen, rows: &OfSegment, sku: &SkuId, units: &mut Units) {
+    let journal: AHashSet<[u8; 16]> = seen.journal.iter().map(|entry| entry.order).collect();
+    for entry in without_row(seen, rows).filter(|entry| seen.held_then(entry)) {
+        let n = seen.lines(entry).iter().find(|(other, _)| *other == sku).map_or(0, |(_, n)| i64::from(n));
+        if journal.contains(&entry.uuid) {
             units.journalled += n;
         } else {
             units.in_broker += n;

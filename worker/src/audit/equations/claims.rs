@@ -8,7 +8,7 @@ pub(super) fn judge(all: &Gathered) -> Sheet {
     let mut sheet = Sheet::default();
     let shelved = |order: &sluice_shared::ids::OrderId| {
         let mut seen = all.shelves.iter().filter(|seen| seen.shelf.segment == order.segment);
-        seen.any(|seen| seen.image.orders.contains_key(&order.uuid))
+        seen.any(|seen| seen.find(&order.uuid, 0).is_some())
     };
     let open = all.claims.open.iter().filter(|(order, _)| !shelved(order));
     let lost = open.map(|(order, reason)| format!("{order} {reason}")).collect();

@@ -21,19 +21,28 @@ impl Store {
         rows.iter().map(|row| order(row)).collect()
     }
 
-    /// The rows of these orders that have stood as they are for `span`.
-    pub async fn rows_older_than(
+    /// The next rows of a sale after an order, in the order of ids, that have stood as they are for `span`;
+    /// or those of them whose units are back. Asked for as in [`super::orders_after`].
+    pub async fn rows_after(
         &self,
-        orders: &[OrderId],
+        sale: &SaleId,
+        after: Option<OrderId>,
         span: Duration,
+        dead: bool,
+        limit: u32,
     ) -> Result<Vec<OrderRow>, StoreError> {
         let rows: Vec<RawOrder> = sqlx::query_as(concat!(
             "SELECT ",
             columns!(),
-            " FROM orders WHERE id = ANY($1) AND updated_at <= now() - make_interval(secs => $2)"
+            " FROM orders WHERE (sale, id) > ($1, $2) AND sale <= $1
+                AND updated_at <= now() - make_interval(secs => $3) AND (NOT $4 OR NOT live)
+              ORDER BY sale, id LIMIT $5"
         ))
-        .bind(orders.iter().map(ToString::to_string).collect::<Vec<_>>())
+        .bind(sale.as_str())
+        .bind(after.map(|order| order.to_string()).unwrap_or_default())
         .bind(span.as_secs_f64())
+        .bind(dead)
+        .bind(i64::from(limit))
         .fetch_all(&self.pool)
         .await?;
         rows.into_iter().map(OrderRow::try_from).collect()

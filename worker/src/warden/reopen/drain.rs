@@ -6,16 +6,14 @@ use sluice_shared::failpoint;
 use sluice_shared::ids::OrderId;
 use sluice_shared::keys::Shelf;
 use sluice_shared::message::Accepted;
-use sluice_shared::record::OrderState;
+use sluice_shared::record::{OrderState, Record};
 use sluice_shared::redis::{Fault, cmd};
 
 use super::Reopen;
-use crate::warden::image::{Entry, Image};
+use crate::warden::image::{Kind, kinds};
 use crate::warden::reopening::Event;
+use crate::warden::scan::{Journal, Scan, Wanted, records};
 use crate::warden::{Trouble, Warden};
-
-/// Orders asked for at once.
-const PAGE: usize = 5_000;
 
 impl Reopen {
     /// Publishes accepted orders without a row, and takes out of the journal what is in the books or
@@ -25,44 +23,52 @@ impl Reopen {
         self.same_redis().await?;
         // Before a segment is read for nothing.
         self.outlet.ready().await?;
-        let booked = self.booked;
-        let image = Image::read(self.warden.redis(), &self.shelf).await?;
-        let unwritten =
-            unwritten(&self.warden, &self.shelf, self.rows.number, &image, |record| record.epoch == booked)
-                .await?;
-        self.outlet.orders(&unwritten).await?;
-        self.warden.metrics().republished.inc_by(unwritten.len() as u64);
-        forget_journal(&self.warden, &self.shelf, &image, booked).await?;
-        self.drained = Some(image);
-        Ok(Event::Drained(unwritten.len()))
+        let (booked, mut drained) = (self.booked, 0);
+        let redis = self.warden.redis();
+        let kinds = kinds(redis, &self.shelf).await?;
+        // The journal's end first: every entry up to it has its order in the map that is read then.
+        let journal = match kinds[3] {
+            Kind::Right => Journal::of_now(redis, &self.shelf).await?,
+            Kind::Missing | Kind::Wrong => None,
+        };
+        if kinds[2] == Kind::Right {
+            let mut scan = Scan::of(redis, &self.shelf, Wanted::Orders);
+            while let Some(page) = scan.next_orders().await? {
+                let wanted = |record: &Record| record.epoch == booked;
+                let unwritten = unwritten(&self.warden, &self.shelf, self.rows.number, &page, wanted).await?;
+                self.outlet.orders(&unwritten).await?;
+                self.warden.metrics().republished.inc_by(unwritten.len() as u64);
+                drained += unwritten.len();
+            }
+        }
+        if let Some(journal) = journal.filter(|_| kinds[2] == Kind::Right) {
+            forget(&self.warden, &self.shelf, journal, booked).await?;
+        }
+        Ok(Event::Drained(drained))
     }
 }
 
-/// Orders of an image that hold units, are accepted only, and have no row.
+/// Orders of a page that hold units, are accepted only, and have no row.
 pub(in crate::warden) async fn unwritten(
     warden: &Warden,
     shelf: &Shelf,
     number: u32,
-    image: &Image,
-    wanted: impl Fn(&Entry) -> bool,
+    page: &[([u8; 16], Record)],
+    wanted: impl Fn(&Record) -> bool,
 ) -> Result<Vec<Accepted>, Trouble> {
-    let name = |uuid: &[u8; 16]| OrderId { uuid: *uuid, sale: number, segment: shelf.segment };
-    let accepted: Vec<OrderId> = image
-        .orders
-        .iter()
-        .filter(|(_, record)| record.state == OrderState::Accepted && !record.released && wanted(record))
-        .map(|(uuid, _)| name(uuid))
-        .collect();
-    let mut unwritten = Vec::new();
-    for page in accepted.chunks(PAGE) {
-        let store = &warden.context.store;
-        let written: BTreeSet<OrderId> = store.bounded(store.written(page)).await?.into_iter().collect();
-        let missing = page.iter().filter(|order| !written.contains(*order));
-        unwritten.extend(missing.filter_map(|order| {
-            let record = image.orders.get(&order.uuid)?.record();
-            Some(Accepted::of(shelf, number, order.uuid, &record))
-        }));
+    let name = |uuid: [u8; 16]| OrderId { uuid, sale: number, segment: shelf.segment };
+    let fresh = |record: &Record| record.state == OrderState::Accepted && !record.released;
+    let accepted = page.iter().filter(|(_, record)| fresh(record) && wanted(record));
+    let accepted: Vec<&([u8; 16], Record)> = accepted.collect();
+    if accepted.is_empty() {
+        return Ok(Vec::new());
     }
+    let ids: Vec<OrderId> = accepted.iter().map(|(uuid, _)| name(*uuid)).collect();
+    let store = &warden.context.store;
+    let written: BTreeSet<OrderId> = store.bounded(store.written(&ids)).await?.into_iter().collect();
+    let missing = accepted.into_iter().filter(|(uuid, _)| !written.contains(&name(*uuid)));
+    let mut unwritten: Vec<Accepted> =
+        missing.map(|(uuid, record)| Accepted::of(shelf, number, *uuid, record)).collect();
     // In the order of their sequence: the books are easier to read so.
     unwritten.sort_by_key(|order| (order.epoch, order.seq));
     Ok(unwritten)
@@ -70,20 +76,20 @@ pub(in crate::warden) async fn unwritten(
 
 /// Removes from the journal what is in the books or confirmed by the broker: after a drain that is
 /// every entry up to the present epoch.
-async fn forget_journal(warden: &Warden, shelf: &Shelf, image: &Image, booked: u64) -> Result<(), Fault> {
-    let safe = |order: &[u8; 16], epoch: u64| {
-        epoch == booked || image.orders.get(order).is_some_and(|record| record.state != OrderState::Accepted)
-    };
-    let entries: Vec<String> = image
-        .journal
-        .iter()
-        .filter(|(epoch, _, order)| image.orders.contains_key(order) && safe(order, *epoch))
-        .map(|(epoch, seq, _)| format!("{epoch}-{seq}"))
-        .collect();
-    for page in entries.chunks(PAGE) {
-        let mut delete = cmd("XDEL");
-        delete.arg(shelf.journal()).arg(page);
-        warden.redis().run::<u64>("emptying the journal", &delete).await?;
+async fn forget(warden: &Warden, shelf: &Shelf, mut journal: Journal, booked: u64) -> Result<(), Fault> {
+    let redis = warden.redis();
+    while let Some((entries, _)) = journal.next().await? {
+        let orders: Vec<[u8; 16]> = entries.iter().map(|entry| entry.order).collect();
+        let found = records(redis, shelf, &orders).await?;
+        let safe = |epoch: u64, record: &Record| epoch == booked || record.state != OrderState::Accepted;
+        let done = entries.iter().zip(&found);
+        let done = done.filter(|(entry, record)| record.as_ref().is_some_and(|r| safe(entry.epoch, r)));
+        let done: Vec<String> = done.map(|(entry, _)| format!("{}-{}", entry.epoch, entry.seq)).collect();
+        if !done.is_empty() {
+            let mut delete = cmd("XDEL");
+            delete.arg(shelf.journal()).arg(done);
+            redis.run::<u64>("emptying the journal", &delete).await?;
+        }
     }
     Ok(())
 }

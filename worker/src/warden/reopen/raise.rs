@@ -3,15 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_shared::failpoint;
-use sluice_shared::ids::SkuId;
+use sluice_shared::ids::{OrderId, SkuId};
 use sluice_shared::redis::Fault;
 use sluice_shared::script::{Raised, ShelfScripts};
 
 use super::Reopen;
+use crate::store::books::OrderFact;
 use crate::store::segments::Raising;
 use crate::warden::image::{Head, Image};
 use crate::warden::reopening::Event;
-use crate::warden::verify::{Ledgered, Verdict, compare, expected};
+use crate::warden::scan::{Scan, Wanted, records};
+use crate::warden::verify::{Comparison, Ledgered, Shelved, Verdict, expected, is_given_back};
 use crate::warden::{Trouble, projection, restore};
 
 /// How often a segment that lost data goes back because accepted orders without a row have turned up; if
@@ -27,15 +29,19 @@ impl Reopen {
     pub(super) async fn raise(&mut self, epoch: &mut u64) -> Result<Event, Trouble> {
         failpoint::reach("F85.raise");
         self.same_redis().await?;
-        let image = self.image().await?;
+        let (image, shelved) = self.shelved().await?;
         let (store, booked) = (&self.warden.context.store, self.booked);
         let Some(mut raising) = store.bounded(store.begin_raise(&self.shelf, booked)).await? else {
             return Err(Trouble::Odd("another warden raised the epoch".to_owned()));
         };
         let books = self.books(&mut raising, &image.head, booked).await?;
-        let seq = books.orders.values().map(|row| row.seq).max().unwrap_or(0);
-        let verdict = compare(&image, &books);
-        match verdict {
+        let mut comparison = Comparison::new(&image, &shelved, &books);
+        self.compare(&mut raising, &image, &mut comparison).await?;
+        if comparison.has_strays() {
+            self.strays(&mut raising, &mut comparison).await?;
+        }
+        let seq = comparison.seq();
+        match comparison.verdict() {
             Verdict::Equal => {
                 store.bounded(raising.commit()).await?;
                 failpoint::reach("F85.books-raised");
@@ -68,18 +74,76 @@ impl Reopen {
         Ok(Event::Raised)
     }
 
-    /// What the segment holds. Whatever is taken, given back or put on the shelf changes its head: as long
-    /// as the head is the one that was read before the rest at the drain, so is the rest, but for what
-    /// buyers are told of their orders, which is not compared.
-    async fn image(&mut self) -> Result<Image, Fault> {
-        let redis = self.warden.redis();
-        let sound = |image: &Image| image.head.fence.is_some() && image.torn.is_empty();
-        if let Some(drained) = self.drained.take().filter(sound)
-            && Head::read(redis, &self.shelf).await? == drained.head
-        {
-            return Ok(drained);
+    /// What the segment holds, added up. Units go back meanwhile: a mark is wrong only if it was at two looks.
+    async fn shelved(&self) -> Result<(Image, Shelved), Fault> {
+        let image = Image::read(self.warden.redis(), &self.shelf).await?;
+        let mut shelved = Shelved::default();
+        self.look(&image, &mut shelved).await?;
+        if shelved.is_doubtful() {
+            let earlier = std::mem::take(&mut shelved);
+            shelved = earlier.again();
+            self.look(&image, &mut shelved).await?;
+            shelved.confirm(&earlier);
         }
-        Image::read(redis, &self.shelf).await
+        Ok((image, shelved))
+    }
+
+    async fn look(&self, image: &Image, shelved: &mut Shelved) -> Result<(), Fault> {
+        if !image.has_orders() {
+            return Ok(());
+        }
+        let mut scan = Scan::of(self.warden.redis(), &self.shelf, Wanted::All);
+        while let Some(page) = scan.next().await? {
+            shelved.take(image, page);
+        }
+        Ok(())
+    }
+
+    /// Every row with its record.
+    async fn compare(
+        &self,
+        raising: &mut Raising,
+        image: &Image,
+        comparison: &mut Comparison<'_>,
+    ) -> Result<(), Trouble> {
+        let mut after = String::new();
+        loop {
+            let page = raising.orders_after(&after).await?;
+            let Some((last, _)) = page.last() else { return Ok(()) };
+            after = last.to_string();
+            let ours: Vec<(OrderId, OrderFact)> =
+                page.into_iter().filter(|(id, _)| id.segment == self.shelf.segment).collect();
+            let uuids: Vec<[u8; 16]> = ours.iter().map(|(id, _)| id.uuid).collect();
+            let found = if image.has_orders() {
+                records(self.warden.redis(), &self.shelf, &uuids).await?
+            } else {
+                vec![None; uuids.len()]
+            };
+            // A row that was read just before its order died, and whose units went back since.
+            let early = ours.iter().zip(&found).filter(|((_, row), record)| {
+                record.as_ref().is_some_and(|record| is_given_back(row, record))
+            });
+            let early: Vec<OrderId> = early.map(|((id, _), _)| *id).collect();
+            let again: BTreeMap<OrderId, OrderFact> = raising.orders_of(&early).await?.into_iter().collect();
+            for ((id, row), record) in ours.iter().zip(&found) {
+                comparison.row(&id.uuid, again.get(id).unwrap_or(row), record.as_ref());
+            }
+        }
+    }
+
+    /// Records without a row.
+    async fn strays(&self, raising: &mut Raising, comparison: &mut Comparison<'_>) -> Result<(), Trouble> {
+        let name = |uuid| OrderId { uuid, sale: self.rows.number, segment: self.shelf.segment };
+        let mut scan = Scan::of(self.warden.redis(), &self.shelf, Wanted::Orders);
+        while let Some(page) = scan.next_orders().await? {
+            let ids: Vec<OrderId> = page.iter().map(|(uuid, _)| name(*uuid)).collect();
+            let rows: BTreeSet<OrderId> =
+                raising.orders_of(&ids).await?.into_iter().map(|row| row.0).collect();
+            for (uuid, record) in page.iter().filter(|(uuid, _)| !rows.contains(&name(*uuid))) {
+                comparison.stray(uuid, record);
+            }
+        }
+        Ok(())
     }
 
     fn frozen(&self, what: &[String]) -> Result<Event, Trouble> {
@@ -89,7 +153,6 @@ impl Reopen {
     }
 
     async fn books(&self, raising: &mut Raising, head: &Head, epoch: u64) -> Result<Ledgered, Trouble> {
-        let orders = raising.orders().await?.into_iter().collect();
         let store = &self.warden.context.store;
         let stocks = store.bounded(raising.stocks()).await?;
         let skus: BTreeSet<SkuId> = stocks.iter().map(|(sku, _)| sku.clone()).collect();
@@ -107,7 +170,7 @@ impl Reopen {
         };
         let booked = pending.into_iter().filter(|(.., booked)| *booked);
         let changes = booked.map(|(key, sku, ..)| (key, sku)).collect();
-        Ok(Ledgered { epoch, orders, init, given, changes, skus })
+        Ok(Ledgered { epoch, init, given, changes, skus })
     }
 
     async fn raise_redis(&self, head: &Head, booked: u64, seq: u64) -> Result<(), Trouble> {

@@ -7,8 +7,9 @@ use sluice_shared::keys::{REOPENING, SALES, Shelf};
 use sluice_shared::redis::cmd;
 use sluice_shared::sale::SaleView;
 
-use super::{Shelves, Standing, written};
+use super::{KEYS_KEPT, Shelves, Standing, written};
 use crate::backoff::Backoff;
+use crate::store::segments::Word;
 use crate::warden::Trouble;
 
 /// The shortest and the longest pause before a sale is looked at again that could not be taken out: all of
@@ -17,25 +18,43 @@ const PAUSES: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs(600)
 
 impl Shelves {
     /// Takes sales out of Redis that the books call closed and over; whatever of them is not in the books
-    /// keeps them there.
+    /// keeps them there. All of a sale is read for that, by a task of its own, one sale at a time: the
+    /// steps of other sales do not wait for it.
     pub(super) async fn withdraw(&mut self) -> Result<(), Trouble> {
-        let over = std::mem::take(&mut self.over);
+        let over = &self.over;
         self.staying.retain(|sale, _| over.iter().any(|view| view.sale == *sale));
-        for view in over {
-            let now = Instant::now();
-            let stays = self.staying.get(&view.sale).is_some_and(|(pause, _)| pause.left(now).is_some());
-            // A re-opening that is on would put back what is taken away here.
-            if stays || self.reopens(&view.sale) {
-                continue;
-            }
-            match written::missing(&self.warden, &view).await {
-                Ok(None) => self.take_out(&view).await?,
-                Ok(Some(what)) => self.stay(&view.sale, what),
-                Err(trouble) if trouble.is_local() => self.stay(&view.sale, trouble.to_string()),
-                Err(trouble) => return Err(trouble),
+        if let Some(read) = self.leaving.try_join_next() {
+            let (view, missing) = read.map_err(|error| Trouble::Odd(error.to_string()))?;
+            // Reopened meanwhile, it stays; a re-opening that is on would put back what is taken away.
+            if self.is_over(&view).await? && !self.reopens(&view.sale) {
+                match missing {
+                    Ok(None) => self.take_out(&view).await?,
+                    Ok(Some(what)) => self.stay(&view.sale, what),
+                    Err(trouble) if trouble.is_local() => self.stay(&view.sale, trouble.to_string()),
+                    Err(trouble) => return Err(trouble),
+                }
             }
         }
+        let now = Instant::now();
+        let stays = |view: &SaleView| {
+            self.staying.get(&view.sale).is_some_and(|(pause, _)| pause.left(now).is_some())
+        };
+        let next = self.over.iter().find(|view| !stays(view) && !self.reopens(&view.sale)).cloned();
+        if let Some(view) = next.filter(|_| self.leaving.is_empty()) {
+            let warden = self.warden.clone();
+            self.leaving.spawn(async move {
+                let missing = written::missing(&warden, &view).await;
+                (view, missing)
+            });
+        }
         Ok(())
+    }
+
+    /// Whether the books call a sale over at this moment: it may have been reopened while it was read.
+    async fn is_over(&self, view: &SaleView) -> Result<bool, Trouble> {
+        let name = [(view.sale.clone(), view.number)];
+        let words = self.warden.context.store.words(&name, KEYS_KEPT).await?;
+        Ok(self.over.contains(view) && words.get(&view.sale) == Some(&Word::Over))
     }
 
     async fn take_out(&mut self, view: &SaleView) -> Result<(), Trouble> {
@@ -55,6 +74,7 @@ impl Shelves {
         unlist.arg(SALES).arg(view.sale.as_str());
         self.warden.redis().run::<u64>("taking a sale out", &unlist).await?;
         self.published.remove(&view.sale);
+        self.over.retain(|over| over.sale != view.sale);
         self.staying.remove(&view.sale);
         self.unrung = true;
         self.warden.metrics().forget(&view.sale);

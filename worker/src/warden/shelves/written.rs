@@ -6,32 +6,43 @@ use sluice_shared::ids::OrderId;
 use sluice_shared::keys::Shelf;
 use sluice_shared::sale::SaleView;
 
-use crate::warden::image::Image;
+use crate::warden::scan::{Field, Journal, Scan, Wanted};
 use crate::warden::{Trouble, Warden};
-
-/// Orders asked for at once.
-const PAGE: usize = 5_000;
 
 /// What of a sale is in Redis and not in the books, or cannot be read; nothing when it may be deleted.
 pub(super) async fn missing(warden: &Warden, view: &SaleView) -> Result<Option<String>, Trouble> {
-    let store = &warden.context.store;
     for segment in 0..view.segments {
         let shelf = Shelf::new(view.sale.clone(), segment);
-        let image = Image::read(warden.redis(), &shelf).await?;
-        if let Some(torn) = image.torn.first() {
-            return Ok(Some(format!("{torn} cannot be read")));
+        if Journal::of(warden.redis(), &shelf).next().await?.is_some() {
+            return Ok(Some("its journal is not empty".to_owned()));
         }
-        if !image.journal.is_empty() {
-            return Ok(Some(format!("{} entries in its journal", image.journal.len())));
-        }
-        let name = |uuid: &[u8; 16]| OrderId { uuid: *uuid, sale: view.number, segment };
-        let orders: Vec<OrderId> = image.orders.keys().map(name).collect();
-        for page in orders.chunks(PAGE) {
-            let written: BTreeSet<OrderId> = store.bounded(store.written(page)).await?.into_iter().collect();
-            if let Some(order) = page.iter().find(|order| !written.contains(*order)) {
-                return Ok(Some(format!("order {order} has no row")));
+        let mut scan = Scan::of(warden.redis(), &shelf, Wanted::Orders);
+        while let Some(page) = scan.next().await? {
+            if let Some(what) = missing_of(warden, view, segment, page).await? {
+                return Ok(Some(what));
             }
         }
     }
     Ok(None)
+}
+
+/// The same of one page.
+async fn missing_of(
+    warden: &Warden,
+    view: &SaleView,
+    segment: u16,
+    page: Vec<Field>,
+) -> Result<Option<String>, Trouble> {
+    let mut orders = Vec::with_capacity(page.len());
+    for field in page {
+        match field {
+            Field::Order(uuid, _) => orders.push(OrderId { uuid, sale: view.number, segment }),
+            Field::Mark(..) => {}
+            Field::Torn(name) => return Ok(Some(format!("{name} cannot be read"))),
+        }
+    }
+    let store = &warden.context.store;
+    let written: BTreeSet<OrderId> = store.bounded(store.written(&orders)).await?.into_iter().collect();
+    let missing = orders.iter().find(|order| !written.contains(*order));
+    Ok(missing.map(|order| format!("order {order} has no row")))
 }
