@@ -321,7 +321,8 @@ pub(super) async fn orders_after(
     pool: &mut LinesPool,
 ) -> Result<Vec<(OrderId, OrderFact)>, StoreError> {
     let mut rows = sqlx::query_as(
-        "SELECT id, state, live, lines, user_id, epoch, seq, amount, currency, refund,
+        "SELECT id, state, live, lines, user_id, epoch, seq, amount, currency,
+                CASE WHEN refund_round > 1 AND refund <> '-' THEN refund || refund_round ELSE refund END,
                 created_at, updated_at, pay_before, accepted_at
          FROM orders WHERE (sale, id) > ($1, $2) AND sale <= $1 ORDER BY sale, id LIMIT $3",
     )

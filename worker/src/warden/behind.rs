@@ -22,7 +22,7 @@ pub fn behind(entry: &Entry, row: Standing) -> Option<Behind> {
         return Some(Behind::Release);
     }
     let state = !entry.released && rank(row.state) > rank(entry.state);
-    (state || owed(row.refund) > owed(entry.refund)).then_some(Behind::Change)
+    (state || row.refund.rank() > entry.refund.rank()).then_some(Behind::Change)
 }
 
 /// Whether a record says what its row does not: rows come first. One whose units are back keeps the state
@@ -31,7 +31,7 @@ pub fn ahead(entry: &Entry, row: Standing) -> bool {
     let (told, known) = (rank(entry.state), rank(row.state));
     told > known
         || told == known && told == 2 && entry.state != row.state
-        || owed(entry.refund) > owed(row.refund)
+        || entry.refund.rank() > row.refund.rank()
 }
 
 fn rank(state: OrderState) -> u8 {
@@ -40,14 +40,6 @@ fn rank(state: OrderState) -> u8 {
         OrderState::PendingPayment => 1,
         OrderState::Paid | OrderState::Expired | OrderState::Cancelled | OrderState::Failed => 2,
         OrderState::Refunded => 3,
-    }
-}
-
-fn owed(refund: Refund) -> u8 {
-    match refund {
-        Refund::None => 0,
-        Refund::Due => 1,
-        Refund::Done => 2,
     }
 }
 
@@ -95,8 +87,8 @@ mod tests {
         for state in [OrderState::PendingPayment, OrderState::Paid] {
             assert_eq!(behind(&entry(state, false, Refund::None), row(state, true, Refund::None)), None);
         }
-        let gone = entry(OrderState::Expired, true, Refund::Done);
-        assert_eq!(behind(&gone, row(OrderState::Expired, false, Refund::Done)), None);
+        let gone = entry(OrderState::Expired, true, Refund::Done(1));
+        assert_eq!(behind(&gone, row(OrderState::Expired, false, Refund::Done(1))), None);
     }
 
     #[test]
@@ -111,7 +103,7 @@ mod tests {
             assert_eq!(behind(entry, row(state, true, Refund::None)), Some(Behind::Change));
         }
         let kept = entry(OrderState::Paid, false, Refund::None);
-        assert_eq!(behind(&kept, row(OrderState::Refunded, true, Refund::Due)), Some(Behind::Change));
+        assert_eq!(behind(&kept, row(OrderState::Refunded, true, Refund::Due(1))), Some(Behind::Change));
     }
 
     #[test]
@@ -122,13 +114,17 @@ mod tests {
 
     #[test]
     fn a_refund_moves_on_after_the_units_are_back() {
-        let gone = entry(OrderState::Refunded, true, Refund::Due);
-        assert_eq!(behind(&gone, row(OrderState::Refunded, false, Refund::Done)), Some(Behind::Change));
+        let gone = entry(OrderState::Refunded, true, Refund::Due(1));
+        assert_eq!(behind(&gone, row(OrderState::Refunded, false, Refund::Done(1))), Some(Behind::Change));
     }
 
     #[test]
     fn a_record_that_is_ahead_of_a_row_read_before_it_is_not_behind() {
-        let paid = entry(OrderState::Paid, false, Refund::Due);
+        // Whose money went back has paid again.
+        let again = row(OrderState::Refunded, false, Refund::Due(2));
+        assert_eq!(behind(&entry(OrderState::Refunded, true, Refund::Done(1)), again), Some(Behind::Change));
+        assert!(ahead(&entry(OrderState::Refunded, true, Refund::Done(2)), again));
+        let paid = entry(OrderState::Paid, false, Refund::Due(1));
         assert_eq!(behind(&paid, row(OrderState::PendingPayment, true, Refund::None)), None);
     }
 

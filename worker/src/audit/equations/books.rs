@@ -2,7 +2,7 @@
 
 use ahash::{AHashMap, AHashSet};
 use sluice_shared::ids::{OrderId, SkuId, UserId};
-use sluice_shared::record::{OrderState, Refund};
+use sluice_shared::record::OrderState;
 
 use super::{Sheet, shelf::greedy, signed};
 use crate::audit::gather::{Chain, Gathered, Moves};
@@ -191,11 +191,11 @@ fn payments(all: &Gathered, sheet: &mut Sheet) {
         let same = |payment: &PaymentFact| (payment.amount, payment.currency) == (row.amount, row.currency);
         let owes = of("surplus") > 0 || row.state == OrderState::Refunded && of("captured") > 0;
         let refund = match (owes, of("refunded")) {
-            (true, _) => Refund::Due,
-            (false, 0) => Refund::None,
-            (false, _) => Refund::Done,
+            (true, _) => "due",
+            (false, 0) => "-",
+            (false, _) => "done",
         };
-        if !fits || row.refund != refund || !payments.iter().all(same) {
+        if !fits || row.refund.as_str() != refund || !payments.iter().all(same) {
             wrong.push(order.to_string());
         }
     }
