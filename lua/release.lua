@@ -20,10 +20,9 @@ if m[1] ~= FENCE then return {'FENCED', m[2] or '0'} end
 if tonumber(m[3]) > 0 and redis.call('EXISTS', orders, stock) < 2 then return {'FROZEN', 'orders'} end
 local now, records, marks, left, answers = clock(), {}, {}, {}, {'ANSWERS'}
 
-local function corruption(order)
-  if not order then return 'record' end
+local function corruption(order, lines)
   marks[order.user] = marks[order.user] or redis.call('HGET', orders, '@' .. order.user) or ''
-  for _, line in ipairs(parse(order.lines)) do
+  for _, line in ipairs(lines) do
     if held(marks[order.user], line[1]) < line[2] then return 'mark' end
     left[line[1]] = left[line[1]] or tonumber(redis.call('HGET', stock, line[1]))
     if not left[line[1]] then return 'stock' end
@@ -40,16 +39,15 @@ for i = 1, count do
     answers[i + 1] = 'TOMBSTONE|' .. records[id]
   else
     local order = decode(old)
-    local what = corruption(order)
-    if order and order.units == 'r' then
-      answers[i + 1] = 'ALREADY|' .. old
-    elseif what then
+    local taken = order and order.units ~= 'r' and parse(order.lines)
+    local what = not order and 'record' or taken and corruption(order, taken)
+    if what then
       answers[i + 1] = 'CORRUPT|' .. what
+    elseif not taken then
+      answers[i + 1] = 'ALREADY|' .. old
     else
-      for _, line in ipairs(parse(order.lines)) do
-        left[line[1]] = left[line[1]] + line[2]
-        marks[order.user] = with(marks[order.user], line[1], -line[2])
-      end
+      for _, line in ipairs(taken) do left[line[1]] = left[line[1]] + line[2] end
+      marks[order.user] = with(marks[order.user], taken, -1)
       order.state, order.units = state, 'r'
       records[id] = encode(order, now)
       answers[i + 1] = 'RELEASED|' .. records[id]

@@ -59,14 +59,12 @@ for i = 1, count do
     answer = same and 'REPLAY|' .. old or 'REUSED'
   elseif not answer then
     seq, room, n = seq + 1, room - 1, n + 1
-    for _, line in ipairs(wanted[lines]) do
-      left[line[1]] = left[line[1]] - line[2]
-      if mark then mark = with(mark, line[1], line[2]) end
-    end
+    for _, line in ipairs(wanted[lines]) do left[line[1]] = left[line[1]] - line[2] end
+    mark = mark and with(mark, wanted[lines], 1) or lines
     -- a number joined to a text is written with up to 14 digits: more orders than a sale can have
     local record = head .. seq .. times .. lines .. '|' .. ARGV[i * 4 - 1]
-    answer, entries[n], changed[id], changed[user] = 'OK|' .. seq, id, record, mark or lines
-    changes[n * 4 - 3], changes[n * 4 - 2], changes[n * 4 - 1], changes[n * 4] = id, record, user, mark or lines
+    answer, entries[n], changed[id], changed[user] = 'OK|' .. seq, id, record, mark
+    changes[n * 4 - 3], changes[n * 4 - 2], changes[n * 4 - 1], changes[n * 4] = id, record, user, mark
   end
   answers[i + 4] = answer
 end

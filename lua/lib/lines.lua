@@ -21,19 +21,24 @@ local function parse_all(texts)
   return wanted, skus
 end
 
--- The units of one SKU in a mark.
+-- The units of one SKU in a mark, which is searched and not parsed: it may name a hundred others.
 local function held(mark, sku)
-  for _, line in ipairs(parse(mark)) do if line[1] == sku then return line[2] end end
-  return 0
+  local name = sku .. '='
+  if string.sub(mark, 1, #name) == name then return tonumber(string.match(mark, '^%d+', #name + 1)) end
+  local _, last = string.find(mark, ',' .. name, 1, true)
+  return last and tonumber(string.match(mark, '^%d+', last + 1)) or 0
 end
 
--- The mark with n more units of a SKU (fewer when n is negative); a SKU without units leaves it.
-local function with(mark, sku, n)
-  if mark == '' then return sku .. '=' .. n end
-  local parts, total = {}, held(mark, sku) + n
-  for _, line in ipairs(parse(mark)) do
-    if line[1] ~= sku then parts[#parts + 1] = line[1] .. '=' .. line[2] end
+-- The mark with the units of an order more (sign 1) or fewer (sign -1), in one pass over it; a SKU without
+-- units leaves it.
+local function with(mark, lines, sign)
+  local known, new = {}, ''
+  for _, line in ipairs(lines) do
+    local sku, had = line[1], held(mark, line[1])
+    local has = had + sign * line[2]
+    local text = has > 0 and sku .. '=' .. has .. ',' or ''
+    if had > 0 then known[sku] = text else new = new .. text end
   end
-  if total > 0 then parts[#parts + 1] = sku .. '=' .. total end
-  return table.concat(parts, ',')
+  local marked = next(known) and string.gsub(mark .. ',', '([^=,]+)=%d+,', known) or mark .. ','
+  return string.sub(marked .. new, 1, -2)
 end

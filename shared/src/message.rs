@@ -103,7 +103,7 @@ mod refund {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
     pub(super) fn serialize<S: Serializer>(refund: &Refund, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(refund.as_str())
+        serializer.collect_str(refund)
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Refund, D::Error> {

@@ -91,35 +91,86 @@ impl OrderState {
     }
 }
 
-/// Money that has to go back to a buyer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// Money that has to go back to a buyer. Whose money went back may pay again: each time is a round, which is
+/// due and then done; they count from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Refund {
     /// Nothing to give back.
     None,
     /// The provider has not confirmed it yet.
-    Due,
+    Due(u32),
     /// Given back.
-    Done,
+    Done(u32),
 }
 
 impl Refund {
-    /// The word in records and rows; `-` for none.
+    /// The word in rows and for people; `-` for none.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::None => "-",
-            Self::Due => "due",
-            Self::Done => "done",
+            Self::Due(_) => "due",
+            Self::Done(_) => "done",
         }
     }
 
-    /// Reads [`Self::as_str`].
-    pub fn parse(word: &str) -> Option<Self> {
-        [Self::None, Self::Due, Self::Done].into_iter().find(|refund| refund.as_str() == word)
+    /// Which round it is; before the first one, that.
+    pub fn round(self) -> u32 {
+        match self {
+            Self::None => 1,
+            Self::Due(round) | Self::Done(round) => round,
+        }
+    }
+
+    /// How far it has come, as in `settle.lua`: it only ever grows.
+    pub fn rank(self) -> u32 {
+        match self {
+            Self::None => 0,
+            Self::Due(round) => round.saturating_mul(2).saturating_sub(1),
+            Self::Done(round) => round.saturating_mul(2),
+        }
+    }
+
+    /// What it is once money is owed.
+    #[must_use]
+    pub fn owed(self) -> Self {
+        match self {
+            Self::Done(round) => Self::Due(round.saturating_add(1)),
+            Self::None | Self::Due(_) => Self::Due(self.round()),
+        }
+    }
+
+    /// What it is once all money is back.
+    #[must_use]
+    pub fn given_back(self) -> Self {
+        Self::Done(self.round())
+    }
+
+    /// Reads what [`fmt::Display`] writes.
+    pub fn parse(text: &str) -> Option<Self> {
+        if text == "-" {
+            return Some(Self::None);
+        }
+        let digits = text.trim_start_matches(|c: char| c.is_ascii_lowercase());
+        let round = if digits.is_empty() { 1 } else { digits.parse().ok().filter(|round| *round > 1)? };
+        match text.strip_suffix(digits)? {
+            "due" => Some(Self::Due(round)),
+            "done" => Some(Self::Done(round)),
+            _ => None,
+        }
     }
 
     /// The member of the outside contract: `null`, `"due"` or `"done"`.
     pub fn for_buyer(self) -> Option<&'static str> {
         (self != Self::None).then(|| self.as_str())
+    }
+}
+
+/// `-`, `due`, `done`, and with the number of each further round `due2`, `done2`, …: the form of records and
+/// messages.
+impl fmt::Display for Refund {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())?;
+        if self.round() > 1 { write!(f, "{}", self.round()) } else { Ok(()) }
     }
 }
 
@@ -196,7 +247,7 @@ impl fmt::Display for Record {
             self.accepted.0,
             self.updated.0,
             self.pay_before.map_or(0, |due| due.0),
-            self.refund.as_str(),
+            self.refund,
             self.lines,
             self.user
         )
@@ -210,8 +261,25 @@ mod tests {
 
     #[test]
     fn a_record_reads_back_what_it_wrote() {
-        for text in ["Ah|7|12|1000|1000|0|-|phone=1|a|b|c", "Er|1|2|3|4|5|done|a=1,b=20|x"] {
+        for text in
+            ["Ah|7|12|1000|1000|0|-|phone=1|a|b|c", "Er|1|2|3|4|5|done|a=1,b=20|x", "Sh|1|2|3|4|5|due3|a=1|x"]
+        {
             assert_eq!(Record::parse(text).unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_refund_is_due_and_done_round_after_round() {
+        let mut refund = Refund::None;
+        for (rank, text) in ["-", "due", "done", "due2", "done2", "due3"].into_iter().enumerate() {
+            assert_eq!((refund.to_string().as_str(), Refund::parse(text)), (text, Some(refund)));
+            assert_eq!(refund.rank() as usize, rank);
+            refund = if rank % 2 == 0 { refund.owed() } else { refund.given_back() };
+        }
+        assert_eq!((Refund::Due(2).owed(), Refund::Done(2).given_back()), (Refund::Due(2), Refund::Done(2)));
+        assert_eq!(Refund::None.given_back(), Refund::Done(1));
+        for bad in ["", "2", "due0", "due1", "duex", "due 2", "due99999999999", "paid"] {
+            assert_eq!(Refund::parse(bad), None, "{bad}");
         }
     }
 

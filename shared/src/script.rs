@@ -14,7 +14,7 @@ mod warden;
 pub use adjust::Adjusted;
 pub use delay::DelayQueue;
 pub use release::{Release, Released};
-pub use reserve::{Answer, Answers, Ask, Reserved};
+pub use reserve::{Answer, Answers, Ask, Reserved, WORK_MAX, mark_work};
 pub use settle::{Settle, Settled};
 pub use warden::{Control, Leased, Preload, Preloaded, Raised, WardenScripts};
 

@@ -8,16 +8,29 @@ pub mod purchase;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use sluice_shared::ids::SkuId;
 use sluice_shared::keys::Shelf;
 use sluice_shared::redis::{Fault, Redis, cmd};
-use sluice_shared::script::ShelfScripts;
+use sluice_shared::script::{ShelfScripts, mark_work};
 
-/// The scripts of the segments that this process has worked on, each in the epoch that Redis had.
-/// They are never loaded here: loading is what re-opens a frozen sale, and the warden's alone.
+/// Segments that are known at the same time; beyond, all are read anew.
+const KNOWN_MAX: usize = 1_000;
+
+/// A segment as it was when it was read.
+#[derive(Debug)]
+pub struct Known {
+    /// Its scripts, in the epoch that Redis had.
+    pub scripts: ShelfScripts,
+    /// What a buyer's mark may cost them.
+    pub mark_work: usize,
+}
+
+/// The segments that this process has worked on.
+/// Their scripts are never loaded here: loading is what re-opens a frozen sale, and the warden's alone.
 #[derive(Debug)]
 pub struct Shelves {
     redis: Redis,
-    known: Mutex<HashMap<Shelf, Arc<ShelfScripts>>>,
+    known: Mutex<HashMap<Shelf, Arc<Known>>>,
 }
 
 impl Shelves {
@@ -26,19 +39,26 @@ impl Shelves {
         Self { redis, known: Mutex::default() }
     }
 
-    /// The scripts of a segment; `None` when Redis has no such segment.
-    pub async fn scripts(&self, shelf: &Shelf) -> Result<Option<Arc<ShelfScripts>>, Fault> {
+    /// A segment; `None` when Redis has no such.
+    pub async fn find(&self, shelf: &Shelf) -> Result<Option<Arc<Known>>, Fault> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(shelf).cloned();
         if known.is_some() {
             return Ok(known);
         }
-        let read = cmd("HGET").arg(shelf.meta()).arg("epoch").to_owned();
-        let epoch: Option<u64> = self.redis.run("reading an epoch", &read).await?;
+        let epoch = cmd("HGET").arg(shelf.meta()).arg("epoch").to_owned();
+        let skus = cmd("HKEYS").arg(shelf.stock()).to_owned();
+        let (epoch, skus): (Option<u64>, Vec<String>) =
+            self.redis.run_all("reading an epoch", [epoch, skus]).await?;
         let Some(epoch) = epoch else { return Ok(None) };
-        let scripts = Arc::new(ShelfScripts::new(shelf.clone(), epoch));
+        let skus: Vec<SkuId> = skus.iter().filter_map(|sku| SkuId::parse(sku).ok()).collect();
+        let found =
+            Arc::new(Known { scripts: ShelfScripts::new(shelf.clone(), epoch), mark_work: mark_work(&skus) });
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.insert(shelf.clone(), scripts.clone());
-        Ok(Some(scripts))
+        if known.len() >= KNOWN_MAX {
+            known.clear();
+        }
+        known.insert(shelf.clone(), found.clone());
+        Ok(Some(found))
     }
 
     /// Reads the epoch anew the next time: the one that is known has ended.

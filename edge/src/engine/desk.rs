@@ -14,7 +14,7 @@ use sluice_shared::ids::UserId;
 use sluice_shared::keys::Shelf;
 use sluice_shared::lines::Lines;
 use sluice_shared::redis::{Fault, Redis};
-use sluice_shared::script::{Answer, Ask, Reserved, ShelfScripts};
+use sluice_shared::script::{Answer, Ask, Reserved, ShelfScripts, WORK_MAX};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::Outcome;
@@ -36,6 +36,8 @@ pub(crate) struct Terms {
     pub(crate) epoch: u64,
     /// Whether buyers are told of the broker's confirm.
     pub(crate) after_broker: bool,
+    /// What a buyer's mark may cost the script, see [`Ask::work`].
+    pub(crate) mark_work: usize,
     /// Lines that the sale knows, to ask whether it goes on.
     pub(crate) probe: Option<Lines>,
 }
@@ -126,7 +128,7 @@ impl Desk {
 
     /// Asks for nothing any more.
     pub(crate) fn close(&self) {
-        self.renew(Terms { epoch: 0, after_broker: false, probe: None });
+        self.renew(Terms { epoch: 0, after_broker: false, mark_work: 0, probe: None });
     }
 
     /// Queues an order and waits for its answer.
@@ -189,7 +191,7 @@ impl Clerk {
                     self.renew();
                     calls.extend(self.probe().map(|ask| self.call(vec![ask], Vec::new())));
                 }
-                taken = queue.recv_many(&mut waiting, limit), if calls.len() < most || self.shut() => {
+                taken = gather(&mut queue, &mut waiting, limit), if calls.len() < most || self.shut() => {
                     if taken == 0 { break }
                     let batch = self.admit(&mut waiting);
                     calls.extend(batch.map(|(asks, callers)| self.call(asks, callers)));
@@ -236,12 +238,14 @@ impl Clerk {
         (self.scripts.epoch > 0).then_some(Ask { uuid: [0; 16], user, lines, expired: true })
     }
 
-    /// Turns away whom there is no use in asking for; the others make a batch.
+    /// Turns away whom there is no use in asking for; the others make a batch, as far as one call may hold
+    /// Redis up. Whoever is left over goes on waiting.
     fn admit(&mut self, waiting: &mut Vec<Queued>) -> Option<(Vec<Ask>, Vec<Caller>)> {
         let now = Instant::now();
         let shut = self.shut();
         let (mut asks, mut callers) = (Vec::with_capacity(waiting.len()), Vec::with_capacity(waiting.len()));
-        for Queued { ask, since, caller } in waiting.drain(..) {
+        let fits = if shut { waiting.len() } else { fitting(waiting, self.news.borrow().mark_work) };
+        for Queued { ask, since, caller } in waiting.drain(..fits) {
             let turned = if shut {
                 self.pace.turned_away(now);
                 Outcome::Frozen
@@ -329,6 +333,21 @@ impl Clerk {
         self.pace.freeze(now);
         self.show();
     }
+}
+
+/// Takes what has come, unless somebody is left over from the last time; 0 when nobody comes any more.
+async fn gather(queue: &mut mpsc::Receiver<Queued>, waiting: &mut Vec<Queued>, limit: usize) -> usize {
+    if waiting.is_empty() { queue.recv_many(waiting, limit).await } else { waiting.len() }
+}
+
+/// How many of those who wait are asked for in one call: one at least.
+fn fitting(waiting: &[Queued], mark_work: usize) -> usize {
+    let mut work = 0;
+    let more = |queued: &&Queued| {
+        work += queued.ask.work(mark_work);
+        work <= WORK_MAX
+    };
+    waiting.iter().take_while(more).count().max(1)
 }
 
 fn refuse(callers: Vec<Caller>, outcome: &Outcome) {

@@ -11,6 +11,7 @@ use sluice_shared::keys::{GENERATION, SALES, Shelf};
 use sluice_shared::lines::Lines;
 use sluice_shared::redis::{Fault, Redis, cmd};
 use sluice_shared::sale::{AcceptAfter, SaleStep, SaleView};
+use sluice_shared::script::mark_work;
 use sluice_shared::segment::segment_of;
 
 use super::core::Core;
@@ -260,6 +261,7 @@ fn terms(view: &SaleView, segment: u16) -> Terms {
     Terms {
         epoch: view.epochs.get(usize::from(segment)).copied().unwrap_or(0),
         after_broker: view.accept_after == AcceptAfter::Broker,
+        mark_work: mark_work(view.items.iter().map(|item| &item.sku)),
         probe: view.items.first().and_then(|item| Lines::merge(vec![(item.sku.clone(), 1)]).ok()),
     }
 }

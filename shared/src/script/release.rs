@@ -19,6 +19,14 @@ pub struct Release {
     pub user: UserId,
 }
 
+impl Release {
+    /// What this may cost, in the units of [`super::WORK_MAX`], where a mark costs so much
+    /// ([`super::mark_work`]).
+    pub fn work(&self, mark: usize) -> usize {
+        8 + 8 * self.lines.count() + mark
+    }
+}
+
 /// What became of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Released {

@@ -20,6 +20,21 @@ pub struct Ask {
     pub expired: bool,
 }
 
+/// What one call of the scripts may cost, in about microseconds: Redis serves nobody else meanwhile.
+pub const WORK_MAX: usize = 4_500;
+
+/// What it may cost to search and rewrite the mark of a buyer who holds all of these SKUs.
+pub fn mark_work<'a>(skus: impl IntoIterator<Item = &'a SkuId>) -> usize {
+    skus.into_iter().map(|sku| 16 + sku.as_str().len()).sum::<usize>().div_ceil(64)
+}
+
+impl Ask {
+    /// What this order may cost, in the units of [`WORK_MAX`], where a mark costs so much ([`mark_work`]).
+    pub fn work(&self, mark: usize) -> usize {
+        4 + 4 * self.lines.count() + mark
+    }
+}
+
 /// What became of one order of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {

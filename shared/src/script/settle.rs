@@ -14,7 +14,7 @@ pub struct Settle {
     pub state: Option<OrderState>,
     /// When payment is due; `None` leaves it.
     pub pay_before: Option<Millis>,
-    /// Money to give back; never moves backwards.
+    /// Money to give back; only ever moves on, round after round.
     pub refund: Refund,
 }
 
@@ -39,7 +39,7 @@ impl ShelfScripts {
         for order in orders {
             let state = order.state.map_or('-', OrderState::letter).to_string();
             call.arg(hex::encode(order.uuid)).arg(state);
-            call.arg(order.pay_before.map_or(0, |due| due.0)).arg(order.refund.as_str());
+            call.arg(order.pay_before.map_or(0, |due| due.0)).arg(order.refund.to_string());
         }
         let doing = "settling";
         Words::new(doing, redis.run(doing, &call).await?)?.batch(settled)

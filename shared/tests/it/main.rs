@@ -13,3 +13,4 @@ mod shelf;
 mod tidy;
 mod traps;
 mod users;
+mod work;

@@ -39,7 +39,8 @@ fn step() -> impl Strategy<Value = Step> {
         Just(Some(OrderState::Paid)),
         Just(Some(OrderState::Refunded))
     ];
-    let refund = prop_oneof![Just(Refund::None), Just(Refund::Due), Just(Refund::Done)];
+    let refund =
+        prop_oneof![Just(Refund::None), (1..4_u32).prop_map(Refund::Due), (1..4_u32).prop_map(Refund::Done)];
     prop_oneof![
         6 => prop::collection::vec((order.clone(), 0..4_usize, prop::bool::weighted(0.1)), 1..6)
             .prop_map(Step::Reserve),
@@ -140,7 +141,7 @@ impl Model {
         if let Some(letter) = state.map(OrderState::letter).filter(|to| rank(*to) > rank(known.state)) {
             (known.state, moved) = (letter, true);
         }
-        if refund > known.refund {
+        if refund.rank() > known.refund.rank() {
             (known.refund, moved) = (refund, true);
         }
         if moved { "settled" } else { "already" }
@@ -161,7 +162,7 @@ impl Model {
         let mut whole = Whole { stock: self.left.clone(), seq: self.seq, ..Whole::default() };
         for (at, order) in &self.orders {
             let (epoch, units) = (if order.seq > 0 { 7 } else { 0 }, if order.held { 'h' } else { 'r' });
-            let (state, refund) = (order.state, order.refund.as_str());
+            let (state, refund) = (order.state, order.refund);
             let (seq, lines, user) = (order.seq, &order.lines, &asks[*at].user);
             let record = format!("{state}{units}|{epoch}|{seq}|0|0|0|{refund}|{lines}|{user}");
             whole.orders.insert(hex::encode(asks[*at].uuid), record);

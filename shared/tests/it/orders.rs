@@ -160,9 +160,16 @@ async fn states_only_ever_move_forward() {
     assert!(matches!(settle(Some(OrderState::Paid), None, Refund::None).await, Settled::Settled(_)));
     let late = settle(Some(OrderState::PendingPayment), due, Refund::None).await;
     assert!(matches!(late, Settled::Already(record) if record.state == OrderState::Paid));
-    assert!(matches!(settle(None, None, Refund::Done).await, Settled::Settled(_)));
-    let late = settle(None, None, Refund::Due).await;
-    assert!(matches!(late, Settled::Already(record) if record.refund == Refund::Done));
+    assert!(matches!(settle(None, None, Refund::Done(1)).await, Settled::Settled(_)));
+    let late = settle(None, None, Refund::Due(1)).await;
+    assert!(matches!(late, Settled::Already(record) if record.refund == Refund::Done(1)));
+    // Paid again: due anew, and what is told of the first round, late or twice, changes nothing.
+    assert!(matches!(settle(None, None, Refund::Due(2)).await, Settled::Settled(_)));
+    for late in [Refund::Done(1), Refund::Due(1), Refund::None, Refund::Due(2)] {
+        let late = settle(None, None, late).await;
+        assert!(matches!(late, Settled::Already(record) if record.refund == Refund::Due(2)));
+    }
+    assert!(matches!(settle(None, None, Refund::Done(2)).await, Settled::Settled(_)));
     assert_eq!(sale.whole().await.stock["phone"], 0);
     let unknown =
         Settle { uuid: ask("u", "phone=1").uuid, state: None, pay_before: None, refund: Refund::None };

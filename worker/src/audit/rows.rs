@@ -215,11 +215,11 @@ impl Rows {
         let same = |payment: &&PaymentFact| (payment.amount, payment.currency) == (row.amount, row.currency);
         let owes = of("surplus") > 0 || row.state == OrderState::Refunded && of("captured") > 0;
         let refund = match (owes, of("refunded")) {
-            (true, _) => Refund::Due,
-            (false, 0) => Refund::None,
-            (false, _) => Refund::Done,
+            (true, _) => "due",
+            (false, 0) => "-",
+            (false, _) => "done",
         };
-        if !fits || row.refund != refund || !payments.iter().all(same) {
+        if !fits || row.refund.as_str() != refund || !payments.iter().all(same) {
             self.unpaid.push(|| order.to_string());
         }
     }

@@ -19,7 +19,7 @@ use sluice_shared::keys::{Shelf, sale_channel};
 use sluice_shared::message::{OrderEvent, OrderEvents};
 use sluice_shared::record::{OrderState, Record, Refund};
 use sluice_shared::redis::{Fault, Redis, cmd};
-use sluice_shared::script::{Batch, Frozen, Release, Released, Settle, Settled};
+use sluice_shared::script::{Batch, Frozen, Release, Released, Settle, Settled, WORK_MAX};
 
 use super::Shelves;
 use super::deadlines::{DeadlineError, Deadlines};
@@ -28,7 +28,7 @@ use crate::store::orders::Deadline;
 use crate::store::saga::StepDone;
 use crate::store::{Store, StoreError};
 
-/// Orders in one call of a script: it holds Redis up for some milliseconds at the most.
+/// Orders in one call of `settle.lua`: it holds Redis up for some milliseconds at the most.
 const CALL_MAX: usize = 500;
 
 /// Why a step was not taken.
@@ -218,11 +218,11 @@ impl Purchase {
 
     /// Takes steps on one segment; answers the orders that are torn in Redis, and what of them is.
     async fn on_shelf(&self, shelf: &Shelf, work: &Work) -> Result<Torn, StepError> {
-        let Some(scripts) = self.shelves.scripts(shelf).await? else {
+        let Some(known) = self.shelves.find(shelf).await? else {
             return self.without_shelf(shelf, work).await;
         };
-        let mut news = News::default();
-        for releases in work.releases.chunks(CALL_MAX) {
+        let (scripts, mut news) = (&known.scripts, News::default());
+        for releases in calls(&work.releases, known.mark_work) {
             let answers = self.thawed(shelf, scripts.release(&self.redis, releases).await)?;
             news.released(releases, answers);
         }
@@ -290,6 +290,22 @@ impl Purchase {
             tracing::debug!(%fault, "edges were not told");
         }
     }
+}
+
+/// Releases in calls of the script, each as large as may hold Redis up.
+fn calls(mut releases: &[Release], mark_work: usize) -> Vec<&[Release]> {
+    let mut calls = Vec::new();
+    while !releases.is_empty() {
+        let mut work = 0;
+        let fits = releases.iter().take_while(|release| {
+            work += release.work(mark_work);
+            work <= WORK_MAX
+        });
+        let (call, rest) = releases.split_at(fits.count().max(1));
+        calls.push(call);
+        releases = rest;
+    }
+    calls
 }
 
 /// Fails a message in which an order is torn.

@@ -65,7 +65,8 @@ impl Store {
     ) -> Result<Refunded, StoreError> {
         let mut transaction = self.pool.begin().await?;
         let refunded: Option<RawOrder> = sqlx::query_as(concat!(
-            "UPDATE orders SET state = 'refunded', refund = 'due', updated_at = now(), \
+            "UPDATE orders SET state = 'refunded', refund = 'due', \
+             refund_round = refund_round + (refund = 'done')::int, updated_at = now(), \
              live = NOT ($2 AND EXISTS (SELECT 1 FROM sales s WHERE s.sale = orders.sale AND NOT \
              (s.step = 'closed' AND greatest(s.ends_at, s.updated_at) < now() - interval '24 hours'))) \
              WHERE id = $1 AND state = 'paid' RETURNING ",

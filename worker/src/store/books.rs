@@ -30,7 +30,8 @@ pub use trail::Trace;
 /// What an [`OrderLine`] is read by.
 macro_rules! fact_columns {
     () => {
-        "SELECT id, state, live, lines, user_id, epoch, seq, amount, currency, refund,
+        "SELECT id, state, live, lines, user_id, epoch, seq, amount, currency,
+                CASE WHEN refund_round > 1 AND refund <> '-' THEN refund || refund_round ELSE refund END,
                 created_at, updated_at, pay_before, accepted_at
          FROM orders"
     };

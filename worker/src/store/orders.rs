@@ -92,8 +92,9 @@ pub enum Refunded {
 /// The columns of [`RawOrder`].
 macro_rules! columns {
     () => {
-        "id, sale, user_id, state, live, amount, currency, lines, epoch, seq, refund, message, \
-         accepted_at, created_at, pay_before, updated_at"
+        "id, sale, user_id, state, live, amount, currency, lines, epoch, seq, \
+         CASE WHEN refund_round > 1 AND refund <> '-' THEN refund || refund_round ELSE refund END AS refund, \
+         message, accepted_at, created_at, pay_before, updated_at"
     };
 }
 pub(crate) use columns;

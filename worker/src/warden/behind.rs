@@ -38,7 +38,7 @@ pub fn behind(told: Told, row: Standing) -> Option<Behind> {
         return Some(Behind::Release);
     }
     let state = !told.released && rank(row.state) > rank(told.state);
-    (state || owed(row.refund) > owed(told.refund)).then_some(Behind::Change)
+    (state || row.refund.rank() > told.refund.rank()).then_some(Behind::Change)
 }
 
 /// Whether a record says what its row does not: rows come first. One whose units are back keeps the state
@@ -47,7 +47,7 @@ pub fn ahead(told: Told, row: Standing) -> bool {
     let (says, known) = (rank(told.state), rank(row.state));
     says > known
         || says == known && says == 2 && told.state != row.state
-        || owed(told.refund) > owed(row.refund)
+        || told.refund.rank() > row.refund.rank()
 }
 
 fn rank(state: OrderState) -> u8 {
@@ -56,14 +56,6 @@ fn rank(state: OrderState) -> u8 {
         OrderState::PendingPayment => 1,
         OrderState::Paid | OrderState::Expired | OrderState::Cancelled | OrderState::Failed => 2,
         OrderState::Refunded => 3,
-    }
-}
-
-fn owed(refund: Refund) -> u8 {
-    match refund {
-        Refund::None => 0,
-        Refund::Due => 1,
-        Refund::Done => 2,
     }
 }
 
@@ -85,8 +77,8 @@ mod tests {
         for state in [OrderState::PendingPayment, OrderState::Paid] {
             assert_eq!(behind(entry(state, false, Refund::None), row(state, true, Refund::None)), None);
         }
-        let gone = entry(OrderState::Expired, true, Refund::Done);
-        assert_eq!(behind(gone, row(OrderState::Expired, false, Refund::Done)), None);
+        let gone = entry(OrderState::Expired, true, Refund::Done(1));
+        assert_eq!(behind(gone, row(OrderState::Expired, false, Refund::Done(1))), None);
     }
 
     #[test]
@@ -101,7 +93,7 @@ mod tests {
             assert_eq!(behind(entry, row(state, true, Refund::None)), Some(Behind::Change));
         }
         let kept = entry(OrderState::Paid, false, Refund::None);
-        assert_eq!(behind(kept, row(OrderState::Refunded, true, Refund::Due)), Some(Behind::Change));
+        assert_eq!(behind(kept, row(OrderState::Refunded, true, Refund::Due(1))), Some(Behind::Change));
     }
 
     #[test]
@@ -112,13 +104,17 @@ mod tests {
 
     #[test]
     fn a_refund_moves_on_after_the_units_are_back() {
-        let gone = entry(OrderState::Refunded, true, Refund::Due);
-        assert_eq!(behind(gone, row(OrderState::Refunded, false, Refund::Done)), Some(Behind::Change));
+        let gone = entry(OrderState::Refunded, true, Refund::Due(1));
+        assert_eq!(behind(gone, row(OrderState::Refunded, false, Refund::Done(1))), Some(Behind::Change));
     }
 
     #[test]
     fn a_record_that_is_ahead_of_a_row_read_before_it_is_not_behind() {
-        let paid = entry(OrderState::Paid, false, Refund::Due);
+        // Whose money went back has paid again.
+        let again = row(OrderState::Refunded, false, Refund::Due(2));
+        assert_eq!(behind(entry(OrderState::Refunded, true, Refund::Done(1)), again), Some(Behind::Change));
+        assert!(ahead(entry(OrderState::Refunded, true, Refund::Done(2)), again));
+        let paid = entry(OrderState::Paid, false, Refund::Due(1));
         assert_eq!(behind(paid, row(OrderState::PendingPayment, true, Refund::None)), None);
     }
 }

@@ -30,6 +30,7 @@ mod payments_group;
 mod payments_notice;
 mod payments_race;
 mod saga_ladder;
+mod saga_refunds;
 mod saga_steps;
 mod timeout_expiry;
 mod topology_commands;

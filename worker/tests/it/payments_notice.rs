@@ -174,7 +174,7 @@ async fn units_of_a_refund_come_back_only_while_the_sale_runs() {
         db.run(change).await;
         db.run("DELETE FROM outbox").await;
         let row = noted(&db, &notice(&order, "p1", Returned)).await;
-        assert_eq!((row.state, row.refund), (OrderState::Refunded, Refund::Done));
+        assert_eq!((row.state, row.refund), (OrderState::Refunded, Refund::Done(1)));
         assert_eq!(row.live, topic == "order.changed", "{change}");
         assert_eq!(db.texts("SELECT topic FROM outbox").await, [topic], "{change}");
         verify_ledger(&db).await;

@@ -63,7 +63,7 @@ async fn of_payment_and_expiry_in_the_same_moment_exactly_one_wins() {
         let row = db.store.order(order).await.unwrap().unwrap();
         let wanted = match expired.len() {
             0 => (OrderState::Paid, Refund::None, true),
-            _ => (OrderState::Expired, Refund::Due, false),
+            _ => (OrderState::Expired, Refund::Due(1), false),
         };
         assert_eq!((row.state, row.refund, row.live), wanted);
     }
@@ -88,7 +88,9 @@ async fn of_payment_and_cancellation_in_the_same_moment_exactly_one_wins() {
         insist(|| db.store.notice(&notice)).await;
         let row = db.store.order(order).await.unwrap().unwrap();
         match cancelling.await.unwrap() {
-            Cancelled::Done(_) => assert_eq!((row.state, row.refund), (OrderState::Cancelled, Refund::Due)),
+            Cancelled::Done(_) => {
+                assert_eq!((row.state, row.refund), (OrderState::Cancelled, Refund::Due(1)))
+            }
             Cancelled::NotCancellable(_) => assert_eq!(row.state, OrderState::Paid),
             other => panic!("{other:?}"),
         }
@@ -125,7 +127,7 @@ async fn two_payments_of_one_order_at_once_pay_it_once() {
         insist(|| db.store.notice(&first)).await;
         other.await.unwrap();
         let row = db.store.order(order).await.unwrap().unwrap();
-        assert_eq!((row.state, row.refund), (OrderState::Paid, Refund::Due));
+        assert_eq!((row.state, row.refund), (OrderState::Paid, Refund::Due(1)));
     }
     assert_eq!(db.count("SELECT count(*) FROM payments WHERE state = 'captured'").await, 30);
     assert_eq!(db.count("SELECT count(*) FROM payments WHERE state = 'surplus'").await, 30);

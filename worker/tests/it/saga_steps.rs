@@ -82,9 +82,9 @@ async fn a_payment_commits_the_saga() {
     let committed = async || world.db.texts(SAGAS).await == ["committed settle"];
     eventually("the saga is committed", PATIENCE, committed).await;
     pay(&world, &order, "p2", NoticeStatus::Succeeded).await;
-    becomes(&world, &order, OrderState::Paid, false, Refund::Due).await;
+    becomes(&world, &order, OrderState::Paid, false, Refund::Due(1)).await;
     pay(&world, &order, "p2", NoticeStatus::Refunded).await;
-    becomes(&world, &order, OrderState::Paid, false, Refund::Done).await;
+    becomes(&world, &order, OrderState::Paid, false, Refund::Done(1)).await;
     assert_eq!(world.left("phone").await, 9);
     end(roles).await;
 }
@@ -98,10 +98,10 @@ async fn a_refund_brings_units_back_or_leaves_them() {
     }
     refund(&world.db, &back.order, true).await;
     refund(&world.db, &kept.order, false).await;
-    becomes(&world, &back, OrderState::Refunded, true, Refund::Due).await;
-    becomes(&world, &kept, OrderState::Refunded, false, Refund::Due).await;
+    becomes(&world, &back, OrderState::Refunded, true, Refund::Due(1)).await;
+    becomes(&world, &kept, OrderState::Refunded, false, Refund::Due(1)).await;
     pay(&world, &back, "p1", NoticeStatus::Refunded).await;
-    becomes(&world, &back, OrderState::Refunded, true, Refund::Done).await;
+    becomes(&world, &back, OrderState::Refunded, true, Refund::Done(1)).await;
     assert_eq!(world.left("phone").await, 9);
     end(roles).await;
     verify_ledger(&world.db).await;

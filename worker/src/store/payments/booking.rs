@@ -196,7 +196,7 @@ impl<'a> Booking<'a> {
         let Some(row) = self.rows.get(&order).cloned() else { return Ok(()) };
         let row = match effect {
             Effect::Nothing | Effect::Record(_) | Effect::Pay => return Ok(()),
-            Effect::Surplus => tell(self.writing, &row, Refund::Due).await?,
+            Effect::Surplus => tell(self.writing, &row, row.refund.owed()).await?,
             Effect::Settle => {
                 let refund = owed(self.writing, &row).await?;
                 tell(self.writing, &row, refund).await?
@@ -256,7 +256,7 @@ async fn owed(writing: &mut PgConnection, row: &OrderRow) -> Result<Refund, Stor
     .bind(row.state == OrderState::Refunded)
     .fetch_one(writing)
     .await?;
-    Ok(if owed { Refund::Due } else { Refund::Done })
+    Ok(if owed { row.refund.owed() } else { row.refund.given_back() })
 }
 
 /// Whether units that come back can be sold again.
@@ -284,7 +284,7 @@ async fn update(
     live: bool,
 ) -> Result<OrderRow, StoreError> {
     let raw: RawOrder = sqlx::query_as(concat!(
-        "UPDATE orders SET state = $3, refund = $4, live = $5, updated_at = now()
+        "UPDATE orders SET state = $3, refund = $4, live = $5, refund_round = $6, updated_at = now()
          WHERE id = $1 AND state = $2 RETURNING ",
         columns!()
     ))
@@ -293,6 +293,7 @@ async fn update(
     .bind(state.as_str())
     .bind(refund.as_str())
     .bind(live)
+    .bind(i64::from(refund.round()))
     .fetch_one(writing)
     .await?;
     OrderRow::try_from(raw)
