@@ -140,7 +140,7 @@ impl<H: Handler> Reader<'_, H> {
                 self.context.metrics.retry(H::TAG);
                 let Some(evicted) = self.room.hold(delivery, Instant::now()) else { return Ok(()) };
                 let attempt = evicted.attempt;
-                self.put_off(evicted, WAITING.0, attempt).await
+                self.put_off(evicted, WAITING.0, attempt, &why).await
             }
         }
     }
@@ -153,21 +153,19 @@ impl<H: Handler> Reader<'_, H> {
         tracing::warn!(queue = H::QUEUE, id = delivery.id, attempt = failed + 1, why, "a message failed");
         self.context.metrics.retry(H::TAG);
         let (step, attempt) = (LADDER[failed.min(LADDER.len() - 1)].0, delivery.attempt.saturating_add(1));
-        self.put_off(delivery, step, attempt).await
+        self.put_off(delivery, step, attempt, why).await
     }
 
     /// Hands a message to a step of the ladder, or to the queue beside it; acknowledged once the broker has it there.
-    async fn put_off(&mut self, delivery: Delivery, step: &str, attempt: u32) -> anyhow::Result<()> {
+    async fn put_off(
+        &mut self,
+        delivery: Delivery,
+        step: &str,
+        attempt: u32,
+        why: &str,
+    ) -> anyhow::Result<()> {
         let key = format!("{step}.{}", H::QUEUE);
-        let message = Outgoing {
-            exchange: RETRY,
-            key: &key,
-            id: &delivery.id,
-            kind: "retry",
-            body: &delivery.body,
-            attempt,
-            reason: None,
-        };
+        let message = Outgoing { attempt, reason: Some(why), ..Outgoing::again(&delivery, RETRY, &key) };
         self.sender.send(message).await.context("putting a message off")?;
         self.room.forget(delivery.tag);
         Ok(self.consumer.ack(delivery.tag).await?)
@@ -176,13 +174,9 @@ impl<H: Handler> Reader<'_, H> {
     async fn park(&mut self, delivery: Delivery, why: &str) -> anyhow::Result<()> {
         tracing::error!(queue = H::QUEUE, id = delivery.id, why, "a message is parked");
         let message = Outgoing {
-            exchange: DEAD,
-            key: "parked",
-            id: &delivery.id,
-            kind: "parked",
-            body: &delivery.body,
-            attempt: delivery.attempt,
             reason: Some(why),
+            queue: Some(H::QUEUE),
+            ..Outgoing::again(&delivery, DEAD, "parked")
         };
         match self.sender.send(message).await {
             Err(error @ AmqpError::Broken(_)) => return Err(error.into()),

@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     fn delivery(tag: u64) -> Delivery {
-        Delivery { tag, body: Vec::new(), attempt: 0, redelivered: false, id: String::new() }
+        Delivery { tag, ..Delivery::default() }
     }
 
     #[test]
