@@ -11,38 +11,20 @@ amqp_password_hash() {
   printf '%b' "$(hex_escaped "$salt$digest")" | base64 -w 0
 }
 
-# amqp_user NAME PASSWORD [TAG]
-amqp_user() {
-  printf '{"name":"%s","password_hash":"%s",' "$1" "$(amqp_password_hash "$AMQP_SALT" "$2")"
-  printf '"hashing_algorithm":"rabbit_password_hashing_sha256","tags":[%s]}' "${3:+\"$3\"}"
-}
-
-# amqp_grant USER VHOST CONFIGURE WRITE READ
-amqp_grant() {
-  printf '{"user":"%s","vhost":"%s","configure":"%s","write":"%s","read":"%s"}' "$@"
-}
-
+# Users and vhosts at boot, with the hash of each password in its place; `sluice-worker topology users` does
+# the same, but there is none yet when RabbitMQ starts here. A node that imports definitions never creates
+# `guest`. Exchanges, queues and policies are not here: `sluice-worker topology apply` declares them.
+#
 # An edge may hand over orders and nothing else. A worker keeps the topology, its limits among it
 # (policies), and reads the queues; it sees nothing beside what is ours. The operator may do all.
-#
-# Users and vhosts at boot. A node that imports definitions never creates `guest`. Exchanges,
-# queues and policies are not here: `sluice-worker topology apply` declares them.
 amqp_definitions() {
-  cat <<JSON
-{
-  "users": [
-    $(amqp_user edge "$AMQP_EDGE_PASSWORD"),
-    $(amqp_user worker "$AMQP_WORKER_PASSWORD" policymaker),
-    $(amqp_user operator "$AMQP_OPERATOR_PASSWORD" administrator)
-  ],
-  "vhosts": [{"name": "/"}, {"name": "sluice"}],
-  "permissions": [
-    $(amqp_grant edge sluice '^$' '^sluice[.]orders$' '^$'),
-    $(amqp_grant worker sluice '^sluice[.]' '^sluice[.]' '^sluice[.]'),
-    $(amqp_grant operator / '.*' '.*' '.*'), $(amqp_grant operator sluice '.*' '.*' '.*')
-  ]
-}
-JSON
+  local text user password
+  text=$(<"$ROOT/ops/rabbitmq/users.json")
+  for user in EDGE WORKER OPERATOR; do
+    password=AMQP_${user}_PASSWORD
+    text=${text//HASH_OF_$user/$(amqp_password_hash "$AMQP_SALT" "${!password}")}
+  done
+  printf '%s\n' "$text"
 }
 
 amqp_config() {

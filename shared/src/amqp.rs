@@ -19,7 +19,7 @@ use lapin::options::{
     ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
 };
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ErrorKind, Event, ExchangeKind,
@@ -27,12 +27,15 @@ use lapin::{
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::topology::{ATTEMPT, REASON, Topology};
+use crate::clock::Millis;
+use crate::topology::{ATTEMPT, QUEUE, REASON, SALE, Topology};
 
 /// How long the broker may take for each step of opening a connection.
 const OPEN: Duration = Duration::from_secs(5);
 /// How long closing in order may take; then the connection is dropped.
 const CLOSE: Duration = Duration::from_secs(5);
+/// Bytes of a reason, at the most.
+const REASON_MAX: usize = 1000;
 
 /// Why the broker has not taken a message, or cannot be talked to.
 #[derive(Debug, thiserror::Error)]
@@ -228,8 +231,8 @@ fn table(arguments: &serde_json::Value) -> Result<FieldTable, AmqpError> {
     Ok(table)
 }
 
-/// A message to hand over.
-#[derive(Debug, Clone)]
+/// A message to hand over, with what an operator finds it by.
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Outgoing<'a> {
     /// Exchange.
     pub exchange: &'a str,
@@ -237,14 +240,67 @@ pub struct Outgoing<'a> {
     pub key: &'a str,
     /// `message_id`: what an operator searches for.
     pub id: &'a str,
-    /// `type`: what it is.
+    /// `type`: what it is. It stays, however often the message is tried again, and where it is parked.
     pub kind: &'a str,
+    /// `timestamp`: since when there is this message, in seconds; `None`: since now.
+    pub sent: Option<u64>,
+    /// The sale that it is about, where it is about one.
+    pub sale: Option<&'a str>,
     /// JSON.
     pub body: &'a [u8],
     /// How often it was tried before.
     pub attempt: u32,
-    /// Why it is parked, when it is.
+    /// Why it is tried again, or parked.
     pub reason: Option<&'a str>,
+    /// The queue that it was parked from.
+    pub queue: Option<&'a str>,
+}
+
+impl<'a> Outgoing<'a> {
+    /// A message that was read, on its way somewhere else: all that it was told apart by stays.
+    pub fn again(delivery: &'a Delivery, exchange: &'a str, key: &'a str) -> Self {
+        Self {
+            exchange,
+            key,
+            id: &delivery.id,
+            kind: &delivery.kind,
+            sent: delivery.sent,
+            sale: delivery.sale.as_deref(),
+            body: &delivery.body,
+            attempt: delivery.attempt,
+            reason: None,
+            queue: None,
+        }
+    }
+
+    fn properties(&self) -> BasicProperties {
+        let mut headers = FieldTable::default();
+        let mut text = |name: &str, value: Option<&str>| {
+            if let Some(value) = value {
+                headers.insert(name.into(), AMQPValue::LongString(value.into()));
+            }
+        };
+        text(SALE, self.sale);
+        text(REASON, self.reason.map(shortened));
+        text(QUEUE, self.queue);
+        if self.attempt > 0 {
+            headers.insert(ATTEMPT.into(), AMQPValue::LongUInt(self.attempt));
+        }
+        let now = || u64::try_from(Millis::now().seconds()).unwrap_or(0);
+        BasicProperties::default()
+            .with_delivery_mode(2)
+            .with_content_type("application/json".into())
+            .with_app_id("sluice".into())
+            .with_message_id(self.id.into())
+            .with_type(self.kind.into())
+            .with_timestamp(self.sent.unwrap_or_else(now))
+            .with_headers(headers)
+    }
+}
+
+/// Of a reason, what fits into a header: a frame has 128 KiB for all of them.
+fn shortened(reason: &str) -> &str {
+    &reason[..reason.floor_char_boundary(REASON_MAX)]
 }
 
 /// A channel with publisher confirms.
@@ -260,22 +316,8 @@ impl Publisher {
         &self,
         message: Outgoing<'_>,
     ) -> Result<impl Future<Output = Result<(), AmqpError>> + Send + use<>, AmqpError> {
-        let mut headers = FieldTable::default();
-        if message.attempt > 0 {
-            headers.insert(ATTEMPT.into(), AMQPValue::LongUInt(message.attempt));
-        }
-        if let Some(reason) = message.reason {
-            headers.insert(REASON.into(), AMQPValue::LongString(reason.into()));
-        }
-        let properties = BasicProperties::default()
-            .with_delivery_mode(2)
-            .with_content_type("application/json".into())
-            .with_app_id("sluice".into())
-            .with_message_id(message.id.into())
-            .with_type(message.kind.into())
-            .with_headers(headers);
         let options = BasicPublishOptions { mandatory: true, immediate: false };
-        let (exchange, key) = (message.exchange.into(), message.key.into());
+        let (exchange, key, properties) = (message.exchange.into(), message.key.into(), message.properties());
         let confirm = self.channel.basic_publish(exchange, key, options, message.body, properties).await?;
         Ok(async move {
             match confirm.await? {
@@ -333,7 +375,7 @@ impl Consumer {
 }
 
 /// One message.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Delivery {
     /// For [`Consumer::ack`] and [`Consumer::reject`].
     pub tag: u64,
@@ -345,21 +387,41 @@ pub struct Delivery {
     pub redelivered: bool,
     /// `message_id`.
     pub id: String,
+    /// `type`.
+    pub kind: String,
+    /// `timestamp`, in seconds.
+    pub sent: Option<u64>,
+    /// The sale that it is about, by our own header.
+    pub sale: Option<String>,
+    /// Why it was tried again or parked, by our own header.
+    pub reason: Option<String>,
+    /// The queue that it was parked from, by our own header.
+    pub queue: Option<String>,
 }
 
 impl Delivery {
     fn of(delivery: lapin::message::Delivery) -> Self {
-        let headers = delivery.properties.headers().as_ref();
-        let attempt = headers.and_then(|headers| match headers.inner().get(ATTEMPT)? {
-            AMQPValue::LongUInt(n) => Some(*n),
+        let properties = &delivery.properties;
+        let header = |name: &str| properties.headers().as_ref()?.inner().get(name);
+        let text = |name: &str| match header(name)? {
+            AMQPValue::LongString(text) => Some(text.to_string()),
             _ => None,
-        });
-        let id = delivery.properties.message_id().as_ref();
+        };
+        let attempt = match header(ATTEMPT) {
+            Some(AMQPValue::LongUInt(n)) => *n,
+            _ => 0,
+        };
+        let word = |word: &Option<ShortString>| word.as_ref().map(ToString::to_string).unwrap_or_default();
         Self {
             tag: delivery.delivery_tag,
-            attempt: attempt.unwrap_or(0),
+            attempt,
             redelivered: delivery.redelivered,
-            id: id.map(ToString::to_string).unwrap_or_default(),
+            id: word(properties.message_id()),
+            kind: word(properties.kind()),
+            sent: *properties.timestamp(),
+            sale: text(SALE),
+            reason: text(REASON),
+            queue: text(QUEUE),
             body: delivery.data,
         }
     }

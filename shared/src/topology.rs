@@ -25,8 +25,12 @@ pub const RELEASE: &str = "sluice.stock.release";
 pub const PARKED: &str = "sluice.parked";
 /// Header that counts attempts: the broker's own counters differ between its versions.
 pub const ATTEMPT: &str = "x-sluice-attempt";
-/// Header that says why a message was parked.
+/// Header that says why a message was tried again, or parked.
 pub const REASON: &str = "x-sluice-reason";
+/// Header that says which queue a parked message was in.
+pub const QUEUE: &str = "x-sluice-queue";
+/// Header that says which sale a message is about.
+pub const SALE: &str = "sale";
 
 /// Where messages wait that nothing is wrong with: name and delay in milliseconds.
 pub const WAITING: (&str, u32) = ("2s", 2_000);
@@ -224,7 +228,8 @@ fn policies() -> Vec<Policy> {
             name: "sluice-rest",
             pattern: r"^sluice\.(retry\.|parked$)",
             priority: 10,
-            definition: json!({"max-length": 1_000_000}),
+            // The others refuse by their arguments; by default the oldest message is dropped.
+            definition: json!({"max-length": 1_000_000, "overflow": "reject-publish"}),
         },
     ]
 }

@@ -142,9 +142,11 @@ impl<H: Handler> Reader<'_, H> {
             }
         }
         for ((step, attempt), group) in elsewhere {
+            let key = format!("{step}.{}", H::QUEUE);
             for body in H::join(&group) {
-                let id = group.first().map_or("", |delivery| &delivery.id);
-                self.hand_over(id, &body, step, attempt).await?;
+                let Some(first) = group.first() else { break };
+                let message = Outgoing { attempt, body: &body, ..Outgoing::again(first, RETRY, &key) };
+                self.hand_over(message).await?;
             }
             for delivery in group {
                 self.end(delivery.tag).await?;
@@ -189,19 +191,25 @@ impl<H: Handler> Reader<'_, H> {
         tracing::warn!(queue = H::QUEUE, id = delivery.id, attempt = failed + 1, why, "a message failed");
         self.context.metrics.retry(H::TAG);
         let (step, attempt) = (LADDER[failed.min(LADDER.len() - 1)].0, delivery.attempt.saturating_add(1));
-        self.put_off(delivery, step, attempt).await
+        self.put_off(delivery, step, attempt, why).await
     }
 
     /// Puts a message off to a step of the ladder.
-    async fn put_off(&mut self, delivery: Delivery, step: &str, attempt: u32) -> anyhow::Result<()> {
-        self.hand_over(&delivery.id, &delivery.body, step, attempt).await?;
+    async fn put_off(
+        &mut self,
+        delivery: Delivery,
+        step: &str,
+        attempt: u32,
+        why: &str,
+    ) -> anyhow::Result<()> {
+        let key = format!("{step}.{}", H::QUEUE);
+        let message = Outgoing { attempt, reason: Some(why), ..Outgoing::again(&delivery, RETRY, &key) };
+        self.hand_over(message).await?;
         self.end(delivery.tag).await
     }
 
     /// Hands a message to a step of the ladder, or to the queue beside it: the broker has it there then.
-    async fn hand_over(&mut self, id: &str, body: &[u8], step: &str, attempt: u32) -> anyhow::Result<()> {
-        let key = format!("{step}.{}", H::QUEUE);
-        let message = Outgoing { exchange: RETRY, key: &key, id, kind: "retry", body, attempt, reason: None };
+    async fn hand_over(&mut self, message: Outgoing<'_>) -> anyhow::Result<()> {
         self.sender.send(message).await.context("putting a message off")?;
         self.context.metrics.put_off(H::TAG);
         Ok(())
@@ -215,13 +223,9 @@ impl<H: Handler> Reader<'_, H> {
     async fn park(&mut self, delivery: Delivery, why: &str) -> anyhow::Result<()> {
         tracing::error!(queue = H::QUEUE, id = delivery.id, why, "a message is parked");
         let message = Outgoing {
-            exchange: DEAD,
-            key: "parked",
-            id: &delivery.id,
-            kind: "parked",
-            body: &delivery.body,
-            attempt: delivery.attempt,
             reason: Some(why),
+            queue: Some(H::QUEUE),
+            ..Outgoing::again(&delivery, DEAD, "parked")
         };
         match self.sender.send(message).await {
             Err(error @ AmqpError::Broken(_)) => return Err(error.into()),

@@ -1,12 +1,17 @@
-//! `sluice-worker topology plan|apply|verify`: RabbitMQ against the one description of it.
+//! `sluice-worker topology plan|apply|verify|definitions|users`: RabbitMQ against the one description of it.
 
 pub mod management;
+pub mod users;
 
 use std::fmt;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use serde_json::{Value, json};
 
 use sluice_shared::amqp::Link;
+use sluice_shared::config::EXIT_USAGE;
 use sluice_shared::topology::{Policy, Queue, Topology};
 
 use crate::command::Sources;
@@ -21,6 +26,9 @@ pub struct Args {
     /// What to do
     #[arg(value_enum)]
     action: Action,
+    /// Where `definitions` and `users` write to, instead of standard output
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
 }
 
 /// What to do with the topology.
@@ -34,6 +42,9 @@ pub enum Action {
     Verify,
     /// Print it as RabbitMQ imports it (definitions.json)
     Definitions,
+    /// Print RabbitMQ's users and their rights as it imports them, with the hashes of the passwords in
+    /// SLUICE_AMQP_EDGE_PASSWORD, SLUICE_AMQP_WORKER_PASSWORD and SLUICE_AMQP_OPERATOR_PASSWORD
+    Users,
 }
 
 /// One thing that is not as described.
@@ -78,21 +89,43 @@ impl fmt::Display for Difference {
 
 /// Does it; answers the exit code: 0 done or nothing differs, 1 it differs, 2 no answer.
 pub async fn run(sources: &Sources, args: &Args) -> u8 {
-    match command(sources, args.action).await {
+    if args.output.is_some() && !matches!(args.action, Action::Definitions | Action::Users) {
+        eprintln!("sluice-worker topology: --output is for definitions and users");
+        return u8::try_from(EXIT_USAGE).unwrap_or(64);
+    }
+    let done = match args.action {
+        Action::Users => users::definitions(|name| std::env::var(name).ok())
+            .map_err(anyhow::Error::from)
+            .and_then(|users| print(&users, args.output.as_deref())),
+        Action::Definitions => print(&Topology::new(sources.shards).definitions(), args.output.as_deref()),
+        action => command(sources, action).await,
+    };
+    match done {
         Ok(code) => code,
         Err(error) => {
             eprintln!("sluice-worker topology: {error:#}");
-            2
+            let usage = error.downcast_ref::<users::UsersError>().and(u8::try_from(EXIT_USAGE).ok());
+            usage.unwrap_or(2)
         }
     }
 }
 
+/// Prints a file for RabbitMQ to import, or puts it in another's place: whole or not at all.
+fn print(definitions: &Value, output: Option<&Path>) -> anyhow::Result<u8> {
+    let text = format!("{}\n", serde_json::to_string_pretty(definitions)?);
+    match output {
+        None => std::io::stdout().write_all(text.as_bytes())?,
+        Some(file) => {
+            let new = file.with_extension("new");
+            let written = std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, file));
+            written.with_context(|| file.display().to_string())?;
+        }
+    }
+    Ok(0)
+}
+
 async fn command(sources: &Sources, action: Action) -> anyhow::Result<u8> {
     let topology = Topology::new(sources.shards);
-    if action == Action::Definitions {
-        println!("{}", serde_json::to_string_pretty(&topology.definitions())?);
-        return Ok(0);
-    }
     let management = Management::of(sources.management_url.reveal(), sources.amqp_url.reveal())?;
     if action == Action::Apply {
         apply(&management, sources.amqp_url.reveal(), &topology).await?;
@@ -112,7 +145,7 @@ async fn command(sources: &Sources, action: Action) -> anyhow::Result<u8> {
         Action::Plan => 0,
         // What apply leaves alone is no failure of it.
         Action::Apply => u8::from(stuck),
-        Action::Verify | Action::Definitions => u8::from(!differences.is_empty()),
+        Action::Verify | Action::Definitions | Action::Users => u8::from(!differences.is_empty()),
     })
 }
 

@@ -115,9 +115,9 @@ impl Session<'_> {
                         key,
                         id: &id,
                         kind: "order.accepted",
+                        sale: Some(parcel.shelf.sale.as_str()),
                         body: &parcel.body,
-                        attempt: 0,
-                        reason: None,
+                        ..Outgoing::default()
                     };
                     failpoint::reach("F7.before-publish");
                     let Ok(confirm) = self.publisher.publish(message).await else { return "publish failed" };

@@ -117,6 +117,12 @@ impl Vhost {
                         panic!("no order");
                     };
                     assert_eq!(delivery.id, order.order.to_string());
+                    assert_eq!(
+                        (delivery.kind.as_str(), delivery.sale.as_deref()),
+                        ("order.accepted", Some(order.sale.as_str()))
+                    );
+                    let age = Millis::now().seconds().abs_diff(delivery.sent.unwrap().try_into().unwrap());
+                    assert!(age < 60, "sent {age} s ago");
                     found.push(order);
                 }
             }

@@ -114,7 +114,7 @@ async fn a_replica_follows_and_reads_nothing() {
 }
 
 fn outgoing<'a>(exchange: &'a str, key: &'a str) -> Outgoing<'a> {
-    Outgoing { exchange, key, id: "1", kind: "test", body: b"{}", attempt: 0, reason: None }
+    Outgoing { exchange, key, id: "1", kind: "test", body: b"{}", ..Outgoing::default() }
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use ahash::{AHashMap, RandomState};
 use sluice_shared::ids::{OrderId, SkuId, UserId};
-use sluice_shared::record::{OrderState, Refund};
+use sluice_shared::record::OrderState;
 
 use super::chain::Moves;
 use super::names::Names;

@@ -71,7 +71,7 @@ mod tests {
     const AGAIN: Duration = Duration::from_secs(1);
 
     fn delivery(tag: u64) -> Delivery {
-        Delivery { tag, body: Vec::new(), attempt: 0, redelivered: false, id: String::new() }
+        Delivery { tag, ..Delivery::default() }
     }
 
     #[test]

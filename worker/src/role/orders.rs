@@ -109,7 +109,7 @@ impl Writer<'_> {
     }
 
     /// Writes a batch, parks what cannot be written, notes a barrier; then acknowledges all of it.
-    async fn settle(&mut self, batch: Batch, stop: &Stop) -> anyhow::Result<()> {
+    async fn settle(&mut self, mut batch: Batch, stop: &Stop) -> anyhow::Result<()> {
         let metrics = &self.context.metrics;
         let began = Instant::now();
         failpoint::reach("F54.before-write");
@@ -126,7 +126,8 @@ impl Writer<'_> {
             tracing::error!(%order, "an accepted order failed: the books had no units for it");
         }
         for (at, reason) in report.parked {
-            self.park(&Poison { body: batch.bodies[at].clone(), reason }).await?;
+            let delivery = std::mem::take(&mut batch.deliveries[at]);
+            self.park(&Poison { delivery, reason }).await?;
         }
         for poison in &batch.poison {
             self.park(poison).await?;
@@ -165,16 +166,12 @@ impl Writer<'_> {
     /// Puts a message where operators look for it; the reservation itself is published anew by the
     /// warden. The books keep it even when the broker has no room for it.
     async fn park(&mut self, poison: &Poison) -> anyhow::Result<()> {
-        let Poison { body, reason } = poison;
-        tracing::error!(queue = self.queue, reason, "a message is parked");
+        let Poison { delivery, reason } = poison;
+        tracing::error!(queue = self.queue, id = delivery.id, reason, "a message is parked");
         let message = Outgoing {
-            exchange: DEAD,
-            key: "parked",
-            id: "",
-            kind: "parked",
-            body,
-            attempt: 0,
             reason: Some(reason),
+            queue: Some(&self.queue),
+            ..Outgoing::again(delivery, DEAD, "parked")
         };
         match self.sender.send(message).await {
             Err(error @ AmqpError::Broken(_)) => return Err(error.into()),
@@ -182,7 +179,7 @@ impl Writer<'_> {
             Ok(()) => {}
         }
         let store = &self.context.store;
-        store.bounded(store.park(&self.queue, reason, body)).await?;
+        store.bounded(store.park(&self.queue, reason, &delivery.body)).await?;
         self.context.metrics.orders("parked", 1);
         Ok(())
     }

@@ -23,6 +23,18 @@ const LINGER: Duration = Duration::from_millis(50);
 const TIDY_MAX: u32 = 1000;
 const TIDY: Duration = Duration::from_secs(60);
 
+/// Of a row's payload, what its message is labelled with.
+#[derive(serde::Deserialize)]
+struct Events<'a> {
+    #[serde(borrow)]
+    events: Vec<Event<'a>>,
+}
+
+#[derive(serde::Deserialize)]
+struct Event<'a> {
+    sale: &'a str,
+}
+
 /// Runs until told to stop.
 pub async fn run(context: Context, mut stop: Stop) -> anyhow::Result<()> {
     let name = format!("{} outbox", context.who);
@@ -83,6 +95,13 @@ async fn publish_some(
     }
 }
 
+/// The sale that all events of a row are about; `None` where they are of several.
+fn sale_of(payload: &str) -> Option<&str> {
+    let Events { events } = serde_json::from_str(payload).ok()?;
+    let first = events.first()?.sale;
+    events.iter().all(|event| event.sale == first).then_some(first)
+}
+
 /// Publishes rows and waits for the confirms: those that came, and what broke the connection if it
 /// did. A row that the broker refuses stays for later and holds up none of the others.
 async fn hand_over(publisher: &Publisher, rows: &[OutboxRow]) -> (Vec<i64>, Option<AmqpError>) {
@@ -90,7 +109,9 @@ async fn hand_over(publisher: &Publisher, rows: &[OutboxRow]) -> (Vec<i64>, Opti
     for row in rows {
         let id = format!("outbox-{}", row.id);
         let (key, body) = (row.topic.as_str(), row.payload.as_bytes());
-        let message = Outgoing { exchange: EVENTS, key, id: &id, kind: key, body, attempt: 0, reason: None };
+        let sale = sale_of(&row.payload);
+        let message =
+            Outgoing { exchange: EVENTS, key, id: &id, kind: key, sale, body, ..Outgoing::default() };
         match publisher.publish(message).await {
             Ok(confirm) => confirms.push((row, confirm)),
             Err(error) => {
@@ -107,4 +128,20 @@ async fn hand_over(publisher: &Publisher, rows: &[OutboxRow]) -> (Vec<i64>, Opti
         }
     }
     (confirmed, broken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_has_the_sale_of_all_its_events_or_none() {
+        let row = |sales: &[&str]| {
+            let events: Vec<_> = sales.iter().map(|sale| format!(r#"{{"v":1,"sale":"{sale}"}}"#)).collect();
+            format!(r#"{{"v": 1, "events": [{}]}}"#, events.join(", "))
+        };
+        assert_eq!(sale_of(&row(&["demo", "demo"])), Some("demo"));
+        assert_eq!(sale_of(&row(&["demo", "other"])), None);
+        assert_eq!((sale_of(&row(&[])), sale_of("{")), (None, None));
+    }
 }

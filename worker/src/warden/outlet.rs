@@ -14,6 +14,9 @@ const WINDOW: usize = 512;
 /// A broker that does not confirm within this time is away, or blocks.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Routing key, id, kind, sale and body.
+type Message<'a> = (String, String, &'a str, Option<&'a str>, Vec<u8>);
+
 /// A way to the write queues.
 #[derive(Debug)]
 pub struct Outlet {
@@ -47,7 +50,7 @@ impl Outlet {
                 let key = write_key(write_shard(&order.order.uuid, self.shards));
                 let id = order.order.to_string();
                 let body = encode(&OrderMessage::Accepted(order.clone()))?;
-                Ok((key, id, "order.accepted", body))
+                Ok((key, id, "order.accepted", Some(order.sale.as_str()), body))
             })
             .collect();
         self.send(&messages?).await
@@ -58,13 +61,13 @@ impl Outlet {
         let messages: Result<Vec<_>, Trouble> = (0..self.shards)
             .map(|shard| {
                 let body = encode(&OrderMessage::Barrier { v: VERSION, id: id.to_owned(), shard })?;
-                Ok((write_key(shard), id.to_owned(), "barrier", body))
+                Ok((write_key(shard), id.to_owned(), "barrier", None, body))
             })
             .collect();
         self.send(&messages?).await
     }
 
-    async fn send(&mut self, messages: &[(String, String, &str, Vec<u8>)]) -> Result<(), Trouble> {
+    async fn send(&mut self, messages: &[Message<'_>]) -> Result<(), Trouble> {
         let sent = publish(&self.sender.publisher().await?, messages).await;
         if sent.is_err() {
             self.sender.reset();
@@ -73,15 +76,15 @@ impl Outlet {
     }
 }
 
-async fn publish(publisher: &Publisher, messages: &[(String, String, &str, Vec<u8>)]) -> Result<(), Trouble> {
+async fn publish(publisher: &Publisher, messages: &[Message<'_>]) -> Result<(), Trouble> {
     let mut waiting = VecDeque::with_capacity(WINDOW);
-    for (key, id, kind, body) in messages {
+    for (key, id, kind, sale, body) in messages {
         if waiting.len() >= WINDOW
             && let Some(first) = waiting.pop_front()
         {
             tokio::time::timeout(PATIENCE, first).await.map_err(|_| late())??;
         }
-        let message = Outgoing { exchange: ORDERS, key, id, kind, body, attempt: 0, reason: None };
+        let message = Outgoing { exchange: ORDERS, key, id, kind, sale: *sale, body, ..Outgoing::default() };
         let confirm = tokio::time::timeout(PATIENCE, publisher.publish(message)).await;
         waiting.push_back(confirm.map_err(|_| late())??);
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sluice_shared::message::OrderMessage;
 use sluice_shared::testing::eventually;
-use sluice_shared::topology::{ORDERS, PARKED, write_key};
+use sluice_shared::topology::{ORDERS, PARKED, write_key, write_queue};
 use sluice_worker::role::Role;
 
 use crate::harness::{World, accepted};
@@ -67,5 +67,12 @@ async fn twenty_kinds_of_poison_are_parked_and_what_is_between_them_is_written()
         let (_, reason) = parked.iter().find(|(kept, _)| kept == body).expect("kept as it came");
         assert!(reason.contains(why), "{reason} / {why}");
     }
-    assert_eq!(world.broker.drain(PARKED, kinds.len()).await.len(), kinds.len());
+    for message in world.broker.drain(PARKED, kinds.len()).await {
+        // As it came: the harness calls every message so.
+        assert_eq!((message.id.as_str(), message.kind.as_str()), ("t", "t"));
+        assert!(message.sent.is_some(), "{message:?}");
+        assert_eq!(message.queue, Some(write_queue(0)));
+        let (_, why) = kinds.iter().find(|(body, _)| *body == message.body).expect("one of them");
+        assert!(message.reason.is_some_and(|reason| reason.contains(why)), "{why}");
+    }
 }

@@ -29,6 +29,7 @@ async fn events_reach_the_queue_of_their_topic() {
         .sum();
     assert_eq!(told, 250);
     let back = world.broker.drain(RELEASE, 1).await;
+    assert_eq!((back[0].kind.as_str(), back[0].sale.as_deref()), ("stock.release", Some("demo")));
     let back: OrderEvents = serde_json::from_slice(&back[0].body).unwrap();
     assert_eq!((back.events[0].order, back.events[0].release), (batch[0].order, true));
     eventually("all are marked", PATIENCE, async || world.db.count(UNSENT).await == 0).await;

@@ -151,16 +151,31 @@ async fn a_message_that_used_the_ladder_up_is_parked_but_a_release_never_is() {
     let link = world.broker.link().await;
     let publisher = link.publisher().await.unwrap();
     for key in ["order.created", "stock.release"] {
-        let message =
-            Outgoing { exchange: EVENTS, key, id: "t", kind: "t", body: b"x", attempt: 3, reason: None };
+        let message = Outgoing {
+            exchange: EVENTS,
+            key,
+            id: "t",
+            kind: "t",
+            body: b"x",
+            attempt: 3,
+            ..Outgoing::default()
+        };
         publisher.publish(message).await.unwrap().await.unwrap();
     }
     let (mortal, immortal) = (Mortal(Clumsy::new(9)), Immortal(Clumsy::new(9)));
     let (stop, stopped) = watch::channel(false);
     let judge = async {
-        assert_eq!(world.broker.drain(PARKED, 1).await[0].body, b"x");
-        let again = world.broker.drain("sluice.retry.60s", 1).await;
-        assert_eq!((again[0].body.as_slice(), again[0].attempt), (b"x".as_slice(), 4));
+        let parked = &world.broker.drain(PARKED, 1).await[0];
+        let again = &world.broker.drain("sluice.retry.60s", 1).await[0];
+        // What an operator tells them apart by stays, wherever they go.
+        for (message, kind, attempt) in [(parked, "order.created", 3), (again, "stock.release", 4)] {
+            assert_eq!((message.kind.as_str(), message.id.as_str(), message.sent), (kind, id, sent));
+            assert_eq!((message.sale.as_deref(), message.attempt), (sale, attempt));
+            assert_eq!(message.body, b"x");
+        }
+        assert_eq!(parked.reason.as_deref(), Some("failed 4 times, at last: clumsy"));
+        assert_eq!(parked.queue.as_deref(), Some(SAGA));
+        assert_eq!((again.reason.as_deref(), again.queue.as_deref()), (Some("clumsy"), None));
         let kept = async || world.db.count("SELECT count(*) FROM parked").await == 1;
         eventually("the books keep it", Duration::from_secs(5), kept).await;
         stop.send_replace(true);

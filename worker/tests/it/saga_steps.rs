@@ -356,8 +356,15 @@ async fn a_release_that_cannot_be_done_is_stuck_until_it_can() {
     let publisher = link.publisher().await.unwrap();
     let role = world.run(Role::Saga);
     let (key, body) = ("stock.release", body.as_bytes());
-    let message =
-        |attempt| Outgoing { exchange: EVENTS, key, id: "t", kind: "t", body, attempt, reason: None };
+    let message = |attempt| Outgoing {
+        exchange: EVENTS,
+        key,
+        id: "t",
+        kind: "t",
+        body,
+        attempt,
+        ..Outgoing::default()
+    };
     publisher.publish(message(3)).await.unwrap().await.unwrap();
     let stuck = async || world.db.texts(SAGAS).await == ["stuck release"];
     eventually("the saga is stuck", PATIENCE, stuck).await;

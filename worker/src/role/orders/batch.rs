@@ -7,9 +7,9 @@ use sluice_shared::message::{Accepted, OrderMessage, VERSION};
 const BODY_MAX: usize = 16 * 1024;
 
 /// A message that cannot be worked on.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) struct Poison {
-    pub(super) body: Vec<u8>,
+    pub(super) delivery: Delivery,
     pub(super) reason: String,
 }
 
@@ -19,7 +19,7 @@ pub(super) struct Batch {
     most: usize,
     /// The accepted orders, and their messages as they came.
     pub(super) orders: Vec<Accepted>,
-    pub(super) bodies: Vec<Vec<u8>>,
+    pub(super) deliveries: Vec<Delivery>,
     /// Messages that are no orders.
     pub(super) poison: Vec<Poison>,
     /// A barrier, which ends the batch.
@@ -30,8 +30,8 @@ pub(super) struct Batch {
 
 impl Batch {
     pub(super) fn new(most: usize) -> Self {
-        let (orders, bodies) = (Vec::with_capacity(most), Vec::with_capacity(most));
-        Self { most, orders, bodies, poison: Vec::new(), barrier: None, last: 0 }
+        let (orders, deliveries) = (Vec::with_capacity(most), Vec::with_capacity(most));
+        Self { most, orders, deliveries, poison: Vec::new(), barrier: None, last: 0 }
     }
 
     /// Whether the batch takes no more.
@@ -45,10 +45,10 @@ impl Batch {
         match decode(&delivery.body) {
             Ok(OrderMessage::Accepted(accepted)) => {
                 self.orders.push(accepted);
-                self.bodies.push(delivery.body);
+                self.deliveries.push(delivery);
             }
             Ok(OrderMessage::Barrier { id, shard, .. }) => self.barrier = Some((id, shard)),
-            Err(reason) => self.poison.push(Poison { body: delivery.body, reason }),
+            Err(reason) => self.poison.push(Poison { delivery, reason }),
         }
     }
 }
@@ -78,7 +78,7 @@ mod tests {
     const BARRIER: &str = r#"{"type":"barrier","v":1,"id":"b","shard":3}"#;
 
     fn delivery(tag: u64, body: &str) -> Delivery {
-        Delivery { tag, body: body.into(), attempt: 0, redelivered: false, id: String::new() }
+        Delivery { tag, body: body.into(), ..Delivery::default() }
     }
 
     #[test]

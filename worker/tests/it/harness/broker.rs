@@ -22,6 +22,15 @@ pub struct Vhost {
 
 impl Vhost {
     pub async fn new() -> Self {
+        let vhost = Self::bare();
+        let link = vhost.link().await;
+        link.declare(&Topology::new(SHARDS)).await.unwrap();
+        link.close().await;
+        vhost
+    }
+
+    /// Without the topology.
+    pub fn bare() -> Self {
         let url = required("SLUICE_TEST_AMQP_MANAGEMENT_URL");
         let (scheme, rest) = url.split_once("://").expect("a URL");
         let (login, address) = rest.split_once('@').expect("user:password@ in the management URL");
@@ -37,9 +46,6 @@ impl Vhost {
             user,
         };
         vhost.make();
-        let link = vhost.link().await;
-        link.declare(&Topology::new(SHARDS)).await.unwrap();
-        link.close().await;
         vhost
     }
 
@@ -109,7 +115,7 @@ impl Vhost {
         let publisher = link.publisher().await.unwrap();
         let mut confirms = Vec::new();
         for (key, body) in messages {
-            let message = Outgoing { exchange, key, id: "t", kind: "t", body, attempt: 0, reason: None };
+            let message = Outgoing { exchange, key, id: "t", kind: "t", body, ..Outgoing::default() };
             confirms.push(publisher.publish(message).await.unwrap());
         }
         for confirm in confirms {
