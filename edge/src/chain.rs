@@ -14,6 +14,7 @@ use sluice_shared::token::Claim;
 use sluice_shared::verdict::{Code, Rejection};
 
 use crate::engine::{Ask, LiveSale, PublicState};
+use crate::events::Shown;
 use crate::exchange::{Context, Exchange, Stop, Target};
 use crate::fields::Fields;
 use crate::filter::reserve::Taken;
@@ -96,7 +97,9 @@ async fn ours(
             Ok(Next::Reply(Reply::json(200, gate.receipts.jwks())))
         }
         Call::Callback => {
-            from(gate, exchange)?;
+            let (fields, context) = exchange.split();
+            context.client = gate.trusted.client(context.peer, fields);
+            gate.rates.notice(context.client, &mut context.rate)?;
             exchange.context.target = Target::Callback;
             Ok(Next::Forward)
         }
@@ -156,7 +159,12 @@ pub async fn take(gate: &Gate, buyer: Buyer, lines: Lines) -> Result<Reply, Reje
     latch::judge(&sale, &claim, &lines, now)?;
     let bought = (!gate.receipts.is_empty()).then(|| (user.clone(), lines.clone()));
     let ask = Ask { uuid: claim.order.uuid, user, lines, expired: now >= claim.expires };
-    let taken = reserve::judge(gate.engine.reserve(&sale, ask).await, &sale.view)?;
+    let taken = reserve::judge(gate.engine.reserve(&sale, ask).await, &sale.view);
+    let taken = taken.map_err(|refused| match refused.code {
+        // What waits now is gone by then.
+        Code::Overloaded => refused.after(gate.engine.estimate()),
+        _ => refused,
+    })?;
     gate.metrics.accepted(taken.replayed);
     let receipt = bought.and_then(|(user, lines)| {
         let Taken { epoch, seq, at: accepted, .. } = taken;
@@ -221,15 +229,20 @@ pub fn show(
 async fn order(gate: &Gate, exchange: &mut Exchange<'_>, id: &str) -> Result<Next, Stop> {
     let id = OrderId::parse(id).ok_or_else(nothing_here)?;
     let user = customer(gate, exchange)?;
-    exchange.context.target = Target::Order(id, false);
-    if exchange.head().method == Method::DELETE {
-        return Ok(Next::Forward);
+    let cancels = exchange.head().method == Method::DELETE;
+    match record(gate, &id).await {
+        Ok(Some((record, _))) if record.user != user => return Err(nothing_here().into()),
+        Ok(Some((record, sale))) if !cancels => {
+            return Ok(Next::Reply(Reply::json(200, view::order(&id, &record, &sale.view))));
+        }
+        Ok(None) if gate.engine.lacks(&id).await => return Err(nothing_here().into()),
+        Err(refused) if !cancels => return Err(refused.into()),
+        // The workers' word counts: they cancel also while Redis is away.
+        Ok(_) | Err(_) => {}
     }
-    let Some((record, sale)) = record(gate, &id).await? else { return Ok(Next::Forward) };
-    if record.user != user {
-        return Err(nothing_here().into());
-    }
-    Ok(Next::Reply(Reply::json(200, view::order(&id, &record, &sale.view))))
+    exchange.context.lookup = Some(gate.lookups.take()?);
+    exchange.context.target = Target::Order(id);
+    Ok(Next::Forward)
 }
 
 /// `GET /v1/orders/{id}/events`.
@@ -255,24 +268,40 @@ async fn follow(
         }
     };
     // Followed before it is read: no change between the two is missed.
-    let follower = gate.engine.follow(&id);
-    let Some((record, sale)) = record(gate, &id).await? else {
-        exchange.context.user = user;
-        exchange.context.target = Target::Order(id, true);
-        return Ok(Next::Forward);
-    };
-    if user.is_some_and(|user| user != record.user) {
+    let mut follower = gate.engine.follow(&id);
+    let record = record(gate, &id).await?;
+    if record.as_ref().is_some_and(|(record, _)| user.as_ref().is_some_and(|user| *user != record.user)) {
         return Err(nothing_here().into());
     }
-    let follower = follower.ok_or_else(|| {
-        Rejection::new(Code::Overloaded, "too many event streams are open; poll the order instead")
-    })?;
-    let place = gate.streams.open(&record.user).ok_or_else(|| {
-        Rejection::new(Code::RateLimited, "too many event streams of this user are open; close one")
-    })?;
-    events::stream(gate, exchange, &id, record, &sale, follower).await?;
+    let (shown, owner) = match record {
+        Some((record, sale)) => {
+            let follower = follower.as_mut().ok_or_else(crowded)?;
+            follower.knows(&record);
+            (Shown::record(&id, &record, &sale.view), Some(record.user))
+        }
+        None if gate.engine.lacks(&id).await => return Err(nothing_here().into()),
+        None => {
+            exchange.context.user.clone_from(&user);
+            (events::ask(gate, exchange.context, &id).await?, user)
+        }
+    };
+    if shown.last && shown.is_known(&exchange.head().headers) {
+        // A browser that is told so does not come back.
+        return Ok(Next::Reply(Reply::json(204, Vec::new())));
+    }
+    let Some(place) = gate.streams.open(owner.as_ref().map_or(id.to_string().as_str(), UserId::as_str))
+    else {
+        gate.rates.tell(&mut exchange.context.rate);
+        let detail = "too many event streams of this user are open; close one";
+        return Err(Rejection::new(Code::RateLimited, detail).into());
+    };
+    events::stream(gate, exchange, &id, shown, follower).await?;
     drop(place);
     Ok(Next::Done)
+}
+
+fn crowded() -> Rejection {
+    Rejection::new(Code::Overloaded, "too many event streams are open; poll the order instead")
 }
 
 /// What is not ours: for the shop, if there is one.
@@ -315,8 +344,15 @@ fn address(gate: &Gate, fields: &(impl Fields + ?Sized), context: &mut Context) 
     gate.rates.address(context.client, &mut context.rate)
 }
 
-/// `unauthenticated`. By Redis' clock: this machine's may be wrong.
+/// `unauthenticated`. By Redis' clock: this machine's may be wrong. Where the two are far apart, nobody
+/// knows which is.
 fn identity(gate: &Gate, fields: &(impl Fields + ?Sized)) -> Result<UserId, Rejection> {
+    if gate.engine.doubts_clocks() {
+        return Err(Rejection::new(
+            Code::Unavailable,
+            "who you are cannot be judged at the moment; try again",
+        ));
+    }
     gate.keys.now().identity.user(fields, gate.engine.clock().now())
 }
 

@@ -122,6 +122,7 @@ async fn ask(
     path: &str,
     body: &[u8],
 ) -> Result<(u16, Bytes), Rejection> {
+    let _place = gate.lookups.take()?;
     gate.peers.ask(context, method, path, body).await.map_err(|why| {
         tracing::debug!(%why, "the workers did not answer a claim");
         unknown()

@@ -84,6 +84,8 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// Connections at a time.
     pub connections: usize,
+    /// Connections of one address at a time; 0 for any number.
+    pub per_address: usize,
     /// Body on its way to the upstream.
     pub upstream_body_bytes: usize,
 }
@@ -123,6 +125,8 @@ pub struct Rates {
     pub sale: Rate,
     /// For all.
     pub total: Rate,
+    /// For payment notices of each address.
+    pub notices: Rate,
     /// Addresses and users remembered.
     pub slots: usize,
     /// Whether answers tell what is left.
@@ -149,6 +153,8 @@ pub struct Api {
     pub connect: Duration,
     /// Time for each pause.
     pub read: Duration,
+    /// Calls for buyers at a time.
+    pub lookups: usize,
 }
 
 /// The shop behind the gate.

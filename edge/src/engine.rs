@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 mod beat;
+mod bell;
 mod collection;
 mod core;
 mod departure;
@@ -28,6 +29,7 @@ mod lane;
 mod latch;
 mod metrics;
 mod pace;
+mod ready;
 mod register;
 mod relay;
 mod reply;
@@ -78,6 +80,10 @@ pub struct EngineConfig {
     pub sweep_after: Duration,
     /// Event streams that may be open.
     pub streams_max: usize,
+    /// How far this machine's clock may be from Redis'.
+    pub skew_max: Duration,
+    /// How long a subscription is listened to until the next one takes its place.
+    pub listen_for: Duration,
 }
 
 /// What became of one reservation.
@@ -147,12 +153,6 @@ const PATIENT: Duration = Duration::from_secs(2);
 const WRITTEN_A_SECOND: u32 = 5_000;
 /// How long RabbitMQ is likely to stay away, once it is.
 const OUTAGE_SECONDS: u32 = 30;
-/// A Redis that was silent for so long counts as gone.
-const SILENT: Duration = Duration::from_secs(2);
-/// How long a start may wait for its admission: the shop's traffic does not need one.
-const ADMISSION: Duration = Duration::from_secs(10);
-/// A wall clock that is further from Redis' is told.
-const SKEWED_MS: i64 = 2_000;
 
 /// The engine of one edge process.
 #[derive(Debug)]
@@ -274,12 +274,26 @@ impl Engine {
         self.reader().record(order).await
     }
 
+    /// Whether there is certainly no such order: its sale is served here, and the script, which a Redis
+    /// that may have lost orders does not answer, has no record of it.
+    pub async fn lacks(&self, order: &OrderId) -> bool {
+        let Some(sale) = self.book.by_number(order.sale).filter(|sale| !sale.frozen()) else { return false };
+        let Some(desk) = sale.desks().get(usize::from(order.segment)) else { return true };
+        match self.core.room.take() {
+            Some(place) => desk.lacks(order.uuid, place).await,
+            None => false,
+        }
+    }
+
+    /// Whether this machine's clock and Redis' are so far apart that one of them must be wrong.
+    pub fn doubts_clocks(&self) -> bool {
+        self.core.doubts_clocks.load(Ordering::Relaxed)
+    }
+
     /// Follows an order; `None` when too many are followed, or its sale is not known here.
     pub fn follow(&self, order: &OrderId) -> Option<Follower> {
         let sale = self.book.by_number(order.sale)?.view.sale.clone();
-        let follower = Follower::new(&self.topics, *order, sale, self.reader());
-        self.core.listen.notify_one();
-        follower
+        Follower::new(&self.topics, *order, sale, self.reader())
     }
 
     fn reader(&self) -> Reader {
@@ -290,43 +304,6 @@ impl Engine {
     /// Whether this edge has been able to sell: it is admitted, and no sale was frozen.
     pub fn has_started(&self) -> bool {
         self.core.started.load(Ordering::Relaxed)
-    }
-
-    /// Whether traffic should come here.
-    pub fn readiness(&self) -> Readiness {
-        let (core, sales) = (&self.core, self.book.now());
-        let away = core.silence().is_none_or(|silence| silence > SILENT);
-        let state = if core.draining.load(Ordering::Relaxed) {
-            ReadyState::Draining
-        } else if sales.generation.is_none() || (!self.has_started() && core.age() < ADMISSION) {
-            ReadyState::Starting
-        } else if away {
-            ReadyState::NoRedis
-        } else {
-            ReadyState::Ready
-        };
-        let mut reasons = Vec::new();
-        let mut say = |holds: bool, reason: &str| {
-            if holds {
-                reasons.push(reason.to_owned());
-            }
-        };
-        say(away, "redis does not answer");
-        say(!core.connected.load(Ordering::Relaxed), "rabbitmq is away: accepted orders are held");
-        say(core.blocked.load(Ordering::Relaxed), "rabbitmq blocks publishers: accepted orders are held");
-        say(!core.admitted.load(Ordering::Relaxed), "not admitted yet: no warden has registered this edge");
-        if core.clock.skew_ms().abs() > SKEWED_MS {
-            let seconds = core.clock.skew_ms() as f64 / 1000.0;
-            let what = "sales and tokens go by redis' clock, not by it";
-            reasons.push(format!("this machine's clock is {seconds:+.1} s from redis': {what}"));
-        }
-        let mut frozen: Vec<_> = sales.all().filter(|sale| sale.frozen()).collect();
-        frozen.sort_by_key(|sale| sale.view.number);
-        reasons.extend(frozen.iter().take(10).map(|sale| format!("sale {} is frozen", sale.view.sale)));
-        if frozen.len() > 10 {
-            reasons.push(format!("{} more sales are frozen", frozen.len() - 10));
-        }
-        Readiness { state, reasons }
     }
 }
 

@@ -7,30 +7,39 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
-use http::{HeaderName, HeaderValue, Version};
+use http::{HeaderName, HeaderValue, Method, Version};
 use pingora::http::ResponseHeader;
+use pingora::protocols::http::ServerSession as HttpSession;
 use sluice_shared::clock::Millis;
-use sluice_shared::ids::{OrderId, UserId};
+use sluice_shared::ids::OrderId;
 use sluice_shared::record::Record;
+use sluice_shared::sale::SaleView;
+use sluice_shared::verdict::{Code, Rejection};
+use tokio::time::Instant;
 
-use crate::engine::{Follower, LiveSale};
-use crate::exchange::Exchange;
+use crate::engine::Follower;
+use crate::exchange::{Context, Exchange};
+use crate::fields::Fields;
 use crate::gate::Gate;
 use crate::respond::Reply;
-use crate::{respond, view};
+use crate::{chain, respond, view};
 
 /// Proxies and browsers drop a stream that is silent for long.
 const COMMENT_EVERY: Duration = Duration::from_secs(15);
+/// How often the workers are asked for an order that Redis has lost.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// The last event that a browser has seen.
+const LAST_EVENT_ID: &str = "last-event-id";
 /// When the followers of an edge that stops come back, in milliseconds.
 const BACK_MS: std::ops::Range<u32> = 500..3_000;
 const KIND: HeaderValue = HeaderValue::from_static("text/event-stream");
 /// Asks proxies of nginx's kind not to hold events back.
 const UNBUFFERED: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// How many streams each user has open. Taken when a stream opens and closes, never on a purchase.
+/// How many streams each user has open; of an order whose buyer is not known, the order. Taken when a stream opens and closes, never on a purchase.
 #[derive(Debug)]
 pub struct Streams {
-    open: Mutex<HashMap<UserId, usize>>,
+    open: Mutex<HashMap<String, usize>>,
     per_user: usize,
 }
 
@@ -38,7 +47,7 @@ pub struct Streams {
 #[derive(Debug)]
 pub struct Place<'a> {
     streams: &'a Streams,
-    user: UserId,
+    user: String,
 }
 
 impl Streams {
@@ -48,14 +57,14 @@ impl Streams {
     }
 
     /// A place for one more stream of a user, if he may have one.
-    pub fn open(&self, user: &UserId) -> Option<Place<'_>> {
+    pub fn open(&self, user: &str) -> Option<Place<'_>> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = open.entry(user.clone()).or_default();
+        let count = open.entry(user.to_owned()).or_default();
         if *count >= self.per_user {
             return None;
         }
         *count += 1;
-        Some(Place { streams: self, user: user.clone() })
+        Some(Place { streams: self, user: user.to_owned() })
     }
 }
 
@@ -71,15 +80,65 @@ impl Drop for Place<'_> {
     }
 }
 
+/// An order as a stream shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// Names this state of it.
+    pub id: i64,
+    /// Whether no other state follows.
+    pub last: bool,
+    json: Vec<u8>,
+}
+
+/// What is read of the workers' answer.
+#[derive(serde::Deserialize)]
+struct Told {
+    state: String,
+    updated_at: Option<String>,
+}
+
+impl Shown {
+    /// A record of Redis.
+    pub fn record(id: &OrderId, record: &Record, sale: &SaleView) -> Self {
+        let json = view::order(id, record, sale);
+        Self { id: record.updated.0, last: record.state.is_final(), json }
+    }
+
+    /// The workers' whole answer.
+    fn books(json: &[u8]) -> Option<Self> {
+        let Told { state, updated_at } = serde_json::from_slice(json).ok()?;
+        let last = matches!(state.as_str(), "paid" | "expired" | "cancelled" | "failed" | "refunded");
+        let id = updated_at.and_then(|at| Millis::from_text(&at)).unwrap_or_else(Millis::now).0;
+        Some(Self { id, last, json: json.trim_ascii().to_vec() })
+    }
+
+    /// Whether the client has seen this state already: `Last-Event-ID` is its own.
+    pub fn is_known(&self, fields: &(impl Fields + ?Sized)) -> bool {
+        fields.field(LAST_EVENT_ID).is_some_and(|last| last == itoa::Buffer::new().format(self.id).as_bytes())
+    }
+}
+
+/// The order as the workers know it: Redis has lost it, or has forgotten it long after its sale.
+pub async fn ask(gate: &Gate, context: &Context, id: &OrderId) -> Result<Shown, Rejection> {
+    let away = || Rejection::new(Code::Unavailable, "the books cannot be asked at the moment; try again");
+    let _place = gate.lookups.take()?;
+    let path = format!("/internal/v1/orders/{id}");
+    match gate.peers.ask(context, Method::GET, &path, b"").await {
+        Ok((200, json)) => Shown::books(&json).ok_or_else(away),
+        Ok((404, _)) => Err(chain::nothing_here()),
+        Ok(_) | Err(_) => Err(away()),
+    }
+}
+
 /// Writes the present state and every later one. Ends at a final state, when the client leaves or
 /// when new connections go elsewhere; a browser then comes back by itself and finds another edge.
+/// Where Redis has lost the order, the workers are asked now and then.
 pub async fn stream(
     gate: &Gate,
     exchange: &mut Exchange<'_>,
     id: &OrderId,
-    record: Record,
-    sale: &LiveSale,
-    mut follower: Follower,
+    shown: Shown,
+    follower: Option<Follower>,
 ) -> pingora::Result<()> {
     let reply = Reply { kind: KIND, ..Reply::json(200, Bytes::new()) };
     let mut head = respond::head(exchange.context, &reply)?;
@@ -87,7 +146,7 @@ pub async fn stream(
     exchange.context.status = 200;
     exchange.session.downstream_session.write_response_header(head).await?;
     gate.metrics.streams.fetch_add(1, Ordering::Relaxed);
-    let written = write(gate, exchange, id, record, sale, &mut follower).await;
+    let written = write(gate, exchange, id, shown, follower).await;
     gate.metrics.streams.fetch_sub(1, Ordering::Relaxed);
     written
 }
@@ -96,30 +155,33 @@ async fn write(
     gate: &Gate,
     exchange: &mut Exchange<'_>,
     id: &OrderId,
-    mut record: Record,
-    sale: &LiveSale,
-    follower: &mut Follower,
+    mut shown: Shown,
+    mut follower: Option<Follower>,
 ) -> pingora::Result<()> {
-    let mut phase = gate.phase.clone();
-    follower.knows(&record);
-    let session = &mut exchange.session.downstream_session;
-    let mut event = Some(event(record.updated.0, &view::order(id, &record, &sale.view)));
-    loop {
-        if let Some(event) = event.take() {
-            session.write_response_body(event, false).await?;
-            if record.state.is_final() {
-                break;
-            }
-        }
+    let Exchange { session, context } = exchange;
+    let (mut phase, session) = (gate.phase.clone(), &mut session.downstream_session);
+    let mut lost = follower.as_ref().is_none_or(Follower::knows_nothing);
+    let every = |span| tokio::time::interval_at(Instant::now() + span, span);
+    let (mut comments, mut looks) = (every(COMMENT_EVERY), every(LOOK_EVERY));
+    session.write_response_body(event(&shown), false).await?;
+    while !shown.last {
+        let look = async {
+            looks.tick().await;
+            ask(gate, context, id).await
+        };
         tokio::select! {
-            changed = follower.next() => match changed {
-                Some(changed) => {
-                    record = changed;
-                    event = Some(self::event(record.updated.0, &view::order(id, &record, &sale.view)));
+            changed = changed(&mut follower) => {
+                let Some((record, sale)) = changed.zip(gate.engine.sale_by_number(id.sale)) else { break };
+                lost = false;
+                put(session, &mut shown, Shown::record(id, &record, &sale.view)).await?;
+            }
+            asked = look, if lost => {
+                // Who is not answered asks again.
+                if let Ok(asked) = asked {
+                    put(session, &mut shown, asked).await?;
                 }
-                None => break,
-            },
-            () = tokio::time::sleep(COMMENT_EVERY) => {
+            }
+            _ = comments.tick() => {
                 session.write_response_body(Bytes::from_static(b": still here\n\n"), false).await?;
             }
             () = phase.moved() => {
@@ -134,6 +196,23 @@ async fn write(
     session.write_response_body(Bytes::new(), true).await
 }
 
+/// The next record; pends where nobody tells one.
+async fn changed(follower: &mut Option<Follower>) -> Option<Record> {
+    match follower {
+        Some(follower) => follower.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Writes another state, where it is one.
+async fn put(session: &mut HttpSession, shown: &mut Shown, next: Shown) -> pingora::Result<()> {
+    if next.json != shown.json {
+        *shown = next;
+        session.write_response_body(event(shown), false).await?;
+    }
+    Ok(())
+}
+
 /// Tells a browser when to come back: not all at once.
 fn farewell() -> Bytes {
     let millis = rand::random_range(BACK_MS);
@@ -141,7 +220,7 @@ fn farewell() -> Bytes {
 }
 
 /// Turns the head of an answer into that of a stream.
-pub fn as_stream(head: &mut ResponseHeader, version: Version) -> pingora::Result<()> {
+fn as_stream(head: &mut ResponseHeader, version: Version) -> pingora::Result<()> {
     head.insert_header(CONTENT_TYPE, KIND)?;
     head.remove_header(&CONTENT_LENGTH);
     head.insert_header(UNBUFFERED, HeaderValue::from_static("no"))?;
@@ -152,22 +231,13 @@ pub fn as_stream(head: &mut ResponseHeader, version: Version) -> pingora::Result
     Ok(())
 }
 
-/// Makes the workers' whole answer, as it comes in pieces, one event. What Redis has forgotten is
-/// over, so there is no second one.
-pub fn wrap(whole: &mut Vec<u8>, body: &mut Option<Bytes>, last: bool) {
-    whole.extend_from_slice(&body.take().unwrap_or_default());
-    if last {
-        *body = Some(event(Millis::now().0, whole.trim_ascii()));
-    }
-}
-
 /// One event. The JSON has no line breaks.
-pub fn event(id: i64, json: &[u8]) -> Bytes {
-    let mut event = Vec::with_capacity(json.len() + 48);
+fn event(shown: &Shown) -> Bytes {
+    let mut event = Vec::with_capacity(shown.json.len() + 48);
     event.extend_from_slice(b"event: order\nid: ");
-    event.extend_from_slice(itoa::Buffer::new().format(id).as_bytes());
+    event.extend_from_slice(itoa::Buffer::new().format(shown.id).as_bytes());
     event.extend_from_slice(b"\ndata: ");
-    event.extend_from_slice(json);
+    event.extend_from_slice(&shown.json);
     event.extend_from_slice(b"\n\n");
     event.into()
 }
@@ -180,12 +250,11 @@ mod tests {
     #[test]
     fn a_user_has_two_streams_and_gets_a_place_back() {
         let streams = Streams::new(2);
-        let (alice, bob) = (UserId::parse("alice").unwrap(), UserId::parse("bob").unwrap());
-        let first = streams.open(&alice).unwrap();
-        let _second = streams.open(&alice).unwrap();
-        assert!(streams.open(&alice).is_none());
-        assert!(streams.open(&bob).is_some());
+        let first = streams.open("alice").unwrap();
+        let _second = streams.open("alice").unwrap();
+        assert!(streams.open("alice").is_none());
+        assert!(streams.open("bob").is_some());
         drop(first);
-        assert!(streams.open(&alice).is_some());
+        assert!(streams.open("alice").is_some());
     }
 }

@@ -16,6 +16,7 @@ use sluice_shared::verdict::{Code, Rejection};
 use crate::fields::Fields;
 use crate::filter::rate::Left;
 use crate::guarded::Conn;
+use crate::lookups::Lookup;
 use crate::metrics::Kind;
 use crate::respond::REQUEST_ID;
 
@@ -30,8 +31,8 @@ pub enum Target {
     Here,
     /// The shop.
     Upstream,
-    /// The workers: an order, and whether its one answer is wanted as an event.
-    Order(OrderId, bool),
+    /// The workers: an order.
+    Order(OrderId),
     /// The workers: a payment notice.
     Callback,
 }
@@ -63,8 +64,8 @@ pub struct Context {
     pub origin: Option<HeaderValue>,
     /// Bytes of a proxied body so far.
     pub forwarded: usize,
-    /// The workers' answer while it is made into an event.
-    pub event: Vec<u8>,
+    /// Its place among the calls to the workers.
+    pub lookup: Option<Lookup>,
     /// The connection that it came on.
     pub conn: Option<Arc<Conn>>,
     request_id: HeaderValue,
@@ -106,7 +107,7 @@ impl Context {
             rate: Left::default(),
             origin: None,
             forwarded: 0,
-            event: Vec::new(),
+            lookup: None,
             conn: None,
             request_id: HeaderValue::from_static("0"),
             _busy: Busy::new(busy),

@@ -23,6 +23,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::sleep;
 
 use crate::chain::{self, Buyer};
+use crate::connections::Place;
 use crate::exchange::{Busy, Context};
 use crate::fields::Fields;
 use crate::filter::{body, guard};
@@ -84,7 +85,9 @@ impl Express {
         bytes: &mut BytesMut,
         peer: IpAddr,
         mut fresh: bool,
+        place: &Place,
     ) -> Onward {
+        let mut go = pin!(place.told_to_go());
         let mut phase = self.gate.phase.clone();
         let mut closing = pin!(phase.reached(Stage::Closing));
         let (mut idle, mut active) = (self.gate.limits.idle_timeout, Instant::now());
@@ -100,6 +103,7 @@ impl Express {
                         // Gone or broken: nobody is there to be told.
                         Ok(0) | Err(_) => return Onward::Closed,
                     },
+                    () = &mut go => return Onward::Closed,
                     () = &mut closing, if awaited.is_none() => {
                         if !fresh { return Onward::Last }
                         // Taken in last: its first request may be on its way.
@@ -120,6 +124,10 @@ impl Express {
                 Ok(judged) => judged,
                 Err(length) => return Onward::Session(length),
             };
+            // Told to go before the request came: as if it had come too late.
+            if !place.begin() {
+                return Onward::Closed;
+            }
             bytes.advance(length);
             let answer = match judged {
                 Judged::Answer(answer) => answer,
@@ -137,6 +145,7 @@ impl Express {
             let written = written.await;
             // Only now it is served: a stopping edge waits until none is being served.
             drop(context);
+            place.rest(active);
             let Ok(Ok(())) = written else { return Onward::Closed };
             if last {
                 return Onward::Last;

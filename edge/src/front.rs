@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::BytesMut;
@@ -13,6 +13,7 @@ use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
 
 use crate::config::Limits;
+use crate::connections::Connections;
 use crate::express::{Express, Onward};
 use crate::guarded::{Conn, Guarded};
 
@@ -22,18 +23,24 @@ pub struct Front<A> {
     app: Arc<A>,
     express: Option<Express>,
     limits: Limits,
-    open: Arc<AtomicUsize>,
+    connections: Arc<Connections>,
 }
 
 impl<A> Front<A> {
-    /// Puts an application behind the guard; `open` counts connections.
-    pub fn new(app: Arc<A>, limits: Limits, open: Arc<AtomicUsize>) -> Self {
-        Self { app, express: None, limits, open }
+    /// Puts an application behind the guard, with room for its connections.
+    pub fn new(app: Arc<A>, limits: Limits, connections: Arc<Connections>) -> Self {
+        Self { app, express: None, limits, connections }
     }
 
     /// With a short way for requests that need no session.
     pub fn with_express(self, express: Express) -> Self {
         Self { express: Some(express), ..self }
+    }
+
+    /// Something has run out that connections are made of: some that are idle are closed. Answers
+    /// whether any was.
+    pub fn make_room(&self) -> bool {
+        self.connections.make_room()
     }
 
     /// A session for the next request of a connection.
@@ -50,32 +57,19 @@ impl<A> Front<A> {
     }
 }
 
-struct Open<'a>(&'a AtomicUsize);
-
-impl Drop for Open<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 #[async_trait]
 impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Front<A> {
     async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
-        let before = self.open.fetch_add(1, Ordering::Relaxed);
-        let _open = Open(&self.open);
-        if before >= self.limits.connections {
-            return None;
-        }
-        let conn = Arc::new(Conn::default());
         let peer = stream.get_socket_digest().and_then(|digest| Some(digest.peer_addr()?.as_inet()?.ip()));
         let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |ip| ip.to_canonical());
+        let conn = Arc::new(Conn::new(self.connections.enter(peer)?));
         let mut stream: Stream = Box::new(Guarded::new(stream, conn.clone(), self.limits));
         let (mut bytes, mut settings, mut fresh) = (BytesMut::new(), None, true);
         loop {
             let (mut length, mut begun) = (None, None);
             if let (Some(express), None) = (&self.express, &settings) {
                 conn.take_over();
-                match express.serve(&mut stream, &mut bytes, peer, fresh).await {
+                match express.serve(&mut stream, &mut bytes, peer, fresh, &conn.place).await {
                     Onward::Session(known) => length = known,
                     Onward::Closed => return None,
                     Onward::Last => {
@@ -88,7 +82,13 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Front<A> {
             conn.hand_over(std::mem::take(&mut bytes));
             let mut session = self.session(stream, settings.take());
             session.set_connection_user_context(Some(Box::new(conn.clone())));
-            let (back, kept) = self.app.process_new_http(session, shutdown).await?.consume();
+            let served = tokio::select! {
+                biased;
+                () = conn.place.told_to_go() => return None,
+                served = self.app.process_new_http(session, shutdown) => served,
+            };
+            let (back, kept) = served?.consume();
+            conn.place.rest(Instant::now());
             drop(begun);
             stream = back;
             // What the session may have read of the next request is in its settings, and cannot be

@@ -20,12 +20,13 @@ use sluice_shared::verdict::{Code, Rejection};
 use crate::chain::{self, Next};
 use crate::config::{Config, Limits};
 use crate::engine::Engine;
-use crate::events::{self, Streams};
+use crate::events::Streams;
 use crate::exchange::{Context, Exchange, Stop, Target, framing};
 use crate::filter::address::Networks;
 use crate::filter::rate;
 use crate::guarded::Conn;
 use crate::keys::Keyring;
+use crate::lookups::Lookups;
 use crate::metrics::{Gauges, Metrics};
 use crate::phase::{Phase, Stage};
 use crate::respond::{self, Reply};
@@ -54,6 +55,8 @@ pub struct Gate {
     pub limit_proxied: bool,
     /// Places for event streams.
     pub streams: Streams,
+    /// Places for buyers' calls to the workers.
+    pub lookups: Arc<Lookups>,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// How far a stop of this edge has come.
@@ -67,12 +70,16 @@ pub struct Gate {
 #[derive(Debug)]
 struct GateGauges {
     keys: Arc<Keyring>,
+    lookups: Arc<Lookups>,
     rates: Arc<rate::Limits>,
 }
 
 impl Gauges for GateGauges {
     fn read(&self) -> Vec<(&'static str, &'static str, u64)> {
+        let away = "Buyers' calls to the workers that found no place";
         vec![
+            ("lookups_busy", "Buyers' calls to the workers under way", self.lookups.busy()),
+            ("lookups_turned_away", away, self.lookups.turned_away()),
             ("identity_known", "Verified JWTs remembered", self.keys.now().identity.known()),
             ("rate_evicted", "Buckets given up while they still limited somebody", self.rates.evicted()),
         ]
@@ -91,6 +98,7 @@ impl Gate {
             rates: Arc::new(rate::Limits::new(&config.rate)),
             limit_proxied: config.rate.proxied,
             streams: Streams::new(config.events.per_user),
+            lookups: Arc::new(Lookups::new(config.api.lookups)),
             metrics,
             phase,
             peers: Peers::new(config.api, config.upstream),
@@ -101,7 +109,8 @@ impl Gate {
 
     /// What operators may see of it.
     pub fn gauges(&self) -> Box<dyn Gauges> {
-        Box::new(GateGauges { keys: self.keys.clone(), rates: self.rates.clone() })
+        let (keys, lookups, rates) = (self.keys.clone(), self.lookups.clone(), self.rates.clone());
+        Box::new(GateGauges { keys, lookups, rates })
     }
 
     /// Whether there is a shop behind.
@@ -118,7 +127,7 @@ impl Gate {
 
     /// The answer to a browser that asks whether its page may call.
     pub fn preflight(&self, call: Call<'_>) -> Reply {
-        let headers = "Authorization, Content-Type, X-Sale-Token, X-Request-Id";
+        let headers = "Authorization, Content-Type, Last-Event-ID, X-Sale-Token, X-Request-Id";
         Reply::json(204, Bytes::new())
             .with("Access-Control-Allow-Methods", HeaderValue::from_static(call.allow()))
             .with("Access-Control-Allow-Headers", HeaderValue::from_static(headers))
@@ -182,7 +191,7 @@ impl Gate {
             _ => {}
         }
         Some(match target {
-            Target::Order(..) | Target::Callback => {
+            Target::Order(_) | Target::Callback => {
                 Rejection::new(Code::Unavailable, "the books cannot be asked at the moment; try again")
             }
             Target::Upstream if late && behind => {
@@ -197,7 +206,7 @@ impl Gate {
     fn body_limit(&self, target: Target) -> usize {
         match target {
             Target::Upstream => self.limits.upstream_body_bytes,
-            Target::Here | Target::Order(..) | Target::Callback => self.limits.body_bytes,
+            Target::Here | Target::Order(_) | Target::Callback => self.limits.body_bytes,
         }
     }
 }
@@ -232,6 +241,10 @@ impl ProxyHttp for Proxied {
     }
 
     async fn request_filter(&self, session: &mut Session, context: &mut Context) -> pingora::Result<bool> {
+        // Told to go before the head was whole: as if it had come too late.
+        if context.conn.as_ref().is_some_and(|conn| !conn.place.begin()) {
+            return Err(Error::new_down(ErrorType::ConnectionClosed));
+        }
         self.begin(session, context);
         let mut exchange = Exchange { session, context };
         match chain::judge(&self.0, &mut exchange).await {
@@ -285,36 +298,19 @@ impl ProxyHttp for Proxied {
 
     async fn response_filter(
         &self,
-        session: &mut Session,
+        _: &mut Session,
         head: &mut ResponseHeader,
         context: &mut Context,
     ) -> pingora::Result<()> {
         context.status = head.status.as_u16();
         match context.target {
-            Target::Order(_, event) => {
+            Target::Order(_) => {
                 respond::ours(context, head)?;
-                respond::allow_origin(context.origin.as_ref(), head)?;
-                if event && context.status == 200 {
-                    events::as_stream(head, session.req_header().version)?;
-                }
-                Ok(())
+                respond::allow_origin(context.origin.as_ref(), head)
             }
             Target::Callback => respond::ours(context, head),
             Target::Upstream | Target::Here => Ok(()),
         }
-    }
-
-    fn response_body_filter(
-        &self,
-        _: &mut Session,
-        body: &mut Option<Bytes>,
-        last: bool,
-        context: &mut Context,
-    ) -> pingora::Result<Option<Duration>> {
-        if matches!(context.target, Target::Order(_, true)) && context.status == 200 {
-            events::wrap(&mut context.event, body, last);
-        }
-        Ok(None)
     }
 
     async fn fail_to_proxy(

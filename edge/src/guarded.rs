@@ -25,6 +25,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use crate::config::Limits;
+use crate::connections::Place;
 use crate::respond;
 use sluice_shared::verdict::{Code, Rejection};
 
@@ -34,8 +35,10 @@ const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 1 << 20;
 
 /// What the stream and the gate know of one connection together.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Conn {
+    /// Its place among all connections.
+    pub place: Place,
     taken: AtomicBool,
     linger: AtomicBool,
     /// Bytes that were read ahead, to be read again.
@@ -46,6 +49,12 @@ pub struct Conn {
 }
 
 impl Conn {
+    /// A new connection.
+    pub fn new(place: Place) -> Self {
+        let (taken, linger, has_ahead) = Default::default();
+        Self { place, taken, linger, ahead: Mutex::default(), has_ahead, read: AtomicUsize::new(0) }
+    }
+
     /// The head is read; from here on the gate watches.
     pub fn take_over(&self) {
         self.taken.store(true, Ordering::Relaxed);
@@ -307,7 +316,10 @@ impl Drop for Guarded {
             return;
         }
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let conn = Arc::clone(&self.conn);
         runtime.spawn(async move {
+            // It keeps its place until then.
+            let _conn = conn;
             inner.shutdown().await;
             let (mut waste, mut left) = ([0; 4096], LINGER_BYTES);
             let drain = async {

@@ -22,6 +22,8 @@ use crate::phase::Phase;
 const BACKLOG: i32 = 65_535;
 /// After an error: those that are open will end.
 const PAUSE: Duration = Duration::from_millis(100);
+/// After an error for which idle connections are closed.
+const MOMENT: Duration = Duration::from_millis(5);
 
 /// The sockets of one edge.
 #[derive(Debug)]
@@ -141,7 +143,8 @@ async fn serve<A: HttpServerApp + Send + Sync + 'static>(
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be taken");
-                    tokio::time::sleep(PAUSE).await;
+                    // Those that go need a moment for it.
+                    tokio::time::sleep(if front.make_room() { MOMENT } else { PAUSE }).await;
                 }
             },
         }

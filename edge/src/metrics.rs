@@ -10,6 +10,8 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use sluice_shared::verdict::Code;
 
+use crate::connections::Tally;
+
 /// What a request asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -92,8 +94,8 @@ pub struct Metrics {
     /// Orders answered as accepted: new ones, replays, and those taken again by their receipts.
     accepted: [AtomicU64; 3],
     latency: [Latency; Kind::ALL.len()],
-    /// Connections open.
-    pub connections: Arc<AtomicUsize>,
+    /// Connections to the public listeners.
+    pub connections: Arc<Tally>,
     /// Requests being served.
     pub busy: Arc<AtomicUsize>,
     /// Event streams open.
@@ -201,6 +203,11 @@ impl Collector for Exporter {
         let accepted = Counts("kind", kinds.iter().map(|(kind, count)| (*kind, load(count))).collect());
         let what = "Orders answered as accepted";
         accepted.encode(encoder.encode_descriptor("http_accepted", what, None, MetricType::Counter)?)?;
+        let tally = &metrics.connections;
+        let ends = [("made_room", &tally.made_room), ("full", &tally.full), ("address", &tally.capped)];
+        let ends = Counts("reason", ends.iter().map(|(why, count)| (*why, load(count))).collect());
+        let (name, what) = ("http_connections_closed", "Connections that were closed early, by why");
+        ends.encode(encoder.encode_descriptor(name, what, None, MetricType::Counter)?)?;
         let what = "Seconds from the head of a request to its answer";
         let name = "http_request_seconds";
         Latencies(&metrics.latency).encode(encoder.encode_descriptor(
@@ -211,7 +218,8 @@ impl Collector for Exporter {
         )?)?;
         let count = |n: &AtomicUsize| u64::try_from(n.load(Ordering::Relaxed)).unwrap_or(u64::MAX);
         let mut gauges = vec![
-            ("http_connections", "Connections open", count(&metrics.connections)),
+            ("http_connections", "Connections open", count(&metrics.connections.open)),
+            ("http_connections_most", "Connections that may be open", count(&metrics.connections.most)),
             ("http_requests_busy", "Requests being served", count(&metrics.busy)),
             ("http_streams", "Event streams open", count(&metrics.streams)),
         ];

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use http::HeaderName;
 use pingora::proxy::http_proxy;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server, ShutdownWatch};
@@ -14,8 +15,11 @@ use tokio::sync::watch;
 
 use crate::books::Books;
 use crate::config::{Config, Limits};
+use crate::connections::{Bounds, Connections};
+use crate::descriptors;
 use crate::engine::Engine;
 use crate::express::Express;
+use crate::filter::address::Networks;
 use crate::front::Front;
 use crate::gate::{Gate, Proxied};
 use crate::handover::{self, TakeOver};
@@ -46,7 +50,10 @@ pub fn run(config: Config, former: Option<&str>) -> anyhow::Result<()> {
         }
         None => (None, Vec::new()),
     };
-    let (listen, limits, grace, drain) = (config.listen.clone(), config.limits, config.grace, config.drain);
+    let (listen, mut limits, grace, drain) =
+        (config.listen.clone(), config.limits, config.grace, config.drain);
+    let kept = if config.upstream.is_some() { config.upstream_keepalive } else { 0 };
+    limits.connections = descriptors::prepare(limits.connections, kept)?;
     let listeners = Listeners::open(&listen, taken)?;
     let (teller, phase) = phase();
     let (teller, (open, opened), (done, finished)) =
@@ -158,7 +165,9 @@ fn server(
     server.bootstrap();
     let gate = Arc::new(gate);
     let proxy = Arc::new(http_proxy(&server.configuration, Proxied(gate.clone())));
-    let front = Front::new(proxy, limits, counts.connections.clone()).with_express(Express::new(gate));
+    let bounds = Bounds { most: limits.connections, each: limits.per_address };
+    let room = Connections::new(bounds, gate.trusted.clone(), counts.connections.clone());
+    let front = Front::new(proxy, limits, room).with_express(Express::new(gate));
     let Doors { listeners, threads, phase, opened: open } = doors;
     let public = Door {
         sockets: Mutex::new(listeners.public),
@@ -170,7 +179,9 @@ fn server(
     let mut public = GenBackgroundService::new("gate".to_owned(), Arc::new(public));
     public.threads = Some(threads);
     server.add_service(GenBackgroundService::new("books".to_owned(), status.books.clone()));
-    let front = Arc::new(Front::new(Arc::new(status), limits, Arc::default()));
+    let nobody = Networks::new(Vec::new(), HeaderName::from_static("x-forwarded-for"));
+    let room = Connections::new(Bounds { each: 0, ..bounds }, nobody, Arc::default());
+    let front = Arc::new(Front::new(Arc::new(status), limits, room));
     let admin = Door { sockets: Mutex::new(vec![listeners.admin]), front, phase, open, to_the_end: true };
     server.add_service(GenBackgroundService::new("engine".to_owned(), Arc::new(engine)));
     server.add_service(GenBackgroundService::new("admin".to_owned(), Arc::new(admin)));

@@ -131,6 +131,9 @@ impl HttpServerApp for Status {
         let conn = conn.and_then(|conn| conn.downcast::<Arc<crate::guarded::Conn>>().ok());
         if let Some(conn) = conn {
             conn.take_over();
+            if !conn.place.begin() {
+                return None;
+            }
         }
         if session.get_keepalive().is_some() {
             session.set_keepalive((!self.phase.is_handed()).then_some(75));

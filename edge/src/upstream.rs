@@ -94,7 +94,7 @@ impl Peers {
             (Target::Upstream, Some((upstream, place))) => {
                 (place, upstream.tls, upstream.host.clone(), upstream.connect, upstream.read)
             }
-            (Target::Order(..) | Target::Callback, _) => {
+            (Target::Order(_) | Target::Callback, _) => {
                 (&self.api_place, false, String::new(), self.api.connect, self.api.read)
             }
             (Target::Here, _) | (Target::Upstream, None) => {
@@ -155,7 +155,7 @@ impl Peers {
         trusted: &Networks,
     ) -> pingora::Result<()> {
         match context.target {
-            Target::Order(id, _) => self.internal(request, context, &format!("/internal/v1/orders/{id}")),
+            Target::Order(id) => self.internal(request, context, &format!("/internal/v1/orders/{id}")),
             Target::Callback => self.internal(request, context, "/internal/v1/payments/callback"),
             Target::Upstream | Target::Here => self.shop(request, context, trusted),
         }

@@ -29,6 +29,9 @@ pub const ONE_ORDER: Shape = Shape {
     cancels: Some(0),
 };
 
+/// One order, the same token twice through one edge.
+pub const ONE_EDGE: Shape = Shape { calls: [Some((0, 0)), Some((0, 0)), None], cancels: None, ..ONE_ORDER };
+
 /// One order, once.
 pub const ONE_BUYER: Shape = Shape { calls: [Some((0, 0)), None, None], cancels: None, ..ONE_ORDER };
 
@@ -158,6 +161,8 @@ pub struct Rules {
     pub until_confirmed: bool,
     /// It keeps a copy of what is confirmed until there is a row, and publishes it when Redis has lost it.
     pub copies: bool,
+    /// It does not hold a replay that it keeps a copy of from the same epoch.
+    pub spares_copied: bool,
     /// It goes on holding when it is told that the sale is frozen.
     pub holds_frozen: bool,
     /// It goes on publishing while the sale is frozen.
@@ -238,6 +243,7 @@ impl Rules {
             memory: true,
             until_confirmed: true,
             copies: true,
+            spares_copied: true,
             holds_frozen: true,
             publishes_frozen: true,
             holds_replays: true,

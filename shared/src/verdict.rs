@@ -148,10 +148,7 @@ pub struct Rejection {
 impl Rejection {
     /// A refusal without further members.
     pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
-        let extra = match code.status() {
-            429 | 503 => Extra::RetryAfter(1),
-            _ => Extra::None,
-        };
+        let extra = pause(code).map_or(Extra::None, |pause| Extra::RetryAfter(rand::random_range(pause)));
         Self { code, detail: detail.into(), extra }
     }
 
@@ -164,6 +161,13 @@ impl Rejection {
     pub fn with(mut self, extra: Extra) -> Self {
         self.extra = extra;
         self
+    }
+
+    /// This refusal, worth trying again after so many seconds, or up to twice as many: whoever is refused
+    /// at the same moment does not come back at the same one.
+    pub fn after(self, seconds: u32) -> Self {
+        let seconds = seconds.max(1);
+        self.with(Extra::RetryAfter(rand::random_range(seconds..=seconds.saturating_mul(2))))
     }
 
     /// Seconds for `Retry-After`, where there are any.
@@ -211,6 +215,20 @@ impl Rejection {
     }
 }
 
+/// Within how many seconds it is worth trying again, where nothing more is known than the code.
+fn pause(code: Code) -> Option<std::ops::RangeInclusive<u32>> {
+    Some(match code {
+        // An operator has paused it, and looks at it again in a while.
+        Code::Paused => 5..=15,
+        // A re-opening takes a second or two.
+        Code::Frozen => 1..=3,
+        Code::Overloaded => 1..=4,
+        // The next try may well be answered.
+        Code::Unavailable | Code::RateLimited => 1..=2,
+        _ => return None,
+    })
+}
+
 fn push_text(body: &mut Vec<u8>, text: &str) {
     // A string always serialises; should it not, an empty one keeps the body valid JSON.
     match serde_json::to_vec(text) {
@@ -239,6 +257,16 @@ mod tests {
             let hint = matches!(code.status(), 429 | 503);
             assert_eq!(body.get("retry_after").is_some(), hint, "{code:?}");
         }
+    }
+
+    #[test]
+    fn those_who_are_refused_together_do_not_come_back_together() {
+        let refused = |code| (0..200).map(move |_| Rejection::new(code, "").retry_after().unwrap());
+        let frozen: std::collections::BTreeSet<u32> = refused(Code::Frozen).collect();
+        assert_eq!(frozen, (1..=3).collect());
+        assert!(refused(Code::Paused).all(|seconds| (5..=15).contains(&seconds)));
+        let known = (0..200).map(|_| Rejection::new(Code::Overloaded, "").after(10).retry_after().unwrap());
+        assert_eq!(known.collect::<std::collections::BTreeSet<u32>>(), (10..=20).collect());
     }
 
     #[test]

@@ -62,6 +62,7 @@ pub(super) fn limits(s: &mut Settings) -> Limits {
         body_timeout: s.millis("limits.body_timeout_ms", 100..=600_000),
         idle_timeout: s.millis("limits.idle_timeout_ms", 1000..=3_600_000),
         connections: size(s, "limits.connections", 1..=10_000_000),
+        per_address: size(s, "limits.connections_per_address", 0..=10_000_000),
         upstream_body_bytes: size(s, "limits.upstream_body_bytes", 0..=1 << 40),
     }
 }
@@ -179,16 +180,21 @@ pub(super) fn rates(s: &mut Settings) -> Rates {
         burst: small(s, &format!("rate.{name}.burst"), 1..=1_000_000_000),
     };
     let (address, user, sale, total) = (rate("address"), rate("user"), rate("sale"), rate("total"));
+    let notices = rate("notices");
     Rates {
         address,
         proxied: s.flag("rate.address.proxied"),
         user,
         sale,
         total,
+        notices,
         slots: size(s, "rate.table_slots", 1024..=1 << 28),
         fields: s.flag("rate.fields"),
     }
 }
+
+/// Shorter than a subscription lasts by itself: the next one stands before it ends.
+const LISTEN: Duration = Duration::from_secs(20);
 
 pub(super) fn engine(s: &mut Settings, name: Option<&str>) -> EngineConfig {
     let name = name.map_or_else(|| s.text("name"), str::to_owned);
@@ -224,6 +230,8 @@ pub(super) fn engine(s: &mut Settings, name: Option<&str>) -> EngineConfig {
         spare_for: s.seconds("relay.spare_seconds", 0..=3600),
         sweep_after: s.millis("relay.sweep_after_ms", 100..=60_000),
         streams_max: size(s, "events.streams_max", 1..=10_000_000),
+        listen_for: LISTEN,
+        skew_max: s.seconds("redis.skew_max_seconds", 60..=86_400),
     }
 }
 
@@ -255,6 +263,7 @@ pub(super) fn api(s: &mut Settings) -> Api {
         secret: s.secret("api.secret"),
         connect: s.millis("api.connect_timeout_ms", 1..=60_000),
         read: s.millis("api.read_timeout_ms", 1..=600_000),
+        lookups: size(s, "api.lookups_max", 1..=100_000),
     }
 }
 

@@ -16,12 +16,12 @@ use super::sales::Book;
 
 /// Between two signs of life.
 const EVERY: Duration = Duration::from_millis(500);
-/// The same while a re-opening waits for us.
+/// The same while a re-opening waits for us, or the sale list is behind.
 const HASTE: Duration = Duration::from_millis(100);
 
 /// Beats for as long as the engine runs.
 pub(crate) async fn run(core: Arc<Core>, book: Arc<Book>, seat: Arc<Seat>, redis: Redis, hot: Redis) {
-    let mut collection = Collection::default();
+    let (mut collection, mut behind) = (Collection::default(), None);
     loop {
         // By the buyers' connection: it is mended before they need it, and counts when it is not.
         match hot.time().await {
@@ -31,27 +31,35 @@ pub(crate) async fn run(core: Arc<Core>, book: Arc<Book>, seat: Arc<Seat>, redis
             }
             Err(why) => tracing::debug!(%why, "redis does not answer"),
         }
-        let reopening = match beat(&core, &book, &seat, &redis, &mut collection).await {
-            Ok(reopening) => reopening,
+        let soon = match beat(&core, &book, &seat, &redis, &mut collection, &mut behind).await {
+            Ok(soon) => {
+                *core.refusal() = None;
+                soon
+            }
             Err(why) => {
+                if let Fault::Refused { why, .. } = &why {
+                    *core.refusal() = Some(why.clone());
+                }
                 tracing::debug!(%why, "no sign of life given");
                 false
             }
         };
         measure(&core, &book);
-        let pause = if reopening { HASTE } else { EVERY };
+        let pause = if soon { HASTE } else { EVERY };
         // Woken early when the sale list changed: somebody waits until every edge knows it.
         let _ = tokio::time::timeout(pause, core.beat.notified()).await;
     }
 }
 
-/// One beat; answers whether a re-opening is on.
+/// One beat; answers whether the next one shall come soon. `behind` is the generation of the sale list that
+/// was found behind Redis' by the last one.
 async fn beat(
     core: &Core,
     book: &Book,
     seat: &Seat,
     redis: &Redis,
     collection: &mut Collection,
+    behind: &mut Option<Option<u64>>,
 ) -> Result<bool, Fault> {
     let doing = "looking for the warden's wishes";
     let (generation, registered) = (cmd("GET").arg(GENERATION).to_owned(), in_register(seat));
@@ -65,12 +73,16 @@ async fn beat(
     if admitted && sales.generation.is_some() && !sales.all().any(|sale| sale.frozen()) {
         core.started.store(true, Ordering::Relaxed);
     }
-    // Any other generation: a Redis that was restored counts from its start again.
-    if generation.is_some() && generation != book.now().generation {
-        core.refresh.notify_one();
+    // Any other generation: a Redis that was restored counts from its start again. Where the bell has
+    // told of it, the list is being read, and another one soon.
+    let known = book.now().generation;
+    let late = generation.is_some() && generation != known;
+    if late && *behind == Some(known) {
+        core.read_all();
     }
+    *behind = late.then_some(known);
     give(&sign(core, book, seat, collection), redis).await?;
-    Ok(reopening)
+    Ok(reopening || late)
 }
 
 fn in_register(seat: &Seat) -> sluice_shared::redis::Cmd {
@@ -125,6 +137,8 @@ fn measure(core: &Core, book: &Book) {
     };
     metrics.spares.set(super::metrics::number(spares));
     metrics.lag.set(oldest.map_or(0.0, |since| Instant::now().duration_since(since).as_secs_f64()));
+    let most = i64::try_from(core.config.skew_max.as_millis()).unwrap_or(i64::MAX);
+    core.doubts_clocks.store(core.clock.skew_ms().abs() > most, Ordering::Relaxed);
     metrics.skew.set(core.clock.skew_ms() as f64 / 1000.0);
     let frozen = sales.all().map(|sale| sale.frozen_segments()).sum();
     metrics.frozen.set(super::metrics::number(frozen));

@@ -9,6 +9,7 @@ use sluice_shared::ids::InstanceId;
 use tokio::sync::Notify;
 
 use super::EngineConfig;
+use super::bell::Rung;
 use super::erase::Dues;
 use super::held::Held;
 use super::metrics::Metrics;
@@ -48,6 +49,12 @@ pub(crate) struct Core {
     pub(crate) admitted: AtomicBool,
     /// This instance was admitted and could sell, once.
     pub(crate) started: AtomicBool,
+    /// This machine's clock is too far from Redis'.
+    pub(crate) doubts_clocks: AtomicBool,
+    /// Why Redis has refused to write, last time.
+    refusal: Mutex<Option<String>>,
+    /// What was told of the sale list since it was read.
+    rung: Mutex<Rung>,
     born: Instant,
     contact: AtomicU64,
 }
@@ -71,6 +78,9 @@ impl Core {
             draining: AtomicBool::new(false),
             admitted: AtomicBool::new(false),
             started: AtomicBool::new(false),
+            doubts_clocks: AtomicBool::new(false),
+            refusal: Mutex::default(),
+            rung: Mutex::default(),
             born: Instant::now(),
             contact: AtomicU64::new(u64::MAX),
             config,
@@ -92,6 +102,22 @@ impl Core {
     /// Copies of what was confirmed. Never kept over an await.
     pub(crate) fn spares(&self) -> MutexGuard<'_, Spares> {
         self.spares.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was told of the sale list. Never kept over an await.
+    pub(crate) fn rung(&self) -> MutexGuard<'_, Rung> {
+        self.rung.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The sale list has to be read as a whole.
+    pub(crate) fn read_all(&self) {
+        self.rung().lost();
+        self.refresh.notify_one();
+    }
+
+    /// Why Redis refuses to write, where it does.
+    pub(crate) fn refusal(&self) -> MutexGuard<'_, Option<String>> {
+        self.refusal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Redis answered just now.

@@ -131,6 +131,23 @@ impl Desk {
         self.renew(Terms { epoch: 0, after_broker: false, mark_work: 0, probe: None });
     }
 
+    /// Whether the script says that there is no order of this id: asked with a token that has expired, it
+    /// takes nothing, and a Redis that may have lost orders does not answer it.
+    pub(crate) async fn lacks(&self, uuid: [u8; 16], place: Place) -> bool {
+        let ask = probe(&self.terms.borrow(), uuid);
+        let Some(ask) = ask else { return false };
+        matches!(
+            self.reserve(ask, place).await,
+            Outcome::Refused(
+                Answer::TokenExpired
+                    | Answer::Paused
+                    | Answer::Ended
+                    | Answer::NotStarted
+                    | Answer::UnknownSku(_)
+            )
+        )
+    }
+
     /// Queues an order and waits for its answer.
     pub(crate) async fn reserve(&self, ask: Ask, place: Place) -> Outcome {
         let (reply, answer) = oneshot::channel();
@@ -233,9 +250,8 @@ impl Clerk {
 
     /// An order that the script can only refuse: its token has expired and nobody has its id.
     fn probe(&self) -> Option<Ask> {
-        let lines = self.news.borrow().probe.clone()?;
-        let user = UserId::parse("sluice-probe").ok()?;
-        (self.scripts.epoch > 0).then_some(Ask { uuid: [0; 16], user, lines, expired: true })
+        let ask = probe(&self.news.borrow(), [0; 16]);
+        ask.filter(|_| self.scripts.epoch > 0)
     }
 
     /// Turns away whom there is no use in asking for; the others make a batch, as far as one call may hold
@@ -313,8 +329,15 @@ impl Clerk {
         self.latch.told(self.shelf.segment, &answers.left, releases, sold);
         let after_broker = self.news.borrow().after_broker;
         let origin = Origin { shelf: &self.shelf, number: self.number, after_broker };
-        let prepared = Prepared::new(origin, answers, &asks, callers);
-        let kept = prepared.hold(&mut self.core.held(), &self.shelf, now);
+        let mut prepared = Prepared::new(origin, answers, &asks, callers);
+        let kept = {
+            // In one step, like the confirm: each order is found held, or copied, or neither.
+            let mut held = self.core.held();
+            if prepared.has_replays() {
+                prepared.spare(&mut self.core.spares(), now);
+            }
+            prepared.hold(&mut held, &self.shelf, now)
+        };
         if kept.count > 0 {
             let publish = if after_broker { &self.core.publish } else { &self.core.publish_soon };
             publish.notify_one();
@@ -348,6 +371,12 @@ fn fitting(waiting: &[Queued], mark_work: usize) -> usize {
         work <= WORK_MAX
     };
     waiting.iter().take_while(more).count().max(1)
+}
+
+/// An order that the script takes nothing for.
+fn probe(terms: &Terms, uuid: [u8; 16]) -> Option<Ask> {
+    let (lines, user) = (terms.probe.clone()?, UserId::parse("sluice-probe").ok()?);
+    Some(Ask { uuid, user, lines, expired: true })
 }
 
 fn refuse(callers: Vec<Caller>, outcome: &Outcome) {

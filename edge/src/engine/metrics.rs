@@ -39,6 +39,7 @@ pub(crate) struct Metrics {
     pub(crate) call: Histogram,
     pub(crate) frozen: Gauge,
     pub(crate) sales: Gauge,
+    pub(crate) whole_lists: Counter,
     pub(crate) skew: Gauge<f64, AtomicU64>,
     published: Family<Outcome, Counter>,
     faults: Family<Outcome, Counter>,
@@ -63,6 +64,7 @@ impl Metrics {
             call: Histogram::new(exponential_buckets(0.000_1, 2.0, 14)),
             frozen: Gauge::default(),
             sales: Gauge::default(),
+            whole_lists: Counter::default(),
             skew: Gauge::default(),
             published: Family::default(),
             faults: Family::default(),
@@ -95,6 +97,8 @@ impl Metrics {
         to.sub_registry_with_prefix("clock").register("skew_seconds", what, self.skew.clone());
         let sales = to.sub_registry_with_prefix("sales");
         sales.register("live", "Sales of this gate", self.sales.clone());
+        let what = "Times that the list was read as a whole, not only what has changed";
+        sales.register("whole_lists", what, self.whole_lists.clone());
         sales.register("frozen_segments", "Segments that sell nothing for now", self.frozen.clone());
         sales.register("latches", "SKUs by the state of their sold-out latch", self.latches.clone());
     }

@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use super::Outcome;
 use super::held::{Arrival, Closed, Held, Parcel};
 use super::room::Place;
+use super::spares::Spares;
 
 /// Who waits for the answer of one order.
 #[derive(Debug)]
@@ -111,6 +112,8 @@ type Parcelled = ((u64, u64), Accepted);
 pub(crate) struct Prepared {
     epoch: u64,
     arrivals: Vec<Arrival>,
+    /// Arrivals that were told before.
+    replays: Vec<Arrival>,
     replies: Vec<(oneshot::Sender<Reply>, Reply)>,
 }
 
@@ -118,8 +121,8 @@ impl Prepared {
     /// Builds the messages of what was accepted: outside of any lock.
     pub(crate) fn new(origin: Origin<'_>, answers: Answers, asks: &[Ask], callers: Vec<Caller>) -> Self {
         let Answers { epoch, now, answers, .. } = answers;
-        let mut prepared =
-            Self { epoch, arrivals: Vec::with_capacity(asks.len()), replies: Vec::with_capacity(asks.len()) };
+        let (arrivals, replies) = (Vec::with_capacity(asks.len()), Vec::with_capacity(asks.len()));
+        let mut prepared = Self { epoch, arrivals, replays: Vec::new(), replies };
         for ((answer, ask), caller) in answers.into_iter().zip(asks).zip(callers) {
             let (outcome, parcel) = match answer {
                 Answer::Ok(seq) => {
@@ -156,15 +159,32 @@ impl Prepared {
         } else {
             (None, None)
         };
-        self.arrivals.push(Arrival { parcel, place: caller.place, waiter });
+        let again = matches!(outcome, Outcome::Accepted { replayed: true, .. });
+        let arrivals = if again { &mut self.replays } else { &mut self.arrivals };
+        arrivals.push(Arrival { parcel, place: caller.place, waiter });
         self.replies.push((caller.reply, Reply { outcome, confirm }));
+    }
+
+    /// Whether some of it was accepted before.
+    pub(crate) fn has_replays(&self) -> bool {
+        !self.replays.is_empty()
+    }
+
+    /// Leaves out the replays that a copy is kept of: the broker has confirmed them under this epoch, and
+    /// a re-opening takes them back from the copy.
+    pub(crate) fn spare(&mut self, spares: &mut Spares, now: Instant) {
+        for Arrival { waiter, .. } in self.replays.extract_if(.., |replay| spares.covers(&replay.parcel, now))
+        {
+            // Whoever waited has gone by now: nobody to tell.
+            let _ = waiter.map(|waiter| waiter.send(()));
+        }
     }
 
     /// Holds what was accepted. Under a closed epoch nothing is, and the outcome of every order of the
     /// reply counts as unknown. Only what comes out of here can tell the buyers.
     pub(crate) fn hold(self, held: &mut Held, shelf: &Shelf, now: Instant) -> Kept {
-        let count = self.arrivals.len();
-        match held.accept(shelf, self.epoch, self.arrivals, now) {
+        let count = self.arrivals.len() + self.replays.len();
+        match held.accept(shelf, self.epoch, self.arrivals.into_iter().chain(self.replays), now) {
             Ok(()) => Kept { count, replies: self.replies },
             Err(Closed) => {
                 let unknown = |(caller, _)| (caller, Reply::plain(Outcome::Unavailable));
@@ -214,6 +234,8 @@ fn replay(origin: Origin<'_>, ask: &Ask, epoch: u64, record: &Record) -> (Outcom
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::engine::room::Room;
     use sluice_shared::ids::{SaleId, UserId};
@@ -237,13 +259,25 @@ mod tests {
 
     /// What the buyer is told of one answer, and whether it is held.
     fn told(held: &mut Held, after_broker: bool, answers: Answers) -> (Reply, usize) {
+        told_with(held, &mut Spares::new(0, Duration::ZERO), after_broker, answers)
+    }
+
+    /// The same where copies are kept.
+    fn told_with(
+        held: &mut Held,
+        spares: &mut Spares,
+        after_broker: bool,
+        answers: Answers,
+    ) -> (Reply, usize) {
         let (shelf, room) = (shelf(), Room::new(1));
         let (user, lines) = (UserId::parse("u").unwrap(), Lines::parse("phone=1").unwrap());
         let ask = Ask { uuid: UUID, user, lines, expired: false };
         let (reply, mut answer) = oneshot::channel();
         let caller = Caller { place: room.take().unwrap(), reply };
         let origin = Origin { shelf: &shelf, number: 1, after_broker };
-        let kept = Prepared::new(origin, answers, &[ask], vec![caller]).hold(held, &shelf, Instant::now());
+        let mut prepared = Prepared::new(origin, answers, &[ask], vec![caller]);
+        prepared.spare(spares, Instant::now());
+        let kept = prepared.hold(held, &shelf, Instant::now());
         let count = kept.count;
         assert!(answer.try_recv().is_err(), "told before it was held");
         kept.tell();
@@ -276,6 +310,23 @@ mod tests {
         let (reply, count) = told(&mut held, false, answers(3, record("Ah|3|4|20|20|0|-|phone=1|u")));
         assert_eq!((count, held.len()), (1, 1));
         assert!(matches!(reply.outcome, Outcome::Accepted { replayed: true, seq: 4, .. }));
+    }
+
+    #[test]
+    fn a_replay_is_not_held_again_while_there_is_a_copy_of_its_epoch() {
+        let (mut held, mut spares) = (Held::new(1), Spares::new(9, Duration::from_secs(30)));
+        let replay = || record("Ah|3|4|20|20|0|-|phone=1|u");
+        assert_eq!(told_with(&mut held, &mut spares, false, answers(3, replay())).1, 1);
+        let (ticket, _, _) = held.take(1, Instant::now()).remove(0);
+        spares.keep(&held.confirmed(&[ticket]), Instant::now());
+        let (reply, count) = told_with(&mut held, &mut spares, true, answers(3, replay()));
+        assert_eq!((count, held.len()), (0, 0));
+        assert!(matches!(reply.outcome, Outcome::Accepted { replayed: true, seq: 4, .. }));
+        assert!(reply.confirm.is_some_and(|mut confirm| confirm.try_recv().is_ok()), "confirmed before");
+        assert_eq!(told_with(&mut held, &mut spares, false, answers(5, replay())).1, 1, "another epoch");
+        held.close(&shelf(), 3);
+        let (reply, _) = told_with(&mut held, &mut spares, false, answers(3, replay()));
+        assert_eq!(reply.outcome, Outcome::Unavailable, "a closed epoch");
     }
 
     #[test]

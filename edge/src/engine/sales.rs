@@ -1,5 +1,6 @@
 //! The sales of this gate, as the warden publishes them in Redis.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -202,28 +203,37 @@ impl Book {
 
 /// Reads the sales of a list; what cannot be read is left out and named.
 fn views(list: Vec<(String, String)>) -> Vec<SaleView> {
-    let mut views = Vec::with_capacity(list.len());
-    for (name, text) in list {
-        match serde_json::from_str::<SaleView>(&text) {
-            Ok(view) if view.sale.as_str() != name => {
-                tracing::error!(name, sale = view.sale.as_str(), "a sale stands under another's name");
-            }
-            Ok(view) if view.segments == 0 || view.segments > SEGMENTS => {
-                tracing::error!(
-                    name,
-                    segments = view.segments,
-                    "a sale has an impossible number of segments"
-                );
-            }
-            Ok(view) => views.push(view),
-            Err(why) => tracing::error!(name, %why, "a sale cannot be read"),
+    list.into_iter().filter_map(|(name, text)| view(&name, &text)).collect()
+}
+
+fn view(name: &str, text: &str) -> Option<SaleView> {
+    match serde_json::from_str::<SaleView>(text) {
+        Ok(view) if view.sale.as_str() != name => {
+            tracing::error!(name, sale = view.sale.as_str(), "a sale stands under another's name");
         }
+        Ok(view) if view.segments == 0 || view.segments > SEGMENTS => {
+            tracing::error!(name, segments = view.segments, "a sale has an impossible number of segments");
+        }
+        Ok(view) => return Some(view),
+        Err(why) => tracing::error!(name, %why, "a sale cannot be read"),
+    }
+    None
+}
+
+/// Leaves out what is too much: of the sales that are over the oldest, and then the latest of the others,
+/// which have sold nothing yet.
+fn bound(mut views: Vec<SaleView>, now: Millis) -> Vec<SaleView> {
+    let over = |view: &SaleView| view.step == SaleStep::Closed || now >= view.ends_at;
+    if views.len() > MOST {
+        tracing::error!(
+            found = views.len(),
+            most = MOST,
+            "too many sales; those that are over are left out first"
+        );
+        views.sort_by_key(|view| (over(view), if over(view) { u32::MAX - view.number } else { view.number }));
+        views.truncate(MOST);
     }
     views.sort_by_key(|view| view.number);
-    if views.len() > MOST {
-        tracing::error!(found = views.len(), most = MOST, "too many sales; the oldest are left out");
-        views.drain(..views.len() - MOST);
-    }
     views
 }
 
@@ -231,13 +241,13 @@ fn views(list: Vec<(String, String)>) -> Vec<SaleView> {
 /// forgets one, and then it is frozen, not unknown.
 fn next(
     old: &Sales,
-    list: Vec<(String, String)>,
+    views: Vec<SaleView>,
     generation: u64,
     now: Millis,
     mut open: impl FnMut(SaleView, Option<&LiveSale>) -> LiveSale,
 ) -> Sales {
     let mut sales = Sales { generation: Some(generation), ..Sales::default() };
-    for view in views(list) {
+    for view in bound(views, now) {
         let before = old.by_id.get(&view.sale).filter(|before| before.view.number == view.number);
         let sale = match before {
             Some(same) if same.view == view => Arc::clone(same),
@@ -289,22 +299,52 @@ fn open(core: &Arc<Core>, redis: &Redis, view: SaleView, before: Option<&LiveSal
     LiveSale { view, desks, latch }
 }
 
-/// Reads the list once.
+/// Reads the list once: as far as it has changed, where that is known.
 async fn read(core: &Arc<Core>, book: &Book, redis: &Redis, hot: &Redis) -> Result<(), Fault> {
-    // Nobody is let in by this machine's own clock: without a sale list there are no sales yet.
-    core.clock.observe(redis.time().await?);
-    // The generation first: the list is then at least as new.
-    let generation: Option<u64> = redis.run("reading the generation", cmd("GET").arg(GENERATION)).await?;
-    let list: Vec<(String, String)> = redis.run("reading the sales", cmd("HGETALL").arg(SALES)).await?;
-    let old = book.now();
+    let (old, rung) = (book.now(), std::mem::take(&mut *core.rung()));
+    let changed = old.generation.and_then(|generation| rung.since(generation));
+    let (generation, views) = match changed {
+        Some((_, names)) if names.is_empty() => return Ok(()),
+        Some((generation, names)) => match few(redis, &names).await? {
+            Some(changed) => {
+                let same = |view: &SaleView| !changed.iter().any(|other| other.sale == view.sale);
+                let rest = old.all().map(|sale| &sale.view).filter(|view| same(view)).cloned();
+                (generation, rest.chain(changed.iter().cloned()).collect())
+            }
+            None => whole(core, redis).await?,
+        },
+        None => whole(core, redis).await?,
+    };
     let now = core.clock.now();
-    let sales = next(&old, list, generation.unwrap_or(0), now, |view, before| open(core, hot, view, before));
+    let sales = next(&old, views, generation, now, |view, before| open(core, hot, view, before));
     core.metrics.sales.set(super::metrics::number(sales.by_id.len()));
     core.held().prune(|sale| old.by_id.contains_key(sale) && !sales.by_id.contains_key(sale));
     book.sales.store(Arc::new(sales));
     core.beat.notify_one();
     core.listen.notify_one();
     Ok(())
+}
+
+/// All of it, and its generation.
+async fn whole(core: &Core, redis: &Redis) -> Result<(u64, Vec<SaleView>), Fault> {
+    // Nobody is let in by this machine's own clock: without a sale list there are no sales yet.
+    core.clock.observe(redis.time().await?);
+    // The generation first: the list is then at least as new.
+    let generation: Option<u64> = redis.run("reading the generation", cmd("GET").arg(GENERATION)).await?;
+    let list: Vec<(String, String)> = redis.run("reading the sales", cmd("HGETALL").arg(SALES)).await?;
+    core.metrics.whole_lists.inc();
+    Ok((generation.unwrap_or(0), views(list)))
+}
+
+/// These sales of it; `None` where one is not on it, or cannot be read.
+async fn few(redis: &Redis, names: &BTreeSet<String>) -> Result<Option<Vec<SaleView>>, Fault> {
+    let mut get = cmd("HMGET");
+    get.arg(SALES);
+    for name in names {
+        get.arg(name);
+    }
+    let texts: Vec<Option<String>> = redis.run("reading changed sales", &get).await?;
+    Ok(names.iter().zip(texts).map(|(name, text)| view(name, &text?)).collect())
 }
 
 /// Keeps the list fresh: at the start, when told, when a heartbeat sees another generation, and every
@@ -315,11 +355,14 @@ pub(crate) async fn run(core: Arc<Core>, book: Arc<Book>, redis: Redis, hot: Red
             Ok(()) => EVERY,
             Err(why) => {
                 tracing::warn!(%why, "the sale list could not be read; the last one stays");
+                core.rung().lost();
                 Duration::from_millis(200)
             }
         };
-        // Either way the list is read again.
-        let _ = tokio::time::timeout(pause, core.refresh.notified()).await;
+        // Either way the list is read again, and as a whole where nothing was told.
+        if tokio::time::timeout(pause, core.refresh.notified()).await.is_err() {
+            core.rung().lost();
+        }
     }
 }
 
@@ -342,7 +385,7 @@ mod tests {
     }
 
     fn after(old: &Sales, list: Vec<(String, String)>, now: i64) -> Sales {
-        next(old, list, 1, Millis(now), bare)
+        next(old, views(list), 1, Millis(now), bare)
     }
 
     #[test]
@@ -372,6 +415,18 @@ mod tests {
         assert!(after(&second, Vec::new(), 200).by_id.is_empty());
         let reused = after(&second, vec![text("c", 1, "open")], 150);
         assert!(!reused.by_id.contains_key("a") && reused.by_number[&1].view.sale.as_str() == "c");
+    }
+
+    #[test]
+    fn of_too_many_sales_those_that_are_over_go_first() {
+        let step = |number: u32| if number % 3 == 0 { "closed" } else { "open" };
+        let sales = |many: u32| (1..=many).map(|n| text(&format!("s{n}"), n, step(n))).collect::<Vec<_>>();
+        let most = u32::try_from(MOST).unwrap();
+        let live = after(&Sales::default(), sales(most + 300), 150);
+        assert_eq!(live.by_id.len(), MOST);
+        assert!(live.by_number.contains_key(&1) && live.by_number.contains_key(&(most + 299)));
+        let gone: Vec<u32> = (1..=most + 300).filter(|n| !live.by_number.contains_key(n)).collect();
+        assert_eq!(gone, (1..=300).map(|n| n * 3).collect::<Vec<u32>>());
     }
 
     #[test]

@@ -2,13 +2,14 @@
 //! No I/O and no clock.
 //!
 //! A confirmed order is in the broker and in Redis. Should both lose it before its row is written, the
-//! copy here is the last one: a re-opening takes back from it what Redis does not know any more.
+//! copy here is the last one: a re-opening takes back from it what Redis does not know any more. So an
+//! order that is told again need not be published again while there is a copy of it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ahash::AHashSet;
+use ahash::{AHashMap, AHashSet};
 use sluice_shared::ids::OrderId;
 use sluice_shared::keys::Shelf;
 
@@ -20,6 +21,8 @@ pub(crate) struct Spares {
     most: usize,
     span: Duration,
     copies: VecDeque<(Instant, Arc<Parcel>)>,
+    /// The youngest copy of each order.
+    youngest: AHashMap<OrderId, (Instant, Arc<Parcel>)>,
     /// The broker was away until then, so nothing confirmed before is known to be with it.
     back: Option<Instant>,
 }
@@ -27,13 +30,27 @@ pub(crate) struct Spares {
 impl Spares {
     /// None yet.
     pub(crate) fn new(most: usize, span: Duration) -> Self {
-        Self { most, span, copies: VecDeque::new(), back: None }
+        Self { most, span, copies: VecDeque::new(), youngest: AHashMap::new(), back: None }
     }
 
     /// The broker has confirmed these; what is too old or too much goes.
     pub(crate) fn keep(&mut self, parcels: &[Arc<Parcel>], now: Instant) {
-        self.copies.extend(parcels.iter().map(|parcel| (now, Arc::clone(parcel))));
+        for parcel in parcels {
+            self.youngest.insert(parcel.order, (now, Arc::clone(parcel)));
+            self.copies.push_back((now, Arc::clone(parcel)));
+        }
         self.trim(now);
+    }
+
+    /// Whether there is a copy of an order that was accepted in this epoch, or in a later one. Who asks
+    /// has been told that its row is missing: the copy begins its time anew before it grows old.
+    pub(crate) fn covers(&mut self, parcel: &Parcel, now: Instant) -> bool {
+        let copy = self.youngest.get(&parcel.order).filter(|(_, copy)| copy.stamp >= parcel.stamp);
+        let Some((kept, copy)) = copy.cloned() else { return false };
+        if now.duration_since(kept) > self.span / 2 {
+            self.keep(&[copy], now);
+        }
+        true
     }
 
     /// The connection to the broker broke, or stands again: every copy begins its time anew.
@@ -45,15 +62,27 @@ impl Spares {
     pub(crate) fn trim(&mut self, now: Instant) {
         let (span, back) = (self.span, self.back);
         let old = |kept: Instant| now.duration_since(back.map_or(kept, |back| kept.max(back))) > span;
-        while self.copies.len() > self.most || self.copies.front().is_some_and(|(kept, _)| old(*kept)) {
-            self.copies.pop_front();
+        while self.youngest.len() > self.most || self.copies.front().is_some_and(|(kept, _)| old(*kept)) {
+            self.drop_oldest();
         }
+    }
+
+    fn drop_oldest(&mut self) {
+        let Some((kept, parcel)) = self.copies.pop_front() else { return };
+        if self.is_youngest(kept, &parcel) {
+            self.youngest.remove(&parcel.order);
+        }
+    }
+
+    fn is_youngest(&self, kept: Instant, parcel: &Parcel) -> bool {
+        self.youngest.get(&parcel.order).is_some_and(|(youngest, _)| *youngest == kept)
     }
 
     /// The copies of a segment that were accepted in this epoch. Those of earlier ones were written
     /// before their epoch ended, and would meet the fence.
     pub(crate) fn of(&self, shelf: &Shelf, epoch: u64) -> Vec<Arc<Parcel>> {
-        let parcels = self.copies.iter().map(|(_, parcel)| parcel);
+        let copies = self.copies.iter().filter(|(kept, parcel)| self.is_youngest(*kept, parcel));
+        let parcels = copies.map(|(_, parcel)| parcel);
         parcels.filter(|parcel| parcel.stamp == epoch && *parcel.shelf == *shelf).cloned().collect()
     }
 
@@ -61,11 +90,12 @@ impl Spares {
     pub(crate) fn give(&mut self, recalled: &[Arc<Parcel>]) {
         let orders: AHashSet<OrderId> = recalled.iter().map(|parcel| parcel.order).collect();
         self.copies.retain(|(_, parcel)| !orders.contains(&parcel.order));
+        self.youngest.retain(|order, _| !orders.contains(order));
     }
 
     /// How many there are.
     pub(crate) fn len(&self) -> usize {
-        self.copies.len()
+        self.youngest.len()
     }
 }
 
@@ -108,6 +138,21 @@ mod tests {
         assert_eq!(names(&spares, 1), [1]);
         spares.trim(now + SPAN * 2 + Duration::from_millis(1));
         assert_eq!(spares.len(), 0);
+    }
+
+    #[test]
+    fn a_copy_that_is_asked_for_stays_and_there_is_one_of_each_order() {
+        let (mut spares, now) = (Spares::new(2, SPAN), Instant::now());
+        spares.keep(&[parcel(1, 2), parcel(2, 2)], now);
+        for seconds in 0..90 {
+            assert!(spares.covers(&parcel(1, 2), now + Duration::from_secs(seconds)));
+        }
+        assert!(spares.copies.len() <= 4, "{}", spares.copies.len());
+        assert_eq!((names(&spares, 2), spares.len()), (vec![1], 1));
+        assert!(spares.covers(&parcel(1, 1), now) && !spares.covers(&parcel(1, 3), now), "another epoch");
+        assert!(!spares.covers(&parcel(2, 2), now));
+        spares.trim(now + SPAN * 5);
+        assert_eq!((spares.len(), spares.copies.len()), (0, 0));
     }
 
     #[test]

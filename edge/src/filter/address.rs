@@ -40,7 +40,7 @@ impl Network {
 }
 
 /// The proxies that may name the buyer, and the field they do it in.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Networks {
     networks: Vec<Network>,
     header: HeaderName,

@@ -14,6 +14,8 @@ use crate::config::{Rate, Rates};
 
 /// Sales are few.
 const SALE_SLOTS: usize = 1024;
+/// Addresses that payment notices come from are few.
+const NOTICE_SLOTS: usize = 4096;
 
 /// All buckets of an edge.
 #[derive(Debug)]
@@ -22,6 +24,7 @@ pub struct Limits {
     user: Buckets,
     sale: Buckets,
     total: Buckets,
+    notices: Buckets,
     policy: Option<HeaderValue>,
 }
 
@@ -30,15 +33,23 @@ pub struct Limits {
 pub struct Left {
     address: Option<u32>,
     user: Option<u32>,
+    sale: Option<u32>,
+    gate: Option<u32>,
     policy: Option<HeaderValue>,
 }
 
 impl Left {
-    /// `RateLimit` and `RateLimit-Policy`, on limited calls only.
+    /// `RateLimit` and `RateLimit-Policy`, on limited calls and on every refusal by a bucket.
     pub fn fields(&self) -> Option<(HeaderValue, &HeaderValue)> {
         let policy = self.policy.as_ref()?;
         let mut text = String::with_capacity(48);
-        for (name, left) in [("\"address\";r=", self.address), ("\"user\";r=", self.user)] {
+        let all = [
+            ("\"address\";r=", self.address),
+            ("\"user\";r=", self.user),
+            ("\"sale\";r=", self.sale),
+            ("\"gate\";r=", self.gate),
+        ];
+        for (name, left) in all {
             if let Some(left) = left {
                 text.push_str(if text.is_empty() { "" } else { ", " });
                 text.push_str(name);
@@ -58,23 +69,72 @@ impl Limits {
             user: buckets(rates.user, rates.slots),
             sale: buckets(rates.sale, SALE_SLOTS),
             total: buckets(rates.total, 1),
+            notices: buckets(rates.notices, NOTICE_SLOTS),
             policy: policy(rates),
         }
     }
 
     /// Takes one from an address' bucket.
     pub fn address(&self, ip: IpAddr, left: &mut Left) -> Result<(), Rejection> {
-        judge(self.address.take(bucket_key(ip)), "address", &mut left.address)
+        let taken = self.address.take(bucket_key(ip));
+        self.judge(taken, "address", left, |left| &mut left.address)
+    }
+
+    /// Takes one from the bucket that an address has for payment notices.
+    pub fn notice(&self, ip: IpAddr, left: &mut Left) -> Result<(), Rejection> {
+        let taken = self.notices.take(bucket_key(ip));
+        self.judge(taken, "address", left, |left| &mut left.address)
     }
 
     /// Takes one from a user's bucket, then from its sale's and the total one.
     pub fn user(&self, user: &UserId, sale: Option<u32>, left: &mut Left) -> Result<(), Rejection> {
-        judge(self.user.take(user.as_str()), "user", &mut left.user)?;
+        self.judge(self.user.take(user.as_str()), "user", left, |left| &mut left.user)?;
         if let Some(sale) = sale {
-            judge(self.sale.take(sale), "sale", &mut None)?;
-            judge(self.total.take(()), "gate", &mut None)?;
+            self.shared(self.sale.take(sale), "sale", left, |left| &mut left.sale)?;
+            self.shared(self.total.take(()), "gate", left, |left| &mut left.gate)?;
         }
         Ok(())
+    }
+
+    /// A bucket that many take from: what is left in it is told to whom it refuses, and those do not come
+    /// back all at once.
+    fn shared(
+        &self,
+        taken: Taken,
+        whose: &str,
+        left: &mut Left,
+        of: impl Fn(&mut Left) -> &mut Option<u32>,
+    ) -> Result<(), Rejection> {
+        match taken {
+            Taken::Unlimited | Taken::Left(_) => Ok(()),
+            Taken::Wait(wait) => {
+                let refused = self.judge(taken, whose, left, of);
+                refused.map_err(|rejection| rejection.after(whole_seconds(wait)))
+            }
+        }
+    }
+
+    fn judge(
+        &self,
+        taken: Taken,
+        whose: &str,
+        left: &mut Left,
+        of: impl Fn(&mut Left) -> &mut Option<u32>,
+    ) -> Result<(), Rejection> {
+        match taken {
+            Taken::Unlimited => Ok(()),
+            Taken::Left(n) => {
+                *of(left) = Some(n);
+                Ok(())
+            }
+            Taken::Wait(wait) => {
+                *of(left) = Some(0);
+                self.tell(left);
+                let detail = format!("too many requests for this {whose}; wait and try again");
+                let rejection = Rejection::new(Code::RateLimited, detail);
+                Err(rejection.with(Extra::RetryAfter(whole_seconds(wait))))
+            }
+        }
     }
 
     /// The answer shall tell what is left.
@@ -84,22 +144,7 @@ impl Limits {
 
     /// Buckets that were given up while they still limited somebody.
     pub fn evicted(&self) -> u64 {
-        self.address.evicted() + self.user.evicted() + self.sale.evicted()
-    }
-}
-
-fn judge(taken: Taken, whose: &str, left: &mut Option<u32>) -> Result<(), Rejection> {
-    match taken {
-        Taken::Unlimited => Ok(()),
-        Taken::Left(n) => {
-            *left = Some(n);
-            Ok(())
-        }
-        Taken::Wait(wait) => {
-            *left = Some(0);
-            let detail = format!("too many requests for this {whose}; wait and try again");
-            Err(Rejection::new(Code::RateLimited, detail).with(Extra::RetryAfter(whole_seconds(wait))))
-        }
+        self.address.evicted() + self.user.evicted() + self.sale.evicted() + self.notices.evicted()
     }
 }
 
@@ -113,8 +158,9 @@ fn policy(rates: &Rates) -> Option<HeaderValue> {
         (rate.per_second > 0)
             .then(|| format!("\"{name}\";q={};w={}", rate.burst, rate.burst.div_ceil(rate.per_second)))
     };
-    let parts: Vec<String> =
-        [one("address", rates.address), one("user", rates.user)].into_iter().flatten().collect();
+    let (address, user) = (one("address", rates.address), one("user", rates.user));
+    let all = [address, user, one("sale", rates.sale), one("gate", rates.total)];
+    let parts: Vec<String> = all.into_iter().flatten().collect();
     (rates.fields && !parts.is_empty()).then(|| HeaderValue::from_str(&parts.join(", ")).ok()).flatten()
 }
 
@@ -131,6 +177,7 @@ mod tests {
             user: rate(1, 3),
             sale: rate(sale, 1),
             total: rate(0, 1),
+            notices: rate(1000, 1000),
             slots: 1024,
             fields: true,
         })
@@ -154,7 +201,27 @@ mod tests {
         let (alice, bob) = (UserId::parse("alice").unwrap(), UserId::parse("bob").unwrap());
         limits.user(&alice, Some(7), &mut left).unwrap();
         let refused = limits.user(&bob, Some(7), &mut left).unwrap_err();
-        assert_eq!((refused.code, refused.retry_after()), (Code::RateLimited, Some(1)));
+        assert!(refused.code == Code::RateLimited && (1..=2).contains(&refused.retry_after().unwrap()));
         limits.user(&bob, Some(8), &mut left).unwrap();
+    }
+
+    #[test]
+    fn every_refusal_tells_what_is_left() {
+        let (limits, alice) = (limits(1), UserId::parse("alice").unwrap());
+        let mut told = Vec::new();
+        for _ in 0..21 {
+            let mut left = Left::default();
+            if let Err(refused) = limits.address("192.0.2.1".parse().unwrap(), &mut left) {
+                told.push((refused.retry_after().unwrap(), left.fields().unwrap().0));
+            }
+        }
+        assert_eq!(told, [(1, HeaderValue::from_static("\"address\";r=0"))]);
+        limits.notice("192.0.2.1".parse().unwrap(), &mut Left::default()).unwrap();
+        let mut left = Left::default();
+        limits.user(&alice, Some(7), &mut left).unwrap();
+        limits.user(&alice, Some(7), &mut left).unwrap_err();
+        let (rest, policy) = left.fields().unwrap();
+        assert_eq!(rest, "\"user\";r=1, \"sale\";r=0");
+        assert_eq!(policy, "\"address\";q=20;w=2, \"user\";q=3;w=3, \"sale\";q=1;w=1");
     }
 }

@@ -169,6 +169,8 @@ pub(crate) struct Echo {
     pub(crate) away: Arc<AtomicBool>,
     /// As a back office: whether it has no order at all.
     pub(crate) empty: Arc<AtomicBool>,
+    /// As a back office: the state of every order.
+    pub(crate) state: Arc<Mutex<&'static str>>,
 }
 
 impl Echo {
@@ -177,14 +179,15 @@ impl Echo {
         let address = listener.local_addr().unwrap();
         let asked = Arc::new(Mutex::new(Vec::new()));
         let (away, empty) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        let (log, gone, lacks) = (asked.clone(), away.clone(), empty.clone());
+        let state = Arc::new(Mutex::new("paid"));
+        let (log, gone, lacks, word) = (asked.clone(), away.clone(), empty.clone(), state.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (log, gone, lacks) = (log.clone(), gone.clone(), lacks.clone());
-                std::thread::spawn(move || serve(stream, &log, &gone, &lacks));
+                let (log, gone, lacks, word) = (log.clone(), gone.clone(), lacks.clone(), word.clone());
+                std::thread::spawn(move || serve(stream, &log, &gone, &lacks, &word));
             }
         });
-        Self { address, asked, away, empty }
+        Self { address, asked, away, empty, state }
     }
 
     /// The last request.
@@ -203,7 +206,13 @@ impl Echo {
     }
 }
 
-fn serve(stream: TcpStream, log: &Mutex<Vec<Asked>>, away: &AtomicBool, empty: &AtomicBool) {
+fn serve(
+    stream: TcpStream,
+    log: &Mutex<Vec<Asked>>,
+    away: &AtomicBool,
+    empty: &AtomicBool,
+    state: &Mutex<&'static str>,
+) {
     let mut connection = Connection { reader: BufReader::new(stream) };
     while let Some(asked) = request(&mut connection) {
         let path = asked.path.clone();
@@ -218,7 +227,8 @@ fn serve(stream: TcpStream, log: &Mutex<Vec<Asked>>, away: &AtomicBool, empty: &
                 return;
             }
             path if path.starts_with("/internal/v1/orders/") => {
-                json!({"order_id": path.rsplit('/').next(), "state": "paid"}).to_string()
+                let state = *state.lock().unwrap();
+                json!({"order_id": path.rsplit('/').next(), "state": state}).to_string()
             }
             _ => "{}".to_owned(),
         };

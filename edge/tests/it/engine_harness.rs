@@ -336,6 +336,8 @@ impl Edge {
             spare_for: Duration::from_secs(30),
             sweep_after: Duration::from_secs(1),
             streams_max: 100,
+            listen_for: Duration::from_secs(20),
+            skew_max: Duration::from_secs(600),
         };
         change(&mut config);
         let mut registry = sluice_shared::metrics::registry();

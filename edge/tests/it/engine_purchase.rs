@@ -175,3 +175,74 @@ async fn an_edge_that_stops_while_redis_is_away_takes_its_leave_when_it_is_back(
     stopping.await.unwrap();
     assert!(world.heartbeat("edge").await.is_some_and(|beat| beat.gone), "it took leave");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_is_told_again_and_again_is_published_once_by_each_edge() {
+    let world = World::start().await;
+    let shelf = world.sell("sale", Offer::default()).await;
+    let first = world.edge("first", &shelf, 1).await;
+    let second = world.edge("second", &shelf, 1).await;
+    // No worker writes it: Redis goes on saying "accepted".
+    let (order, outcome) = first.buy("alice").await;
+    assert!(accepted(&outcome));
+    for edge in [&first, &second] {
+        for _ in 0..10 {
+            let again = futures_util::future::join_all((0..1000).map(|_| edge.redeem(&order, "alice"))).await;
+            let told =
+                |outcome: &Outcome| matches!(outcome, Outcome::Accepted { replayed: true, seq: 1, .. });
+            assert!(again.iter().all(told));
+            edge.until("sluice_relay_held", |held| held == 0.0).await;
+        }
+        let published = edge.metric("sluice_relay_published_total");
+        assert!((1.0..=2.0).contains(&published), "{published} messages of one order");
+    }
+    world.journal_empties(&shelf).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_latch_stays_shut_while_its_channel_is_subscribed_to_anew() {
+    let world = World::start().await;
+    let shelf = world.sell("sale", Offer { stock: 1, ..Offer::default() }).await;
+    let edge = Edge::start(&world, "edge", |config| config.listen_for = Duration::from_millis(100));
+    world.admit(&edge, &shelf, 1).await;
+    let (sale, lines) = (edge.engine.sale("sale").unwrap(), Lines::parse("phone=1").unwrap());
+    assert!(accepted(&edge.buy("alice").await.1));
+    let shut = || async { sale.sold_out(&lines, &[9; 16]) };
+    eventually("shut", SOON, shut).await;
+    let subscribed = || async {
+        let info: String = world.ask("INFO", &["commandstats"]).await;
+        let calls = info.lines().find_map(|line| line.strip_prefix("cmdstat_subscribe:calls="));
+        calls.and_then(|calls| calls.split(',').next()?.parse::<u32>().ok()).unwrap_or(0)
+    };
+    let before = subscribed().await;
+    while subscribed().await < before + 20 {
+        assert!(shut().await, "opened although no unit came back");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // And what is told in between is heard.
+    world.ask::<u64>("HINCRBY", &[&shelf.stock(), "phone", "1"]).await;
+    world.ask::<u64>("PUBLISH", &[&sale_channel(&shelf.sale), "release phone"]).await;
+    eventually("open", Duration::from_millis(400), || async { !shut().await }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_follower_of_a_sale_misses_nothing_while_nobody_listens_yet() {
+    let world = World::start().await;
+    let shelf = world.sell("sale", Offer::default()).await;
+    let edge = world.edge("edge", &shelf, 1).await;
+    for round in 0..5 {
+        let (order, _) = edge.buy(&format!("buyer-{round}")).await;
+        let mut follower = edge.engine.follow(&order).unwrap();
+        let first = tokio::time::timeout(SOON, follower.next()).await.unwrap().unwrap();
+        let mut written = first.clone();
+        (written.state, written.updated.0) = (OrderState::PendingPayment, first.updated.0 + 1);
+        let told = format!("order {} {written}", order.field());
+        world.ask::<u64>("HSET", &[&shelf.orders(), &order.field(), &written.to_string()]).await;
+        world.ask::<u64>("PUBLISH", &[&sale_channel(&shelf.sale), &told]).await;
+        let start = std::time::Instant::now();
+        assert_eq!(tokio::time::timeout(SOON, follower.next()).await.unwrap().unwrap(), written);
+        assert!(start.elapsed() < Duration::from_secs(1), "round {round}: {:?}", start.elapsed());
+        // The next one is the first again.
+        drop(follower);
+    }
+}

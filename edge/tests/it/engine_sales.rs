@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sluice_edge::engine::{Answer, Outcome, PublicState};
-use sluice_shared::keys::{GENERATION, SALES};
+use sluice_shared::keys::{GENERATION, SALES, SALES_CHANNEL};
 use sluice_shared::sale::SaleStep;
 use sluice_shared::testing::eventually;
 
@@ -41,6 +41,34 @@ async fn a_change_that_nobody_told_of_is_seen_by_its_generation() {
     eventually("the change", Duration::from_secs(2), seen).await;
     assert!(edge.engine.sale("torn").is_none());
     assert!(accepted(&edge.buy("alice").await.1), "its desk goes on");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_is_told_by_name_costs_no_reading_of_the_whole_list() {
+    let world = World::start().await;
+    let shelf = world.sell("sale", Offer::default()).await;
+    let edge = world.edge("edge", &shelf, 1).await;
+    let whole = edge.metric("sluice_sales_whole_lists_total");
+    let other = |n: u32| {
+        let mut view = World::view(&format!("other-{n}"), Offer::default(), 0);
+        view.number = n;
+        view
+    };
+    for n in 2..12 {
+        let text = serde_json::to_string(&other(n)).unwrap();
+        world.ask::<u64>("HSET", &[SALES, &format!("other-{n}"), &text]).await;
+        let generation: u64 = world.ask("INCR", &[GENERATION]).await;
+        world.ask::<u64>("PUBLISH", &[SALES_CHANNEL, &format!("{generation} other-{n}")]).await;
+        let told =
+            || async { world.heartbeat("edge").await.is_some_and(|beat| beat.generation == generation) };
+        eventually("the heartbeat", Duration::from_millis(600), told).await;
+        assert_eq!(edge.engine.sale_by_number(n).unwrap().view, other(n));
+    }
+    assert_eq!(edge.metric("sluice_sales_whole_lists_total"), whole);
+    assert!(accepted(&edge.buy("alice").await.1), "the others go on");
+    // Of this one nobody is told.
+    world.ask::<u64>("INCR", &[GENERATION]).await;
+    edge.until("sluice_sales_whole_lists_total", |count| count > whole).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

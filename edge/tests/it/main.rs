@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod client;
+mod crowds;
 mod engine_faults;
 mod engine_harness;
 mod engine_purchase;
@@ -22,3 +23,4 @@ mod http_proxy;
 mod http_receipts;
 mod http_refusals;
 mod several_edges;
+mod watchers;

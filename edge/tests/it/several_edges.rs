@@ -4,6 +4,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use sluice_shared::testing::ClockStep;
+
 use crate::client::Connection;
 use crate::harness::{Edge, Process, bearer, binary, eventually};
 
@@ -58,6 +60,27 @@ fn a_wrong_clock_opens_and_closes_nothing() {
     }
     assert!(edge.metric("sluice_clock_skew_seconds").abs() < 2.0);
     assert!(!edge.ready().json()["reasons"].to_string().contains("clock"));
+}
+
+#[test]
+fn clocks_that_are_too_far_apart_judge_nobody() {
+    let (edge, clock) = (Edge::selling(&[]), ClockStep::new());
+    let mut command = binary();
+    command.envs(clock.environment());
+    let wrong = edge.another(command, &[("name", "\"wrong\"")]);
+    let token =
+        || wrong.connect().call("POST", "/v1/sales/demo/token", &[("Authorization", &bearer("a"))], "");
+    for seconds in [3600, -3600] {
+        assert_eq!(token().status, 200);
+        clock.set(seconds);
+        eventually("it is a reason", || {
+            wrong.ready().json()["reasons"].to_string().contains("no jwt is judged")
+        });
+        assert_eq!(token().code(), "unavailable");
+        assert_eq!(wrong.sale("demo")["state"], "open");
+        clock.set(0);
+        eventually("it is right again", || token().status == 200);
+    }
 }
 
 #[test]

@@ -92,10 +92,11 @@ impl World {
         next.push((Step::LoseReply(call), then));
 
         let (rules, place) = (&self.rules, &mut then.edges[edge]);
+        let spared = rules.spares_copied && said != Said::Refused && place.copies[order] == epoch;
         let holds = match said {
             Said::Taken => rules.memory,
             Said::Replay(journalled) => {
-                rules.memory && rules.holds_replays && (journalled || rules.holds_old_replays)
+                rules.memory && rules.holds_replays && !spared && (journalled || rules.holds_old_replays)
             }
             Said::Refused => false,
         };
@@ -106,7 +107,7 @@ impl World {
             if !agreed {
                 return;
             }
-        } else if said == Said::Refused && epoch <= place.memory.closed {
+        } else if (spared || said == Said::Refused) && epoch <= place.memory.closed {
             return;
         }
         if rules.raises == Raises::UnlessEdgesAgree {

@@ -2,7 +2,7 @@
 
 use sluice_model::explore::Exploration;
 use sluice_model::rules::{
-    AcceptAfter, Faults, GREEDY, ONE_BUYER, ONE_ORDER, REPLAY, Rules, Shape, TWO_BUYERS,
+    AcceptAfter, Faults, GREEDY, ONE_BUYER, ONE_EDGE, ONE_ORDER, REPLAY, Rules, Shape, TWO_BUYERS,
 };
 
 use crate::{any_fault, explore};
@@ -55,6 +55,16 @@ fn a_buyer_with_two_tokens_survives_any_single_fault() {
 #[test]
 fn a_replay_through_another_edge_survives_any_single_fault() {
     assert!(holds(REPLAY, Rules::whole(AcceptAfter::Journal)) > 1_000_000);
+}
+
+/// The second time it is told from a copy, and nothing is published.
+#[test]
+fn a_replay_through_the_same_edge_survives_any_single_fault() {
+    for accept_after in [AcceptAfter::Journal, AcceptAfter::Broker] {
+        assert!(holds(ONE_EDGE, Rules::whole(accept_after)) > 10_000);
+    }
+    let redis = [Faults { stale: 1, ..Faults::NONE }, Faults { wipe: 1, ..Faults::NONE }];
+    holds_with(ONE_EDGE, Faults { broker: 1, ..Faults::NONE }, &redis);
 }
 
 #[test]

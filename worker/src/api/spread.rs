@@ -38,7 +38,7 @@ async fn spread(redis: &Redis, row: &SaleRow) -> Result<(), Fault> {
     // after the view was written has therefore read the view.
     let generation: u64 = redis.run("counting up", cmd("INCR").arg(keys::GENERATION)).await?;
     let mut tell = cmd("PUBLISH");
-    tell.arg(keys::SALES_CHANNEL).arg(generation);
+    tell.arg(keys::SALES_CHANNEL).arg(format!("{generation} {}", row.sale));
     redis.run::<u64>("telling the edges", &tell).await?;
     while !all_know(redis, generation).await? {
         sleep(LOOK).await;
