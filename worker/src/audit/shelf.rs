@@ -265,7 +265,7 @@ impl Reading<'_> {
     /// In order, each once; and marks compared with what orders hold.
     fn done(self) -> Seen {
         let Self { mut seen, hashes, marks, .. } = self;
-        seen.entries.sort_unstable_by(|a, b| a.uuid.cmp(&b.uuid));
+        seen.entries.sort_unstable_by_key(|entry| entry.uuid);
         seen.entries.dedup_by(|next, kept| next.uuid == kept.uuid);
         let of_lines: Vec<u64> = seen
             .lines

@@ -86,6 +86,6 @@ async fn a_store_that_is_away_is_unavailable_and_never_empty() {
     for path in ["/sales", "/sales/a", "/orders"] {
         let reply = world.admin("GET", path, serde_json::Value::Null).await;
         reply.problem(503, "unavailable");
-        assert!(matches!(reply.headers["retry-after"].to_str(), Ok("1" | "2")));
+        assert!(matches!(reply.headers["retry-after"].as_str(), "1" | "2"));
     }
 }

@@ -153,7 +153,7 @@ async fn a_frozen_sale_keeps_the_change_for_later() {
     for delta in [5, -3] {
         let reply = world.stock("a", &format!("k{delta}"), wish(delta)).await;
         reply.problem(503, "frozen");
-        assert!(matches!(reply.headers["retry-after"].to_str(), Ok("1" | "2" | "3")));
+        assert!(matches!(reply.headers["retry-after"].as_str(), "1" | "2" | "3"));
     }
     assert_eq!(both(&world).await, (15, 10));
     world.shelve("a").await;

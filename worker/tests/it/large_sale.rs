@@ -268,7 +268,7 @@ async fn a_large_sale_is_opened_again_and_restored_by_pages() {
 async fn audited(place: &Place, code: i32) {
     let (began, before) = (Instant::now(), spent(place).await);
     // 30 MiB for nothing; the pages; and 100 bytes an order.
-    let memory = 30 + MORE_MIB + (orders() as u64 * 160 >> 20);
+    let memory = 30 + MORE_MIB + ((orders() as u64 * 160) >> 20);
     let [database, _, redis] = place.urls();
     let audit = Command::new(env!("CARGO_BIN_EXE_sluice-worker"))
         .args(["audit", "--sale", "demo", "--json", "--memory", &memory.max(50).to_string()])

@@ -150,12 +150,15 @@ async fn a_message_that_used_the_ladder_up_is_parked_but_a_release_never_is() {
     let world = World::new(&[("phone", 10)]).await;
     let link = world.broker.link().await;
     let publisher = link.publisher().await.unwrap();
+    let (id, sent, sale) = ("t", Some(1_700_000_000), Some("demo"));
     for key in ["order.created", "stock.release"] {
         let message = Outgoing {
             exchange: EVENTS,
             key,
-            id: "t",
-            kind: "t",
+            id,
+            kind: key,
+            sent,
+            sale,
             body: b"x",
             attempt: 3,
             ..Outgoing::default()
