@@ -23,8 +23,13 @@ const BUSY: u64 = 0;
 const GONE: u64 = u64::MAX;
 /// How long nobody is looked for again where almost all were busy: to look costs a glance at each.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
-/// Connections that were told to go and may still be there.
+/// Connections that were told to go and may still be there, at least.
 const LEAVING: usize = 128;
+
+/// How many connections that were told to go may still be there: newcomers come in bursts.
+pub fn leaving(most: usize) -> usize {
+    (most / 16).max(LEAVING)
+}
 
 /// What operators see of the connections.
 #[derive(Debug, Default)]
@@ -141,7 +146,7 @@ impl Connections {
 
     /// Tells the one that has been idle for longest to go; `false` when none is.
     fn expel(&self, table: &mut Table) -> bool {
-        if table.leaving >= LEAVING {
+        if table.leaving >= leaving(self.bounds.most) {
             return false;
         }
         loop {

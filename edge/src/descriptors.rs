@@ -3,8 +3,10 @@
 use anyhow::{Context as _, bail};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// For listeners, Redis, RabbitMQ, the workers, connections that are closing, and the process itself.
-const RESERVE: usize = 256;
+use crate::connections::leaving;
+
+/// For listeners, Redis, RabbitMQ, the workers and the process itself.
+const RESERVE: usize = 128;
 /// Fewer connections than this are no gate.
 const FEWEST: usize = 16;
 
@@ -16,13 +18,16 @@ pub fn prepare(connections: usize, kept: usize) -> anyhow::Result<usize> {
     let limit =
         if soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft };
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    let needed = connections.saturating_add(kept).saturating_add(RESERVE);
+    let beside = kept.saturating_add(RESERVE);
+    let needed = connections.saturating_add(leaving(connections)).saturating_add(beside);
     if needed <= limit {
         return Ok(connections);
     }
     let remedy = "raise it (`ulimit -Hn`, LimitNOFILE= of systemd, --ulimit nofile= of docker), or lower \
                   limits.connections";
-    let fit = limit.saturating_sub(kept).saturating_sub(RESERVE);
+    let all = limit.saturating_sub(beside);
+    // Those that are told to go need theirs until they have gone.
+    let fit = all.saturating_sub(leaving(all));
     if fit < FEWEST {
         bail!(
             "limits.connections: {connections} of them need {needed} open files, and the system allows \

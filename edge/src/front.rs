@@ -37,12 +37,6 @@ impl<A> Front<A> {
         Self { express: Some(express), ..self }
     }
 
-    /// Something has run out that connections are made of: some that are idle are closed. Answers
-    /// whether any was.
-    pub fn make_room(&self) -> bool {
-        self.connections.make_room()
-    }
-
     /// A session for the next request of a connection.
     fn session(&self, stream: Stream, settings: Option<HttpPersistentSettings>) -> ServerSession {
         let mut session = ServerSession::new_http1(stream);

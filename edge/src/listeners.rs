@@ -15,6 +15,7 @@ use pingora_runtime::current_handle;
 use tokio::sync::watch;
 
 use crate::config::Listen;
+use crate::connections::Connections;
 use crate::front::Front;
 use crate::phase::Phase;
 
@@ -84,6 +85,8 @@ pub struct Door<A> {
     pub sockets: Mutex<Vec<TcpListener>>,
     /// What serves each connection.
     pub front: Arc<Front<A>>,
+    /// Where idle connections are closed when the process can open no more files.
+    pub room: Arc<Connections>,
     /// How far a stop has come.
     pub phase: Phase,
     /// Turns true when connections may be taken.
@@ -102,8 +105,9 @@ impl<A: HttpServerApp + Send + Sync + 'static> BackgroundService for Door<A> {
         let mut tasks = Vec::new();
         let sockets = std::mem::take(&mut *self.sockets.lock().unwrap_or_else(PoisonError::into_inner));
         for socket in sockets {
-            let (front, phase, shutdown) = (self.front.clone(), self.phase.clone(), shutdown.clone());
-            tasks.push(current_handle().spawn(serve(socket, front, phase, self.to_the_end, shutdown)));
+            let (front, room) = (self.front.clone(), self.room.clone());
+            let (phase, shutdown) = (self.phase.clone(), shutdown.clone());
+            tasks.push(current_handle().spawn(serve(socket, front, room, phase, self.to_the_end, shutdown)));
         }
         for task in tasks {
             if let Err(error) = task.await {
@@ -116,6 +120,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> BackgroundService for Door<A> {
 async fn serve<A: HttpServerApp + Send + Sync + 'static>(
     socket: TcpListener,
     front: Arc<Front<A>>,
+    room: Arc<Connections>,
     phase: Phase,
     to_the_end: bool,
     shutdown: ShutdownWatch,
@@ -144,7 +149,7 @@ async fn serve<A: HttpServerApp + Send + Sync + 'static>(
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be taken");
                     // Those that go need a moment for it.
-                    tokio::time::sleep(if front.make_room() { MOMENT } else { PAUSE }).await;
+                    tokio::time::sleep(if room.make_room() { MOMENT } else { PAUSE }).await;
                 }
             },
         }

@@ -167,11 +167,12 @@ fn server(
     let proxy = Arc::new(http_proxy(&server.configuration, Proxied(gate.clone())));
     let bounds = Bounds { most: limits.connections, each: limits.per_address };
     let room = Connections::new(bounds, gate.trusted.clone(), counts.connections.clone());
-    let front = Front::new(proxy, limits, room).with_express(Express::new(gate));
+    let front = Front::new(proxy, limits, room.clone()).with_express(Express::new(gate));
     let Doors { listeners, threads, phase, opened: open } = doors;
     let public = Door {
         sockets: Mutex::new(listeners.public),
         front: Arc::new(front),
+        room: room.clone(),
         phase: phase.clone(),
         open: open.clone(),
         to_the_end: false,
@@ -180,9 +181,10 @@ fn server(
     public.threads = Some(threads);
     server.add_service(GenBackgroundService::new("books".to_owned(), status.books.clone()));
     let nobody = Networks::new(Vec::new(), HeaderName::from_static("x-forwarded-for"));
-    let room = Connections::new(Bounds { each: 0, ..bounds }, nobody, Arc::default());
-    let front = Arc::new(Front::new(Arc::new(status), limits, room));
-    let admin = Door { sockets: Mutex::new(vec![listeners.admin]), front, phase, open, to_the_end: true };
+    let own = Connections::new(Bounds { each: 0, ..bounds }, nobody, Arc::default());
+    let front = Arc::new(Front::new(Arc::new(status), limits, own));
+    let sockets = Mutex::new(vec![listeners.admin]);
+    let admin = Door { sockets, front, room, phase, open, to_the_end: true };
     server.add_service(GenBackgroundService::new("engine".to_owned(), Arc::new(engine)));
     server.add_service(GenBackgroundService::new("admin".to_owned(), Arc::new(admin)));
     server.add_service(public);

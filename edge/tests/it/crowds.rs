@@ -71,8 +71,11 @@ fn the_longest_idle_one_makes_room_for_a_buyer() {
     let (status, took) = token(&edge, HERE);
     assert_eq!(status, Some(200));
     assert!(took < Duration::from_secs(1), "{took:?}");
-    eventually("the oldest have gone", || silent[..12].iter_mut().all(is_closed));
-    assert!(!silent[19..].iter_mut().chain(&mut more).any(is_closed));
+    // In which order those came in that were opened at once is not told.
+    eventually("the oldest have gone", || {
+        silent.iter_mut().map(is_closed).filter(|gone| *gone).count() >= 12
+    });
+    assert!(!more.iter_mut().any(is_closed));
     assert_eq!(kept.call("GET", "/v1/sales/demo", &[], "").status, 200);
     assert!(stream.chunk().is_some(), "a stream is no idle connection");
     assert_eq!(edge.metric("sluice_http_connections_most"), 50.0);
