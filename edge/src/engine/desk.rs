@@ -14,7 +14,7 @@ use sluice_shared::ids::UserId;
 use sluice_shared::keys::Shelf;
 use sluice_shared::lines::Lines;
 use sluice_shared::redis::{Fault, Redis};
-use sluice_shared::script::{Answer, Ask, Reserved, ShelfScripts, WORK_MAX};
+use sluice_shared::script::{Answer, Ask, Reserved, ShelfScripts, fitting};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::Outcome;
@@ -244,7 +244,9 @@ impl Clerk {
         let now = Instant::now();
         let shut = self.shut();
         let (mut asks, mut callers) = (Vec::with_capacity(waiting.len()), Vec::with_capacity(waiting.len()));
-        let fits = if shut { waiting.len() } else { fitting(waiting, self.news.borrow().mark_work) };
+        let mark = self.news.borrow().mark_work;
+        let works = waiting.iter().map(|queued| queued.ask.work(mark));
+        let fits = if shut { waiting.len() } else { fitting(works).min(waiting.len()) };
         for Queued { ask, since, caller } in waiting.drain(..fits) {
             let turned = if shut {
                 self.pace.turned_away(now);
@@ -338,16 +340,6 @@ impl Clerk {
 /// Takes what has come, unless somebody is left over from the last time; 0 when nobody comes any more.
 async fn gather(queue: &mut mpsc::Receiver<Queued>, waiting: &mut Vec<Queued>, limit: usize) -> usize {
     if waiting.is_empty() { queue.recv_many(waiting, limit).await } else { waiting.len() }
-}
-
-/// How many of those who wait are asked for in one call: one at least.
-fn fitting(waiting: &[Queued], mark_work: usize) -> usize {
-    let mut work = 0;
-    let more = |queued: &&Queued| {
-        work += queued.ask.work(mark_work);
-        work <= WORK_MAX
-    };
-    waiting.iter().take_while(more).count().max(1)
 }
 
 fn refuse(callers: Vec<Caller>, outcome: &Outcome) {
