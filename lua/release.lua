@@ -3,7 +3,8 @@
 -- KEYS[1] meta    hash  sluice:{<sale>:<segment>}:meta
 -- KEYS[2] stock   hash  sluice:{<sale>:<segment>}:stock
 -- KEYS[3] orders  hash  sluice:{<sale>:<segment>}:orders
--- ARGV four an order: id · state 'E' expired | 'C' cancelled | 'F' failed | 'D' refunded · lines · user
+-- ARGV[1] fence  '<sale>:<segment>:<epoch>'
+-- ARGV[2…] four an order: id · state 'E' expired | 'C' cancelled | 'F' failed | 'D' refunded · lines · user
 --      (lines and user make the tombstone of an order that Redis has never seen)
 --
 -- Reply: {'ANSWERS', answer…} | {'FENCED', epoch} | {'FROZEN', why}
@@ -11,12 +12,12 @@
 
 -- inputs
 local meta, stock, orders = KEYS[1], KEYS[2], KEYS[3]
-local count = #ARGV / 4
+local fence, count = ARGV[1], (#ARGV - 1) / 4
 
 -- checks
 local m = redis.call('HMGET', meta, 'fence', 'epoch', 'seq')
 if not m[1] then return {'FROZEN', 'meta'} end
-if m[1] ~= FENCE then return {'FENCED', m[2] or '0'} end
+if m[1] ~= fence then return {'FENCED', m[2] or '0'} end
 if tonumber(m[3]) > 0 and redis.call('EXISTS', orders, stock) < 2 then return {'FROZEN', 'orders'} end
 local now, records, marks, left, answers = clock(), {}, {}, {}, {'ANSWERS'}
 
@@ -30,7 +31,7 @@ local function corruption(order, lines)
 end
 
 for i = 1, count do
-  local id, state, lines, user = ARGV[i * 4 - 3], ARGV[i * 4 - 2], ARGV[i * 4 - 1], ARGV[i * 4]
+  local id, state, lines, user = ARGV[i * 4 - 2], ARGV[i * 4 - 1], ARGV[i * 4], ARGV[i * 4 + 1]
   local old = records[id] or redis.call('HGET', orders, id)
   if not old then
     local tombstone = {state = state, units = 'r', epoch = 0, seq = 0, accepted = now, pay_before = 0,
@@ -47,7 +48,7 @@ for i = 1, count do
       answers[i + 1] = 'ALREADY|' .. old
     else
       for _, line in ipairs(taken) do left[line[1]] = left[line[1]] + line[2] end
-      marks[order.user] = with(marks[order.user], taken, -1)
+      marks[order.user] = with(with(marks[order.user], taken, -1), ENDED, 1)
       order.state, order.units = state, 'r'
       records[id] = encode(order, now)
       answers[i + 1] = 'RELEASED|' .. records[id]
@@ -57,8 +58,6 @@ end
 
 -- effects
 for id, record in pairs(records) do redis.call('HSET', orders, id, record) end
-for user, mark in pairs(marks) do
-  if mark == '' then redis.call('HDEL', orders, '@' .. user) else redis.call('HSET', orders, '@' .. user, mark) end
-end
+for user, mark in pairs(marks) do if mark ~= '' then redis.call('HSET', orders, '@' .. user, mark) end end
 for sku, n in pairs(left) do redis.call('HSET', stock, sku, n) end
 return answers

@@ -2,7 +2,8 @@
 --
 -- KEYS[1] meta    hash  sluice:{<sale>:<segment>}:meta
 -- KEYS[2] orders  hash  sluice:{<sale>:<segment>}:orders
--- ARGV four an order: id · state 'P' pending payment | 'S' paid | 'D' refunded, kept | '-' as it is
+-- ARGV[1] fence  '<sale>:<segment>:<epoch>'
+-- ARGV[2…] four an order: id · state 'P' pending payment | 'S' paid | 'D' refunded, kept | '-' as it is
 --      · pay_before_ms ('0' leaves it) · refund '-' | 'due' | 'done' | 'due2' …
 --
 -- Reply: {'ANSWERS', answer…} | {'FENCED', epoch} | {'FROZEN', why}
@@ -10,12 +11,12 @@
 
 -- inputs
 local meta, orders = KEYS[1], KEYS[2]
-local count = #ARGV / 4
+local fence, count = ARGV[1], (#ARGV - 1) / 4
 
 -- checks
 local m = redis.call('HMGET', meta, 'fence', 'epoch')
 if not m[1] then return {'FROZEN', 'meta'} end
-if m[1] ~= FENCE then return {'FENCED', m[2] or '0'} end
+if m[1] ~= fence then return {'FENCED', m[2] or '0'} end
 
 -- Messages come late and twice: a state or a refund only ever moves to a higher rank.
 local rank = {['-'] = -1, A = 0, P = 1, S = 2, E = 2, C = 2, F = 2, D = 3}
@@ -27,7 +28,7 @@ local function owing(refund)
 end
 local now, records, answers = clock(), {}, {'ANSWERS'}
 for i = 1, count do
-  local id, state, pay_before, refund = ARGV[i * 4 - 3], ARGV[i * 4 - 2], ARGV[i * 4 - 1], ARGV[i * 4]
+  local id, state, pay_before, refund = ARGV[i * 4 - 2], ARGV[i * 4 - 1], ARGV[i * 4], ARGV[i * 4 + 1]
   local old = records[id] or redis.call('HGET', orders, id)
   local order = old and decode(old)
   if not old then

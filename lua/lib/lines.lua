@@ -7,20 +7,6 @@ local function parse(text)
   return list
 end
 
--- Each distinct text parsed once, as text -> lines, and every SKU that they name, once.
-local function parse_all(texts)
-  local wanted, skus, seen = {}, {}, {}
-  for _, text in ipairs(texts) do
-    if not wanted[text] then
-      wanted[text] = parse(text)
-      for _, line in ipairs(wanted[text]) do
-        if not seen[line[1]] then seen[line[1]] = true; skus[#skus + 1] = line[1] end
-      end
-    end
-  end
-  return wanted, skus
-end
-
 -- The units of one SKU in a mark, which is searched and not parsed: it may name a hundred others.
 local function held(mark, sku)
   local name = sku .. '='
@@ -28,6 +14,10 @@ local function held(mark, sku)
   local _, last = string.find(mark, ',' .. name, 1, true)
   return last and tonumber(string.match(mark, '^%d+', last + 1)) or 0
 end
+
+-- A mark also counts its buyer's orders that have ended, under a name that no SKU has: their records stay
+-- as long as the sale.
+local ENDED = {{'#', 1}}
 
 -- The mark with the units of an order more (sign 1) or fewer (sign -1), in one pass over it; a SKU without
 -- units leaves it.

@@ -13,9 +13,3 @@ local function encode(r, now)
   return table.concat({r.state .. r.units, r.epoch, r.seq, r.accepted, now, r.pay_before, r.refund,
     r.lines, r.user}, '|')
 end
-
--- Redis' clock in milliseconds.
-local function clock()
-  local time = redis.call('TIME')
-  return string.format('%d', time[1] * 1000 + math.floor(time[2] / 1000))
-end

@@ -54,6 +54,7 @@ impl World {
                 (Row::Nothing, _) if told => return Some(Violation::AcceptedLost),
                 (Row::Nothing, true) => return Some(Violation::Leak),
                 (Row::Live, false) => return Some(Violation::Phantom),
+                (Row::Cancelled | Row::Failed, true) => return Some(Violation::Leak),
                 _ => {}
             }
         }
@@ -83,5 +84,6 @@ impl World {
             && state.calls.iter().all(idle)
             && state.edges.iter().all(quiet)
             && !(0..ORDERS).any(looked_after)
+            && !(self.rules.tells_releases_again && (0..ORDERS).any(|order| state.dead_and_held(order)))
     }
 }

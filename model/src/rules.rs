@@ -217,6 +217,10 @@ pub struct Rules {
     pub erase_keeps_record: bool,
     /// Units are released only for orders with a row.
     pub releases_rows: bool,
+    /// release.lua carries the fence in its text; else it is told the fence that Redis has.
+    pub fences_release: bool,
+    /// The warden tells again what is dead in the books and held in Redis.
+    pub tells_releases_again: bool,
     /// An order without a row may be cancelled: it is inserted as cancelled.
     pub early_cancel: bool,
     /// When buyers are told.
@@ -271,6 +275,8 @@ impl Rules {
             erases_confirmed: true,
             erase_keeps_record: true,
             releases_rows: true,
+            fences_release: true,
+            tells_releases_again: true,
             early_cancel: false,
             accept_after,
             one_after_another: false,

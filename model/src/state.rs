@@ -157,6 +157,8 @@ pub struct Warden {
     pub raised: u8,
     /// The epoch whose scripts it is to load; 0 for none.
     pub loading: u8,
+    /// The rows as they were when it read them, to make Redis anew from; see [`crate::rules::Rules`].
+    pub image: [u8; ORDERS],
     /// Whether Redis is the one that it began with.
     pub same: bool,
     /// Whether its barrier is in the queue or has come through.
@@ -246,6 +248,11 @@ impl State {
         self.reserved(order) && self.books.rows[order] == Row::Nothing
     }
 
+    /// Whether an order is dead in the books and still has its unit in Redis.
+    pub fn dead_and_held(&self, order: usize) -> bool {
+        self.reserved(order) && matches!(self.books.rows[order], Row::Cancelled | Row::Failed)
+    }
+
     /// Units that rows have taken.
     pub fn taken(&self) -> i8 {
         let live = self.books.rows.iter().filter(|row| **row == Row::Live).count();
@@ -314,7 +321,7 @@ impl Call {
 impl Warden {
     fn packed(self) -> u64 {
         let small = [self.booked, self.raised, self.loading, u8::from(self.same), u8::from(self.barrier)];
-        pack(u64::from(self.at), 4, small)
+        pack(pack(u64::from(self.at), 4, small), 4, self.image)
     }
 }
 

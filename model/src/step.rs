@@ -46,6 +46,8 @@ pub enum Step {
     CancelUnwritten(usize),
     /// The outbox brings units back.
     Release(usize),
+    /// The warden tells a release again.
+    TellReleaseAgain(usize),
     /// Units of an order without a row are brought back.
     ReleaseUnwritten(usize),
     /// The warden publishes what has no row.

@@ -1,6 +1,6 @@
 //! The Lua scripts, bound to Rust: what goes in, and a closed enum of what may come out.
 //!
-//! The texts are embedded by the compiler. Scripts that move stock carry a fence (see `lua/README.md`):
+//! The texts are embedded by the compiler. Scripts that judge by the stock carry a fence (see `lua/README.md`):
 //! [`ShelfScripts`] holds the names that Redis knows them by for one segment and epoch, and only
 //! [`ShelfScripts::load`], called by the warden, makes Redis know them.
 
@@ -14,9 +14,11 @@ mod warden;
 pub use adjust::Adjusted;
 pub use delay::DelayQueue;
 pub use release::{Release, Released};
-pub use reserve::{Answer, Answers, Ask, Reserved, WORK_MAX, mark_work};
+pub use reserve::{Answer, Answers, Ask, Reserved, fitting, mark_work};
 pub use settle::{Settle, Settled};
 pub use warden::{Control, Leased, Preload, Preloaded, Raised, WardenScripts};
+
+use std::sync::LazyLock;
 
 use crate::keys::Shelf;
 use crate::redis::{Fault, Redis, Value, cmd};
@@ -39,20 +41,20 @@ pub struct Script {
     body: &'static str,
 }
 
-const RESERVE: Script = script!("reserve", "fetch", "lines", "refusal", "record");
-const RELEASE: Script = script!("release", "lines", "record");
-const SETTLE: Script = script!("settle", "record");
+const RESERVE: Script = script!("reserve", "clock", "fetch", "lines", "lines_of_many", "refusal");
+const RELEASE: Script = script!("release", "clock", "lines", "record");
+const SETTLE: Script = script!("settle", "clock", "record");
 const ADJUST: Script = script!("adjust",);
 const PRELOAD: Script = script!("preload",);
 const CONTROL: Script = script!("control",);
-const LEASE: Script = script!("lease", "record");
+const LEASE: Script = script!("lease", "clock");
 const RAISE: Script = script!("raise",);
 const RESTORE: Script = script!("restore",);
 const LEAD: Script = script!("lead",);
 const SCHEDULE: Script = script!("schedule",);
-const CLAIM: Script = script!("claim", "record");
+const CLAIM: Script = script!("claim", "clock");
 const FINISH: Script = script!("finish",);
-const RECOVER: Script = script!("recover", "record");
+const RECOVER: Script = script!("recover", "clock");
 
 impl Script {
     /// Every script there is.
@@ -66,7 +68,7 @@ impl Script {
     fn text(self, fence: Option<&str>) -> String {
         let flags = if self.name == "release" { " flags=allow-oom" } else { "" };
         let fence = fence.map(|fence| format!("local FENCE = '{fence}'\n")).unwrap_or_default();
-        format!("#!lua{flags}\n{fence}{}", self.body)
+        format!("#!lua{flags}\n{fence}{}", compact(self.body))
     }
 
     fn sha(text: &str) -> String {
@@ -74,22 +76,28 @@ impl Script {
     }
 }
 
+/// A text without what Redis need not keep: comments, empty lines, indentation.
+fn compact(body: &str) -> String {
+    let lines = body.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("--"));
+    lines.flat_map(|line| [line, "\n"]).collect()
+}
+
 /// A script that Redis is asked to run by its name only.
 #[derive(Debug, Clone)]
 struct Loaded {
-    text: String,
+    script: Script,
+    fence: Option<Box<str>>,
     sha: String,
 }
 
 impl Loaded {
     fn new(script: Script, fence: Option<&str>) -> Self {
-        let text = script.text(fence);
-        Self { sha: Script::sha(&text), text }
+        Self { sha: Script::sha(&script.text(fence)), script, fence: fence.map(Into::into) }
     }
 
     async fn load(&self, redis: &Redis) -> Result<(), Fault> {
-        let doing = "loading a script";
-        let sha: String = redis.run(doing, cmd("SCRIPT").arg("LOAD").arg(&self.text)).await?;
+        let (doing, text) = ("loading a script", self.script.text(self.fence.as_deref()));
+        let sha: String = redis.run(doing, cmd("SCRIPT").arg("LOAD").arg(text)).await?;
         if sha == self.sha {
             return Ok(());
         }
@@ -106,6 +114,10 @@ impl Loaded {
     }
 }
 
+/// Those that follow the books are one text for all segments, and are told the fence.
+static FOLLOWING: LazyLock<[Loaded; 2]> =
+    LazyLock::new(|| [RELEASE, SETTLE].map(|script| Loaded::new(script, None)));
+
 /// The scripts of one sale segment in one epoch.
 #[derive(Debug, Clone)]
 pub struct ShelfScripts {
@@ -113,6 +125,7 @@ pub struct ShelfScripts {
     pub shelf: Shelf,
     /// The epoch that the scripts are fenced by.
     pub epoch: u64,
+    fence: String,
     keys: [String; 4],
     reserve: Loaded,
     release: Loaded,
@@ -124,15 +137,16 @@ impl ShelfScripts {
     /// Names the scripts; Redis need not know them yet.
     pub fn new(shelf: Shelf, epoch: u64) -> Self {
         let fence = shelf.fence(epoch);
-        let named = |script| Loaded::new(script, Some(&fence));
+        let fenced = |script| Loaded::new(script, Some(&fence));
         Self {
             keys: [shelf.meta(), shelf.stock(), shelf.orders(), shelf.journal()],
-            reserve: named(RESERVE),
-            release: named(RELEASE),
-            settle: named(SETTLE),
-            adjust: named(ADJUST),
+            reserve: fenced(RESERVE),
+            release: FOLLOWING[0].clone(),
+            settle: FOLLOWING[1].clone(),
+            adjust: fenced(ADJUST),
             shelf,
             epoch,
+            fence,
         }
     }
 

@@ -14,7 +14,7 @@ use sluice_shared::ids::UserId;
 use sluice_shared::keys::Shelf;
 use sluice_shared::lines::Lines;
 use sluice_shared::redis::{Fault, Redis};
-use sluice_shared::script::{Answer, Ask, Reserved, ShelfScripts, WORK_MAX};
+use sluice_shared::script::{Answer, Ask, Reserved, ShelfScripts, fitting};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::Outcome;
@@ -260,7 +260,9 @@ impl Clerk {
         let now = Instant::now();
         let shut = self.shut();
         let (mut asks, mut callers) = (Vec::with_capacity(waiting.len()), Vec::with_capacity(waiting.len()));
-        let fits = if shut { waiting.len() } else { fitting(waiting, self.news.borrow().mark_work) };
+        let mark = self.news.borrow().mark_work;
+        let works = waiting.iter().map(|queued| queued.ask.work(mark));
+        let fits = if shut { waiting.len() } else { fitting(works).min(waiting.len()) };
         for Queued { ask, since, caller } in waiting.drain(..fits) {
             let turned = if shut {
                 self.pace.turned_away(now);

@@ -141,7 +141,8 @@ impl World {
             Happened::Overtaken
         } else if here.raised > 0 {
             (place.raised, place.loading) = (0, here.raised);
-            self.restore(&mut then, here.raised);
+            place.image = [0; ORDERS];
+            self.restore(&mut then, here.raised, here.image);
             next.push((Step::Restore(warden), then));
             return;
         } else if !here.same {
@@ -153,6 +154,7 @@ impl World {
         } else {
             if state.books.epoch < EPOCHS {
                 place.raised = ends + 1;
+                place.image = state.books.rows.map(|row| row as u8);
                 then.books.epoch += 1;
                 // Copies of an ended epoch would meet the fence.
                 then.edges.iter_mut().for_each(|edge| edge.copies = [0; ORDERS]);
@@ -163,18 +165,20 @@ impl World {
         self.goes_on(then, warden, happened, next);
     }
 
-    /// Redis as the books have it, under the next epoch and without a lease.
-    fn restore(&self, then: &mut State, epoch: u8) {
-        let cell = |row: Row| match row {
-            Row::Nothing => Cell::Nothing,
-            Row::Live => Cell::Reserved,
-            Row::Cancelled | Row::Failed => Cell::Released,
+    /// Redis as the books had it when they were read, under the next epoch and without a lease.
+    fn restore(&self, then: &mut State, epoch: u8, image: [u8; ORDERS]) {
+        let cell = |row: u8| match row {
+            row if row == Row::Nothing as u8 => Cell::Nothing,
+            row if row == Row::Live as u8 => Cell::Reserved,
+            _ => Cell::Released,
         };
+        let cells = image.map(cell);
+        let taken = cells.iter().filter(|cell| **cell == Cell::Reserved).count();
         let data = Data {
             epoch,
-            stock: self.shape.units - then.taken(),
+            stock: self.shape.units - i8::try_from(taken).unwrap_or(i8::MAX),
             seq: then.books.seq,
-            cells: then.books.rows.map(cell),
+            cells,
             journal: [0; ORDERS],
             members: if self.rules.register { then.books.register } else { then.redis.data.members },
             closing: true,

@@ -78,17 +78,24 @@ impl World {
         if self.shape.cancels == Some(order) && state.books.rows[order] == Row::Live {
             cancelled(Step::Cancel(order), next);
         }
+        let due = state.books.due & (1 << order) != 0;
+        let known = !rules.fences_release && state.redis.data.epoch > 0;
+        if due && (known || state.open()) {
+            let mut then = *state;
+            then.books.due &= !(1 << order);
+            release(&mut then, order);
+            next.push((Step::Release(order), then));
+        }
         if !state.open() {
             return;
         }
         if rules.early_cancel && state.unwritten(order) {
             cancelled(Step::CancelUnwritten(order), next);
         }
-        if state.books.due & (1 << order) != 0 {
+        if rules.tells_releases_again && !due && state.dead_and_held(order) {
             let mut then = *state;
-            then.books.due &= !(1 << order);
-            release(&mut then, order);
-            next.push((Step::Release(order), then));
+            then.books.due |= 1 << order;
+            next.push((Step::TellReleaseAgain(order), then));
         }
         if !rules.releases_rows && state.unwritten(order) {
             let mut then = *state;

@@ -2,7 +2,9 @@
 
 use sluice_model::explore::Exploration;
 use sluice_model::judge::Violation::{self, AcceptedLost, AcceptedThenRefused, Leak, Ledger, Phantom, Stuck};
-use sluice_model::rules::{AcceptAfter, Faults, ONE_BUYER, REPLAY, Raises, Rules, Shape, TWO_BUYERS};
+use sluice_model::rules::{
+    AcceptAfter, Faults, ONE_BUYER, ONE_ORDER, REPLAY, Raises, Rules, Shape, TWO_BUYERS,
+};
 
 use crate::explore;
 
@@ -77,6 +79,9 @@ knock_outs! {
         Faults { kill: 1, ..Faults::NONE }, [AcceptedLost, Leak];
     deleting_an_entry_must_leave_the_record: { erase_keeps_record: false }, WHOLE, TWO_BUYERS, Faults::NONE,
         [Ledger, AcceptedLost, Phantom];
+    a_release_that_is_told_the_fence_must_be_told_again:
+        { fences_release: false, tells_releases_again: false }, WHOLE, ONE_ORDER,
+        Faults { restart: 1, ..Faults::NONE }, [Leak];
     units_of_no_row_must_not_be_released: { releases_rows: false }, WHOLE, TWO_BUYERS, Faults::NONE,
         [Phantom, AcceptedThenRefused, AcceptedLost];
 }

@@ -25,6 +25,24 @@ fn one_order_survives_any_single_fault() {
     assert!(holds(ONE_ORDER, Rules::whole(AcceptAfter::Journal)) > 100_000);
 }
 
+/// Redis forgets scripts for all sales at once, and the first that is re-opened loads the common ones: a
+/// release may meet data that nobody has looked at yet, or has read already to make it anew.
+#[test]
+fn a_release_may_be_told_the_fence_as_long_as_it_is_told_again() {
+    let rules = Rules { fences_release: false, ..Rules::whole(AcceptAfter::Journal) };
+    assert!(holds(ONE_ORDER, rules) > 100_000);
+    let early = Rules { early_cancel: true, ..rules };
+    assert!(holds(ONE_BUYER, early) > 10_000);
+    assert!(holds(TWO_BUYERS, rules) > 100_000);
+}
+
+/// As it is with the fence in the script, the reconciler is its second line.
+#[test]
+fn a_release_with_the_fence_in_its_text_need_not_be_told_again() {
+    let rules = Rules { tells_releases_again: false, ..Rules::whole(AcceptAfter::Journal) };
+    assert!(holds(ONE_ORDER, rules) > 100_000);
+}
+
 #[test]
 fn an_order_that_waits_for_the_broker_survives_any_single_fault() {
     let shape = Shape { cancels: None, ..ONE_ORDER };

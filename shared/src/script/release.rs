@@ -20,8 +20,7 @@ pub struct Release {
 }
 
 impl Release {
-    /// What this may cost, in the units of [`super::WORK_MAX`], where a mark costs so much
-    /// ([`super::mark_work`]).
+    /// What this may cost, as [`super::Ask::work`].
     pub fn work(&self, mark: usize) -> usize {
         8 + 8 * self.lines.count() + mark
     }
@@ -45,6 +44,7 @@ impl ShelfScripts {
     pub async fn release(&self, redis: &Redis, orders: &[Release]) -> Result<Batch<Released>, Fault> {
         let [meta, stock, map, _] = &self.keys;
         let mut call = self.release.call(&[meta, stock, map]);
+        call.arg(&self.fence);
         for order in orders {
             call.arg(hex::encode(order.uuid)).arg(order.state.letter().to_string());
             call.arg(order.lines.to_string()).arg(order.user.as_str());

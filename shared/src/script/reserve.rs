@@ -21,7 +21,17 @@ pub struct Ask {
 }
 
 /// What one call of the scripts may cost, in about microseconds: Redis serves nobody else meanwhile.
-pub const WORK_MAX: usize = 4_500;
+const WORK_MAX: usize = 4_500;
+
+/// How many orders go into one call, each with what it may cost ([`Ask::work`]): one at least, the rest has
+/// to wait for the next.
+pub fn fitting(works: impl IntoIterator<Item = usize>) -> usize {
+    let sums = works.into_iter().scan(0_usize, |sum, work| {
+        *sum = sum.saturating_add(work);
+        Some(*sum)
+    });
+    sums.take_while(|sum| *sum <= WORK_MAX).count().max(1)
+}
 
 /// What it may cost to search and rewrite the mark of a buyer who holds all of these SKUs.
 pub fn mark_work<'a>(skus: impl IntoIterator<Item = &'a SkuId>) -> usize {
@@ -29,9 +39,9 @@ pub fn mark_work<'a>(skus: impl IntoIterator<Item = &'a SkuId>) -> usize {
 }
 
 impl Ask {
-    /// What this order may cost, in the units of [`WORK_MAX`], where a mark costs so much ([`mark_work`]).
+    /// What this order may cost, in about microseconds, where a mark costs so much ([`mark_work`]).
     pub fn work(&self, mark: usize) -> usize {
-        4 + 4 * self.lines.count() + mark
+        3 + 4 * self.lines.count() + mark
     }
 }
 

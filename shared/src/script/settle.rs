@@ -36,6 +36,7 @@ impl ShelfScripts {
     pub async fn settle(&self, redis: &Redis, orders: &[Settle]) -> Result<Batch<Settled>, Fault> {
         let [meta, _, map, _] = &self.keys;
         let mut call = self.settle.call(&[meta, map]);
+        call.arg(&self.fence);
         for order in orders {
             let state = order.state.map_or('-', OrderState::letter).to_string();
             call.arg(hex::encode(order.uuid)).arg(state);

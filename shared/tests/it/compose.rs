@@ -93,6 +93,4 @@ fn what_keeps_state_has_a_volume_and_what_serves_a_health_check() {
         assert!(services[name]["volumes"].is_array(), "{name}: volumes");
         assert!(services[name]["healthcheck"].is_object(), "{name}: healthcheck");
     }
-    let redis = command(&services["redis"]).join(" ");
-    assert!(redis.contains("--appendfsync always") && redis.contains("--maxmemory-policy noeviction"));
 }

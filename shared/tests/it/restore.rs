@@ -88,3 +88,42 @@ async fn what_is_not_wholly_there_replaces_nothing() {
         assert_eq!(sale.lives(&key).await, -2, "{key}");
     }
 }
+
+/// Two restores of one day, and the end of what the first one kept: nobody waits for either.
+#[tokio::test]
+async fn a_large_segment_that_is_replaced_is_not_freed_while_others_wait() {
+    let sale = Sale::open(&[("phone", 3, 1)]).await;
+    let [.., orders, _] = sale.shelf.lost();
+    let run = async |command: &str, words: &[&str]| {
+        sale.redis.run::<sluice_shared::redis::Value>("test", cmd(command).arg(words)).await.unwrap()
+    };
+    run("CONFIG", &["SET", "latency-monitor-threshold", "1"]).await;
+    let script = "for i=1,ARGV[1] do redis.call('HSET',KEYS[1],ARGV[2]..i,'Ah|7|1|1|1|0|-|phone=1|u') end";
+    let fill = async |key: &str| {
+        for part in 0..50 {
+            run("EVAL", &[script, "1", key, "20000", &format!("{part}.")]).await;
+        }
+    };
+    fill(&orders).await;
+    fill(&sale.shelf.orders()).await;
+    sale.stage(8).await;
+    sale.stage_journal(8).await;
+    run("CONFIG", &["RESETSTAT"]).await;
+    assert_eq!(sale.restore(8).await, Raised::Raised);
+    let info: String = sale.redis.run("test", cmd("INFO").arg("commandstats")).await.unwrap();
+    let line = info.lines().find(|line| line.starts_with("cmdstat_evalsha:")).unwrap();
+    let micros = line.split_once("usec=").unwrap().1.split_once(',').unwrap().0;
+    assert!(micros.parse::<u64>().unwrap() <= 5_000, "replaced in {micros} us");
+    run("LATENCY", &["RESET"]).await;
+    run("PEXPIRE", &[&orders, "1"]).await;
+    sluice_shared::testing::eventually("it is gone", Duration::from_secs(10), async || {
+        let keys: Vec<String> = sale.redis.run("test", cmd("KEYS").arg("*")).await.unwrap();
+        !keys.contains(&orders)
+    })
+    .await;
+    // Each line: an event, when it was, its milliseconds, the most there were.
+    let slow: Vec<(String, u64, u64, u64)> =
+        sale.redis.run("test", cmd("LATENCY").arg("LATEST")).await.unwrap();
+    let expiry = slow.iter().find(|(event, ..)| event.starts_with("expire"));
+    assert!(expiry.is_none_or(|(.., most)| *most <= 5), "{slow:?}");
+}

@@ -33,7 +33,8 @@ pub(crate) fn ask(who: &str, lines: &str) -> Ask {
     Ask { uuid, user: user(who), lines: Lines::parse(lines).unwrap(), expired: false }
 }
 
-/// Everything that Redis holds of a segment; times are left out of the records.
+/// Everything that Redis holds of a segment; times are left out of the records, and how many orders have
+/// ended out of the marks.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Whole {
     pub(crate) stock: BTreeMap<String, u64>,
@@ -148,7 +149,11 @@ impl Sale {
         let mut whole = Whole { stock, ..Whole::default() };
         for (field, value) in all(self.shelf.orders()).await {
             match field.strip_prefix('@') {
-                Some(user) => whole.marks.insert(user.to_owned(), value),
+                Some(user) => {
+                    let held: Vec<&str> = value.split(',').filter(|part| !part.starts_with("#=")).collect();
+                    let held = (!held.is_empty()).then(|| held.join(","));
+                    held.and_then(|held| whole.marks.insert(user.to_owned(), held))
+                }
                 None => {
                     let mut record = Record::parse(&value).unwrap();
                     (record.accepted, record.updated) = (Millis(0), Millis(0));

@@ -3,26 +3,31 @@
 use std::time::Duration;
 
 use sluice_shared::amqp::{Link, Outgoing};
+use sluice_shared::clock::Millis;
+use sluice_shared::record::{OrderState, Refund};
 use sluice_shared::redis::{Fault, Redis, Value, cmd};
+use sluice_shared::script::{Adjusted, Answer, DelayQueue, Raised, Release, Reserved, Settle};
 use sluice_shared::testing::{PrivateRedis, eventually, required};
 use sluice_shared::topology::{EVENTS, ORDERS, Topology, write_key, write_queue};
 
-/// A Redis with the users.
+use crate::shelf::Sale;
+
+/// A Redis with the users, and an open sale in it.
 struct Users {
-    server: PrivateRedis,
+    sale: Sale,
     passwords: String,
 }
 
 impl Users {
     async fn new() -> Self {
-        let server = PrivateRedis::start();
+        let sale = Sale::open(&[("phone", 10, 2)]).await;
         let rules = std::fs::read_to_string(required("SLUICE_TEST_REDIS_USERS")).unwrap();
         for rule in rules.lines().filter(|rule| !rule.starts_with("user default")) {
             let words: Vec<&str> = rule.split_ascii_whitespace().skip(1).collect();
             let set = cmd("ACL").arg("SETUSER").arg(words).to_owned();
-            server.connect().run::<String>("test", &set).await.unwrap();
+            sale.redis.run::<String>("test", &set).await.unwrap();
         }
-        Self { server, passwords: required("SLUICE_TEST_REDIS_PASSWORDS") }
+        Self { sale, passwords: required("SLUICE_TEST_REDIS_PASSWORDS") }
     }
 
     fn password(&self, name: &str) -> &str {
@@ -31,9 +36,16 @@ impl Users {
         login.split_once('=').unwrap().1
     }
 
+    fn port(&self) -> u16 {
+        self.sale.server.lock().unwrap().port()
+    }
+
+    fn url(&self, name: &str) -> String {
+        format!("redis://{name}:{}@127.0.0.1:{}", self.password(name), self.port())
+    }
+
     fn connect(&self, name: &str) -> Redis {
-        let url = format!("redis://{name}:{}@127.0.0.1:{}", self.password(name), self.server.port());
-        Redis::lazy(&url, Duration::from_secs(2)).unwrap()
+        Redis::lazy(&self.url(name), Duration::from_secs(2)).unwrap()
     }
 }
 
@@ -54,36 +66,150 @@ async fn may(redis: &Redis, allowed: &[&str], refused: &[&str]) {
     }
 }
 
+/// What edges do: sell, tell that they are there, erase, look up, follow.
 #[tokio::test]
-async fn an_edge_runs_scripts_and_loads_none() {
+async fn an_edge_does_its_work_and_nothing_else() {
     let users = Users::new().await;
-    let loaded = ask(&users.server.connect(), "SCRIPT LOAD return{1}").await.unwrap();
-    let Value::BulkString(sha) = loaded else { unreachable!("{loaded:?}") };
-    let run = format!("EVALSHA {} 0", String::from_utf8(sha).unwrap());
-    let allowed = [run.as_str(), "HSET sluice:edges e b", "HGETALL sluice:reopening", "TIME"];
+    let edge = users.connect("edge");
+    let order = crate::shelf::ask("u", "phone=1");
+    let sold = users.sale.scripts.reserve(&edge, &crate::shelf::edge(), &[order]).await;
+    assert!(
+        matches!(&sold, Ok(Reserved::Answers(answers)) if answers.answers == [Answer::Ok(1)]),
+        "{sold:?}"
+    );
+    let allowed = [
+        "HSET sluice:edges e b",
+        "HGETALL sluice:sales",
+        "GET sluice:generation",
+        "HEXISTS sluice:register e",
+        "HGETALL sluice:reopening",
+        "HGETALL sluice:{demo:0}:stock",
+        "HGET sluice:{demo:0}:meta seq",
+        "HMGET sluice:{demo:0}:orders a b",
+        "HSCAN sluice:{demo:0}:orders 0 COUNT 10",
+        "XRANGE sluice:{demo:0}:journal - + COUNT 10",
+        "XLEN sluice:{demo:0}:journal",
+        "XDEL sluice:{demo:0}:journal 7-1",
+        "TIME",
+    ];
     let refused = [
         "SCRIPT LOAD return{2}",
         "EVAL return{1} 0",
+        "HDEL sluice:{demo:0}:stock phone",
+        "HINCRBY sluice:{demo:0}:stock phone 999999",
+        "HSETNX sluice:{demo:0}:stock car 1",
+        "HDEL sluice:{demo:0}:orders a",
+        "DEL sluice:{demo:0}:orders",
+        "UNLINK sluice:{demo:0}:journal",
+        "XTRIM sluice:{demo:0}:journal MAXLEN 0",
+        "RENAME sluice:{demo:0}:stock sluice:{demo:0}:meta",
+        "EXPIRE sluice:{demo:0}:stock 1",
+        "HSET sluice:{demo:0}:lost:orders a b",
+        "HSET sluice:{demo:0}:staged:8:stock phone 1",
+        "HSET sluice:{demo:0}:journal a b",
+        "HSET sluice:sales demo {}",
+        "HSET sluice:register e 1",
+        "HSET sluice:reopening demo:0 7",
+        "HDEL sluice:edges e",
+        "DEL sluice:edges",
+        "SET sluice:warden x",
+        "INCR sluice:generation",
+        "ZADD sluice:delay:{0}:ready 1 x",
+        "PUBLISH sluice:sales 1",
+        "PUBLISH sluice:sale:demo x",
+        "SUBSCRIBE another",
+        "HGET another key",
+        "MULTI",
         "FLUSHALL",
         "KEYS *",
+        "SCAN 0",
         "CONFIG GET dir",
+        "CLIENT KILL TYPE normal",
+        "CLIENT PAUSE 1000",
+        "CLIENT LIST",
+        "INFO",
         "SHUTDOWN NOSAVE",
-        "DEL sluice:edges",
-        "HGET another key",
         "REPLICAOF NO ONE",
         "ACL LIST",
+        "DEBUG SLEEP 1",
     ];
-    may(&users.connect("edge"), &allowed, &refused).await;
+    may(&edge, &allowed, &refused).await;
+    let topics = ["sluice:sales".to_owned(), "sluice:sale:demo".to_owned()];
+    assert!(Redis::subscribe(&users.url("edge"), &topics).await.is_ok());
 }
 
+/// A script runs with its caller's rights: whoever sells may write what a sale writes.
 #[tokio::test]
-async fn a_worker_loads_scripts_and_touches_nothing_that_is_not_ours() {
+async fn an_edge_without_a_right_of_its_script_sells_nothing() {
     let users = Users::new().await;
-    let allowed =
-        ["SCRIPT LOAD return{1}", "HSET sluice:sales s v", "DEL sluice:sales", "CONFIG GET appendfsync"];
-    let refused =
-        ["EVAL return{1} 0", "FLUSHALL", "CONFIG SET appendfsync no", "SHUTDOWN NOSAVE", "HGET another key"];
-    may(&users.connect("worker"), &allowed, &refused).await;
+    let hash = "HSET sluice:{demo:0}:stock phone 999999";
+    assert!(ask(&users.connect("edge"), hash).await.is_ok(), "said in SECURITY.md");
+    let words = [
+        "SETUSER",
+        "edge",
+        "clearselectors",
+        "(%W~sluice:{*}:journal",
+        "+xadd)",
+        "(~sluice:{*}:meta",
+        "~sluice:{*}:stock",
+        "~sluice:{*}:orders",
+        "~sluice:{*}:journal",
+        "+evalsha)",
+    ];
+    users.sale.redis.run::<String>("test", cmd("ACL").arg(&words[..])).await.unwrap();
+    let order = crate::shelf::ask("u", "phone=1");
+    let sold = users.sale.scripts.reserve(&users.connect("edge"), &crate::shelf::edge(), &[order]).await;
+    assert!(
+        sold.as_ref().is_err_and(|fault| fault.to_string().contains("user executing the script")),
+        "{sold:?}"
+    );
+}
+
+/// The scripts of its roles run, whatever they do; `worker/tests` run the rest of it.
+#[tokio::test]
+async fn a_worker_does_its_work_and_nothing_else() {
+    let users = Users::new().await;
+    let (worker, sale) = (users.connect("worker"), &users.sale);
+    sale.warden.load(&worker).await.unwrap();
+    sale.scripts.load(&worker).await.unwrap();
+    let order = crate::shelf::ask("u", "phone=1");
+    assert_eq!(sale.reserve(&order).await, Answer::Ok(1));
+    let settle = Settle {
+        uuid: order.uuid,
+        state: Some(OrderState::PendingPayment),
+        pay_before: None,
+        refund: Refund::None,
+    };
+    assert!(sale.scripts.settle(&worker, &[settle]).await.unwrap().is_ok());
+    let release =
+        Release { uuid: order.uuid, state: OrderState::Expired, lines: order.lines, user: order.user };
+    assert!(sale.scripts.release(&worker, &[release]).await.unwrap().is_ok());
+    let adjusted = sale.scripts.adjust(&worker, "c1", &crate::shelf::sku("phone"), 1).await;
+    assert_eq!(adjusted, Ok(Adjusted::Adjusted(11)));
+    let queue = DelayQueue::new(0);
+    queue.load(&worker).await.unwrap();
+    queue.schedule(&worker, &[(Millis(1), "t".to_owned())]).await.unwrap();
+    assert_eq!(queue.recover(&worker, 9).await, Ok(0));
+    assert_eq!(queue.claim(&worker, "me", Duration::from_secs(9), 9).await.unwrap(), ["t"]);
+    queue.finish(&worker, "me", &["t".to_owned()]).await.unwrap();
+    assert!(sale.warden.lead(&worker, "me", Duration::from_secs(9)).await.unwrap());
+    let raised = sale.warden.raise(&worker, &sale.shelf, 7, 40).await;
+    assert_eq!(raised, Ok(Raised::Raised));
+    let allowed = ["HSET sluice:sales s v", "UNLINK sluice:sales", "CONFIG GET appendfsync", "INFO server"];
+    let refused = [
+        "EVAL return{1} 0",
+        "SCRIPT FLUSH",
+        "FLUSHALL",
+        "KEYS *",
+        "CONFIG SET appendfsync no",
+        "CLIENT KILL TYPE normal",
+        "SHUTDOWN NOSAVE",
+        "HGET another key",
+        "PUBLISH another x",
+        "MIGRATE 127.0.0.1 1 k 0 1",
+        "SORT sluice:sales STORE another",
+    ];
+    may(&worker, &allowed, &refused).await;
 }
 
 #[tokio::test]
@@ -98,12 +224,12 @@ async fn the_operator_reads() {
 async fn a_replica_follows_and_reads_nothing() {
     let (users, second) = (Users::new().await, PrivateRedis::start());
     may(&users.connect("replica"), &["PING"], &["GET sluice:generation", "FLUSHALL"]).await;
-    ask(&users.server.connect(), "SET sluice:generation 7").await.unwrap();
+    ask(&users.sale.redis, "SET sluice:generation 7").await.unwrap();
     let replica = second.connect();
     for words in [
         "CONFIG SET masteruser replica".to_owned(),
         format!("CONFIG SET masterauth {}", users.password("replica")),
-        format!("REPLICAOF 127.0.0.1 {}", users.server.port()),
+        format!("REPLICAOF 127.0.0.1 {}", users.port()),
     ] {
         ask(&replica, &words).await.unwrap();
     }
@@ -139,15 +265,45 @@ async fn an_edge_hands_orders_over_and_reads_no_queue() {
     read.ack(found.tag).await.unwrap();
 }
 
+/// The container's command, run here with exactly its environment: it makes the configuration of `./dev`.
 #[test]
-fn the_composed_redis_has_the_same_users() {
+fn the_composed_redis_has_the_same_users_and_settings() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let compose = std::fs::read_to_string(root.join("compose.yaml")).unwrap();
-    let rules = std::fs::read_to_string(required("SLUICE_TEST_REDIS_USERS")).unwrap();
-    for rule in rules.lines() {
-        let name = rule.split_ascii_whitespace().nth(1).unwrap();
-        assert!(compose.contains(&format!("--user {name} ")), "{name}");
-    }
+    let compose: serde_json::Value = serde_saphyr::from_str(&compose).unwrap();
+    let redis = &compose["services"]["redis"];
+    assert!(redis["volumes"].as_array().unwrap().contains(&"./ops/redis:/etc/sluice:ro".into()));
+    let words: Vec<&str> =
+        redis["command"].as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect();
+    assert_eq!(words[..2], ["sh", "-c"]);
+    let begins = "exec docker-entrypoint.sh redis-server /tmp/redis.conf";
+    assert!(words[2].trim_end().ends_with(begins), "{}", words[2]);
+    let made = std::env::temp_dir().join(format!("sluice-composed-{}.conf", std::process::id()));
+    let script = words[2]
+        .replace(begins, "true")
+        .replace("/etc/sluice", root.join("ops/redis").to_str().unwrap())
+        .replace("/tmp/redis.conf", made.to_str().unwrap());
+    let logins = required("SLUICE_TEST_REDIS_PASSWORDS");
+    let password = |name: &str| {
+        let login = logins.split(' ').find(|login| login.starts_with(name)).unwrap();
+        login.split_once('=').unwrap().1.to_owned()
+    };
+    let environment = redis["environment"].as_object().unwrap();
+    let environment = environment.keys().map(|key| {
+        let name = key.strip_prefix("REDIS_").and_then(|key| key.strip_suffix("_PASSWORD")).unwrap();
+        (key, password(&name.to_lowercase()))
+    });
+    let ran = std::process::Command::new("sh").arg("-c").arg(script).envs(environment).status().unwrap();
+    assert!(ran.success());
+    let text = std::fs::read_to_string(&made).unwrap();
+    std::fs::remove_file(&made).unwrap();
+    let users = std::fs::read_to_string(required("SLUICE_TEST_REDIS_USERS")).unwrap();
+    let settings = std::fs::read_to_string(root.join("ops/redis/redis.conf")).unwrap();
+    assert_eq!(text, settings.clone() + &users);
+    assert_eq!(users.lines().count(), 5);
     // Without its rights the file is replayed without what the scripts did.
-    assert!(compose.contains("--user default off resetpass ~* &* +@all"));
+    assert!(users.contains("user default off resetpass ~* &* +@all\n"));
+    for setting in ["appendfsync always", "maxmemory-policy noeviction", "lazyfree-lazy-expire yes"] {
+        assert!(settings.lines().any(|line| line == setting), "{setting}");
+    }
 }

@@ -4,7 +4,7 @@ use sluice_shared::ids::SkuId;
 use sluice_shared::lines::LINES_MAX;
 use sluice_shared::record::OrderState;
 use sluice_shared::redis::cmd;
-use sluice_shared::script::{Answer, Ask, Release, Released, WORK_MAX, mark_work};
+use sluice_shared::script::{Answer, Ask, Release, Released, fitting, mark_work};
 
 use crate::shelf::{Sale, ask, sku};
 
@@ -47,12 +47,9 @@ async fn micros(sale: &Sale) -> u64 {
 /// As many orders as one call takes.
 fn batch(names: &[String], order: impl Fn(usize) -> Ask) -> Vec<Ask> {
     let mark = mark(names);
-    let mut work = 0;
-    let fits = |ask: &Ask| {
-        work += ask.work(mark);
-        work <= WORK_MAX
-    };
-    (0..512).map(order).take_while(fits).collect()
+    let mut orders: Vec<Ask> = (0..512).map(order).collect();
+    orders.truncate(fitting(orders.iter().map(|ask| ask.work(mark))));
+    orders
 }
 
 async fn shortest(what: &str, sale: &Sale, told: fn(&Answer) -> bool, orders: impl Fn() -> Vec<Ask>) {
@@ -123,12 +120,9 @@ async fn the_worst_releases_hold_redis_up_for_five_milliseconds_at_the_most() {
                 lines: ask.lines,
                 user: ask.user,
             };
-            let (mark, mut work) = (mark(&names), 0);
-            let fits = |release: &Release| {
-                work += release.work(mark);
-                work <= WORK_MAX
-            };
-            let releases: Vec<Release> = orders.into_iter().map(release).take_while(fits).collect();
+            let mark = mark(&names);
+            let mut releases: Vec<Release> = orders.into_iter().map(release).collect();
+            releases.truncate(fitting(releases.iter().map(|release| release.work(mark))));
             micros(&sale).await;
             let answers = sale.scripts.release(&sale.redis, &releases).await.unwrap().unwrap();
             assert!(answers.iter().all(|answer| matches!(answer, Released::Released(_))));
@@ -166,4 +160,33 @@ async fn names_within_names_are_told_apart() {
     assert_eq!(sale.reserve(&ask("u", "a=1")).await, Answer::Limit { held: 3, limit: 3 });
     assert_eq!(sale.reserve(&ask("u", "-a=2")).await, Answer::Ok(4));
     assert_eq!(sale.whole().await.marks["u"], "aa=3,-a=3,a=3,a-a=3");
+}
+
+/// Each order that ends leaves its record: a buyer who buys and cancels all day does not fill Redis.
+#[tokio::test]
+async fn who_buys_and_cancels_again_and_again_comes_to_an_end() {
+    let sale = Sale::open(&[("a", 9, 2), ("b", 9, 2)]).await;
+    let mut taken = 0;
+    loop {
+        let order = ask("u", "a=1,b=2");
+        match sale.reserve(&order).await {
+            Answer::Ok(_) => taken += 1,
+            Answer::Limit { held: 100, limit: 100 } => break,
+            other => panic!("after {taken}: {other:?}"),
+        }
+        assert!(taken <= 100, "no end");
+        assert!(matches!(sale.release(&order, OrderState::Cancelled).await, Released::Released(_)));
+        assert!(matches!(sale.release(&order, OrderState::Cancelled).await, Released::Already(_)));
+    }
+    let whole = sale.whole().await;
+    assert_eq!((taken, whole.orders.len(), whole.stock["a"], whole.marks.len()), (100, 100, 9, 0));
+    assert!(matches!(sale.reserve(&ask("v", "a=1")).await, Answer::Ok(_)), "another buyer");
+}
+
+#[test]
+fn a_call_takes_as_many_plain_orders_as_ever_and_one_of_whatever_it_is() {
+    let plain = ask("u", "phone=1").work(mark_work(&[sku("phone")]));
+    assert_eq!(fitting(vec![plain; 512]), 512);
+    assert_eq!(fitting(vec![plain; 600]), 562);
+    assert_eq!((fitting([usize::MAX, 1]), fitting([9_999]), fitting([])), (1, 1, 1));
 }

@@ -111,14 +111,19 @@ pub async fn step(api: Arc<Api>, call: Call, step: Step) -> Answer {
     reply::json(200, &SaleSheet::of(&row))
 }
 
-/// What Redis must be like: no sale opens where it may throw keys away, and none whose orders count as
-/// accepted by their journal alone where a power cut may take what was answered.
-const DURABLE: [(&str, &str); 3] =
-    [("maxmemory-policy", "noeviction"), ("appendonly", "yes"), ("appendfsync", "always")];
+/// What Redis must be like: no sale opens where it may throw keys away, or stands still while it frees a
+/// large one; and none whose orders count as accepted by their journal alone where a power cut may take what
+/// was answered.
+const ALWAYS: [(&str, &str); 3] = [
+    ("maxmemory-policy", "noeviction"),
+    ("lazyfree-lazy-expire", "yes"),
+    ("lazyfree-lazy-server-del", "yes"),
+];
+const DURABLE: [(&str, &str); 2] = [("appendonly", "yes"), ("appendfsync", "always")];
 
 async fn durable(api: &Api, accept_after: AcceptAfter) -> Result<(), Rejection> {
-    let needed = if accept_after == AcceptAfter::Journal { &DURABLE[..] } else { &DURABLE[..1] };
-    for (name, needed) in needed {
+    let journal = DURABLE.iter().filter(|_| accept_after == AcceptAfter::Journal);
+    for (name, needed) in ALWAYS.iter().chain(journal) {
         let mut ask = cmd("CONFIG");
         ask.arg("GET").arg(name);
         let found: Vec<String> = match api.redis.run("reading redis' configuration", &ask).await {

@@ -19,7 +19,7 @@ use sluice_shared::keys::{Shelf, sale_channel};
 use sluice_shared::message::{OrderEvent, OrderEvents};
 use sluice_shared::record::{OrderState, Record, Refund};
 use sluice_shared::redis::{Fault, Redis, cmd};
-use sluice_shared::script::{Batch, Frozen, Release, Released, Settle, Settled, WORK_MAX};
+use sluice_shared::script::{Batch, Frozen, Release, Released, Settle, Settled, fitting};
 
 use super::Shelves;
 use super::deadlines::{DeadlineError, Deadlines};
@@ -296,12 +296,8 @@ impl Purchase {
 fn calls(mut releases: &[Release], mark_work: usize) -> Vec<&[Release]> {
     let mut calls = Vec::new();
     while !releases.is_empty() {
-        let mut work = 0;
-        let fits = releases.iter().take_while(|release| {
-            work += release.work(mark_work);
-            work <= WORK_MAX
-        });
-        let (call, rest) = releases.split_at(fits.count().max(1));
+        let fits = fitting(releases.iter().map(|release| release.work(mark_work)));
+        let (call, rest) = releases.split_at(fits.min(releases.len()));
         calls.push(call);
         releases = rest;
     }

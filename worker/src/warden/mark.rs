@@ -11,13 +11,16 @@ pub struct Mark(Vec<(SkuId, u64)>);
 
 impl Mark {
     /// Reads `sku=n,sku=n` as [`fmt::Display`] writes it, in any order of the SKUs, each of them once; `None`
-    /// for anything else.
+    /// for anything else. `#=n`, how many orders of the buyer have ended, may stand among them: it is no
+    /// part of what he holds.
     pub fn parse(text: &str) -> Option<Self> {
         let unit = |part: &str| {
             let (sku, n) = part.split_once('=')?;
             Some((SkuId::parse(sku).ok()?, n.parse().ok().filter(|n| *n > 0)?))
         };
-        let mut units: Vec<(SkuId, u64)> = text.split(',').map(unit).collect::<Option<_>>()?;
+        let ended = |part: &&str| part.strip_prefix("#=").is_some_and(|n| n.parse::<u64>().is_ok());
+        let parts = text.split(',').filter(|part| !ended(part));
+        let mut units: Vec<(SkuId, u64)> = parts.map(unit).collect::<Option<_>>()?;
         units.sort_unstable();
         let doubles = units.windows(2).any(|pair| pair[0].0 == pair[1].0);
         (!doubles).then_some(Self(units))
@@ -43,6 +46,11 @@ impl Mark {
     /// Units of an SKU.
     pub fn get(&self, sku: &SkuId) -> u64 {
         self.iter().find(|(other, _)| *other == sku).map_or(0, |(_, n)| n)
+    }
+
+    /// Whether the buyer holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// Each SKU with its units.
@@ -75,12 +83,14 @@ mod tests {
         }
         assert_eq!(mark.to_string(), "a=2,b=4,c=1");
         assert_eq!(Mark::parse("b=4,a=2,c=1"), Some(mark.clone()));
+        assert_eq!(Mark::parse("b=4,#=12,a=2,c=1"), Some(mark.clone()));
+        assert_eq!(Mark::parse("#=1"), Some(Mark::default()));
         assert_eq!((mark.get(&SkuId::parse("b").unwrap()), mark.get(&SkuId::parse("d").unwrap())), (4, 0));
     }
 
     #[test]
     fn what_is_no_mark_is_not_read() {
-        for torn in ["", "a", "a=", "a=0", "a=-1", "a=1,", "a b=1", "a=1,a=2"] {
+        for torn in ["", "a", "a=", "a=0", "a=-1", "a=1,", "a b=1", "a=1,a=2", "#", "#=x"] {
             assert_eq!(Mark::parse(torn), None, "{torn}");
         }
     }

@@ -33,6 +33,10 @@ pub struct Metrics {
     pub waiting_for_edges: Gauge,
     /// Registered edges that are not heard of.
     pub silent_edges: Gauge,
+    /// Scripts that Redis keeps; it forgets none before it restarts.
+    pub scripts: Gauge,
+    /// What they take of its memory, beside `maxmemory`.
+    pub script_bytes: Gauge,
     /// Edges that were struck off.
     pub struck: Counter,
     /// Re-openings that came to their end.
@@ -77,6 +81,8 @@ impl Metrics {
             metrics.waiting_for_edges.clone(),
         );
         warden.register("silent_edges", "Registered edges not heard of", metrics.silent_edges.clone());
+        warden.register("redis_scripts", "Scripts that Redis keeps", metrics.scripts.clone());
+        warden.register("redis_script_bytes", "Memory of these scripts", metrics.script_bytes.clone());
         warden.register("struck_edges", "Edges that were struck off", metrics.struck.clone());
         warden.register("reopenings", "Re-openings that came to their end", metrics.reopenings.clone());
         warden.register("restored_segments", "Segments restored from the books", metrics.restored.clone());
@@ -111,6 +117,8 @@ impl Metrics {
             &self.ended_sales,
             &self.waiting_for_edges,
             &self.silent_edges,
+            &self.scripts,
+            &self.script_bytes,
         ];
         for gauge in of_leader {
             gauge.set(0);

@@ -7,7 +7,7 @@ use sluice_shared::ids::InstanceId;
 use sluice_shared::keys::{EDGES, REGISTER};
 use sluice_shared::redis::{Fault, cmd};
 
-use super::image::run_id;
+use super::image::{run_id, scripts};
 use super::register::{Command, Reason, Register};
 use super::striking::Striking;
 use super::{Trouble, Warden, reopen};
@@ -58,6 +58,9 @@ async fn round(warden: &Warden, roll: &mut Roll) -> Result<(), Trouble> {
         *strangers = show_all(warden, &register.instances()).await?;
         *redis = now;
     }
+    let [scripts, bytes] = scripts(warden.redis()).await?;
+    warden.metrics().scripts.set(scripts);
+    warden.metrics().script_bytes.set(bytes);
     let beats = reopen::heartbeats(warden).await?;
     let commands = register.look(&beats);
     carry_out_all(warden, roll, commands).await?;

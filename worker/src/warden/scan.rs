@@ -81,7 +81,9 @@ impl Scan {
         if cursor != 0 {
             self.ask(cursor);
         }
-        Ok(Some(page.into_iter().map(|(field, value)| self.read(field, &value)).collect()))
+        // A mark without units is of a buyer whose orders have all ended.
+        let holds = |field: &Field| !matches!(field, Field::Mark(_, mark) if mark.is_empty());
+        Ok(Some(page.into_iter().map(|(field, value)| self.read(field, &value)).filter(holds).collect()))
     }
 
     /// The orders of the next page.

@@ -218,9 +218,12 @@ async fn a_sale_opens_only_on_a_redis_that_keeps_what_it_answers() {
         set.arg("SET").arg(name).arg(value);
         let _: String = world.redis.run("test", &set).await.unwrap();
     };
-    for (name, bad, good) in
-        [("appendfsync", "everysec", "always"), ("maxmemory-policy", "allkeys-lru", "noeviction")]
-    {
+    for (name, bad, good) in [
+        ("appendfsync", "everysec", "always"),
+        ("maxmemory-policy", "allkeys-lru", "noeviction"),
+        ("lazyfree-lazy-expire", "no", "yes"),
+        ("lazyfree-lazy-server-del", "no", "yes"),
+    ] {
         set(name, bad).await;
         let reply = world.admin("POST", "/sales/a/open", Value::Null).await;
         reply.problem(409, "wrong_state");
