@@ -365,16 +365,6 @@ async fn gather(queue: &mut mpsc::Receiver<Queued>, waiting: &mut Vec<Queued>, l
     if waiting.is_empty() { queue.recv_many(waiting, limit).await } else { waiting.len() }
 }
 
-/// How many of those who wait are asked for in one call: one at least.
-fn fitting(waiting: &[Queued], mark_work: usize) -> usize {
-    let mut work = 0;
-    let more = |queued: &&Queued| {
-        work += queued.ask.work(mark_work);
-        work <= WORK_MAX
-    };
-    waiting.iter().take_while(more).count().max(1)
-}
-
 /// An order that the script takes nothing for.
 fn probe(terms: &Terms, uuid: [u8; 16]) -> Option<Ask> {
     let (lines, user) = (terms.probe.clone()?, UserId::parse("sluice-probe").ok()?);
