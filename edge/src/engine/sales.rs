@@ -419,7 +419,7 @@ mod tests {
 
     #[test]
     fn of_too_many_sales_those_that_are_over_go_first() {
-        let step = |number: u32| if number % 3 == 0 { "closed" } else { "open" };
+        let step = |number: u32| if number.is_multiple_of(3) { "closed" } else { "open" };
         let sales = |many: u32| (1..=many).map(|n| text(&format!("s{n}"), n, step(n))).collect::<Vec<_>>();
         let most = u32::try_from(MOST).unwrap();
         let live = after(&Sales::default(), sales(most + 300), 150);

@@ -215,6 +215,17 @@ pub async fn kinds(redis: &Redis, shelf: &Shelf) -> Result<[Kind; 4], Fault> {
     Ok(kinds)
 }
 
+/// How many scripts Redis keeps, and what they take of its memory: text and machine code.
+pub async fn scripts(redis: &Redis) -> Result<[i64; 2], Fault> {
+    let info: String = redis.run("asking for the scripts' memory", cmd("INFO").arg("memory")).await?;
+    let of = |name: &str| {
+        let value = info.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':'));
+        value.and_then(|value| value.parse::<i64>().ok()).unwrap_or(0)
+    };
+    let bytes = of("used_memory_scripts_eval") + of("used_memory_vm_eval");
+    Ok([of("number_of_cached_scripts"), bytes])
+}
+
 /// Which start of Redis this is: it changes with a restart and with a promotion.
 pub async fn run_id(redis: &Redis) -> Result<String, Fault> {
     let doing = "asking which redis this is";
