@@ -136,6 +136,14 @@ impl Connection {
         (read > 0).then(|| line.trim_end().to_owned())
     }
 
+    /// Everything until the connection ends.
+    pub(crate) fn rest(&mut self) -> String {
+        let mut bytes = Vec::new();
+        // What came before an error is what matters.
+        let _ = self.reader.read_to_end(&mut bytes);
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
     /// Whether the server closes the connection before it says anything more.
     pub(crate) fn is_closed(&mut self) -> bool {
         let mut byte = [0];
@@ -192,6 +200,11 @@ impl Echo {
         self.asked.lock().unwrap().last().cloned().expect("a request came here")
     }
 
+    /// All of them.
+    pub(crate) fn all(&self) -> Vec<Asked> {
+        self.asked.lock().unwrap().clone()
+    }
+
     /// Requests about orders.
     pub(crate) fn orders(&self) -> Vec<Asked> {
         let asked = self.asked.lock().unwrap();
@@ -237,7 +250,7 @@ fn serve(stream: TcpStream, log: &Mutex<Vec<Asked>>, away: &AtomicBool, empty: &
     }
 }
 
-fn request(connection: &mut Connection) -> Option<Asked> {
+pub(crate) fn request(connection: &mut Connection) -> Option<Asked> {
     let line = connection.line()?;
     let mut words = line.split(' ');
     let (method, path) = (words.next()?.to_owned(), words.next()?.to_owned());
