@@ -130,6 +130,21 @@ impl Connection {
         (size > 0).then_some(chunk)
     }
 
+    /// All chunks to the last; `None` when the connection ends before it.
+    fn chunks(&mut self) -> Option<Vec<u8>> {
+        let mut whole = Vec::new();
+        loop {
+            let size = usize::from_str_radix(&self.line()?, 16).ok()?;
+            let mut chunk = vec![0; size];
+            self.reader.read_exact(&mut chunk).ok()?;
+            whole.extend(chunk);
+            self.line()?;
+            if size == 0 {
+                return Some(whole);
+            }
+        }
+    }
+
     fn line(&mut self) -> Option<String> {
         let mut line = String::new();
         let read = self.reader.read_line(&mut line).ok()?;
@@ -261,9 +276,7 @@ pub(crate) fn request(connection: &mut Connection) -> Option<Asked> {
     let mut asked = Asked { method, path, fields, body: String::new() };
     let mut body = Vec::new();
     if !asked.all("transfer-encoding").is_empty() {
-        while let Some(chunk) = connection.chunk() {
-            body.extend(chunk);
-        }
+        body = connection.chunks()?;
     } else if let Some(length) = asked.all("content-length").first() {
         body.resize(length.parse().ok()?, 0);
         connection.reader.read_exact(&mut body).ok()?;
