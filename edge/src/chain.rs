@@ -40,7 +40,6 @@ pub enum Next {
 
 /// Judges one request.
 pub async fn judge(gate: &Gate, exchange: &mut Exchange<'_>) -> Result<Next, Stop> {
-    guard::head(exchange, &gate.limits)?;
     let Some(target) = exchange.head().uri.path_and_query().cloned() else {
         return Err(nothing_here().into());
     };

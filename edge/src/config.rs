@@ -170,6 +170,8 @@ pub struct Upstream {
     pub connect: Duration,
     /// Time for each pause.
     pub read: Duration,
+    /// Time for each pause of a connection that has left HTTP.
+    pub tunnel_idle: Duration,
 }
 
 impl Config {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderValue};
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
@@ -13,15 +14,17 @@ use pingora::{Error, ErrorType};
 use sluice_shared::ids::{OrderId, UserId};
 use sluice_shared::verdict::{Code, Rejection};
 
+use crate::conn::Conn;
 use crate::fields::Fields;
 use crate::filter::rate::Left;
-use crate::guarded::Conn;
 use crate::lookups::Lookup;
 use crate::metrics::Kind;
 use crate::respond::REQUEST_ID;
 
-/// Bodies up to this size are read to the end before a refusal, so that the connection lives on.
+/// Bodies up to this size are read to the end beside a refusal, so that the connection lives on.
 const DRAIN_BYTES: usize = 64 * 1024;
+/// How long the rest of such a body may take once the refusal is told.
+const DRAIN_TIME: Duration = Duration::from_secs(1);
 
 /// Where a request goes when we do not answer it ourselves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -66,6 +69,8 @@ pub struct Context {
     pub forwarded: usize,
     /// Its place among the calls to the workers.
     pub lookup: Option<Lookup>,
+    /// Whether it asks for another protocol.
+    pub upgrade: bool,
     /// The connection that it came on.
     pub conn: Option<Arc<Conn>>,
     request_id: HeaderValue,
@@ -108,6 +113,7 @@ impl Context {
             origin: None,
             forwarded: 0,
             lookup: None,
+            upgrade: false,
             conn: None,
             request_id: HeaderValue::from_static("0"),
             _busy: Busy::new(busy),
@@ -197,7 +203,7 @@ impl Exchange<'_> {
                 let detail = format!("the body may have {limit} bytes");
                 Err(Rejection::new(Code::BodyTooLarge, detail).into())
             }
-            Ok(Err(error)) if framing(&error) => {
+            Ok(Err(error)) if self.is_malformed(&error) => {
                 self.close();
                 Err(Rejection::field("body", "the chunks of the body are malformed").into())
             }
@@ -211,29 +217,44 @@ impl Exchange<'_> {
         }
     }
 
-    /// Reads a small body to its end before a refusal, and else sees that the connection closes
-    /// softly. `false` when nobody is left to be told.
-    pub async fn drain(&mut self, time: Duration) -> bool {
+    /// Sees to a body that nobody wants, before the answer: it is waited for by nobody. Small ones are
+    /// read away, what is still to come of them behind the answer; else the connection closes softly.
+    pub fn settle(&mut self) {
         if self.session.downstream_session.is_body_done() {
-            return true;
+            return;
+        }
+        if let Some(here) = collect(self.session, DRAIN_BYTES).now_or_never() {
+            if !matches!(here, Ok(Some(_))) {
+                self.close();
+            }
+            return;
         }
         let length = self.head().headers.get(http::header::CONTENT_LENGTH);
         let length = length.and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-        let last = self.session.downstream_session.get_keepalive().is_none();
-        if last || length.is_some_and(|length| length > DRAIN_BYTES) {
-            self.close();
-            return true;
+        let small = length.is_some_and(|length| length <= DRAIN_BYTES);
+        // Who waits to be told may send the body or leave it: nobody knows what comes next.
+        if !small || self.expects() || self.session.downstream_session.get_keepalive().is_none() {
+            return self.close();
         }
-        match self.body(DRAIN_BYTES, time).await {
-            Ok(_) | Err(Stop::Refused(_)) => true,
-            Err(Stop::Gone(_)) => false,
-        }
+        let session = &mut self.session.downstream_session;
+        session.set_close_on_response_before_downstream_finish(false);
+        session.set_total_drain_timeout(Some(DRAIN_TIME));
+    }
+
+    /// Whether the client waits to be told before it sends the body.
+    fn expects(&self) -> bool {
+        let expects = self.head().headers.get(http::header::EXPECT);
+        expects.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+    }
+
+    /// Whether a body ended because its framing is broken, rather than its connection.
+    pub fn is_malformed(&self, error: &Error) -> bool {
+        framing(error) || self.context.conn.as_ref().is_some_and(|conn| conn.is_malformed())
     }
 
     /// Tells a client that waits for it to send the body (RFC 9110 §10.1.1).
     pub async fn proceed(&mut self) -> Result<(), Box<Error>> {
-        let expects = self.head().headers.get(http::header::EXPECT);
-        if expects.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+        if self.expects() {
             let session = &mut self.session.downstream_session;
             // An answer before the end of the body costs the connection, and this would count as one.
             session.set_close_on_response_before_downstream_finish(false);
@@ -270,8 +291,7 @@ async fn collect(session: &mut Session, limit: usize) -> pingora::Result<Option<
     Ok(None)
 }
 
-/// Whether the body's framing is broken, rather than its connection.
-pub fn framing(error: &Error) -> bool {
+fn framing(error: &Error) -> bool {
     !matches!(
         error.etype(),
         ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::ReadTimedout | ErrorType::WriteError

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
 use http::Method;
-use http::header::{CONTENT_LENGTH, HOST, ORIGIN, TRANSFER_ENCODING};
+use http::header::ORIGIN;
 use pingora::protocols::Stream;
 use pingora::time::timeout;
 use sluice_shared::lines::Lines;
@@ -23,11 +23,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::sleep;
 
 use crate::chain::{self, Buyer};
+use crate::conn::Conn;
 use crate::connections::Place;
 use crate::exchange::{Busy, Context};
 use crate::fields::Fields;
 use crate::filter::{body, guard};
+use crate::framing::Framing;
 use crate::gate::{Gate, WRITE_TIMEOUT};
+use crate::head;
+use crate::metrics::Kind;
 use crate::phase::Stage;
 use crate::respond::{self, Reply};
 use crate::route::{Call, Route, normalise, route};
@@ -37,7 +41,7 @@ const FIELDS: usize = 48;
 /// What is read at once; what is larger goes the long way.
 const READ: usize = 4096;
 /// Fields that say how a connection or a body is to be read.
-const ODD: [&str; 5] = ["transfer-encoding", "expect", "upgrade", "connection", "trailer"];
+const ODD: [&str; 4] = ["expect", "upgrade", "connection", "trailer"];
 
 /// How long the first request of a connection may be on its way when this edge closes.
 const FIRST: Duration = Duration::from_secs(1);
@@ -45,8 +49,8 @@ const FIRST: Duration = Duration::from_secs(1);
 /// How a connection goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Onward {
-    /// By a session; its request has so many bytes, where that is known.
-    Session(Option<usize>),
+    /// By a session.
+    Session,
     /// Not at all: there is nobody to be told.
     Closed,
     /// Not at all, because this edge stops. What is still sent on it must not destroy the last answer.
@@ -120,9 +124,8 @@ impl Express {
             }
             let mut context = Context::new(&self.gate.metrics.busy);
             (context.peer, active, fresh) = (peer, context.started, false);
-            let (judged, length) = match self.judge(bytes, &mut context) {
-                Ok(judged) => judged,
-                Err(length) => return Onward::Session(length),
+            let Some((judged, length)) = self.judge(bytes, &mut context) else {
+                return Onward::Session;
             };
             // Told to go before the request came: as if it had come too late.
             if !place.begin() {
@@ -158,42 +161,47 @@ impl Express {
         Busy::new(&self.gate.metrics.busy)
     }
 
-    /// Judges the first request of `bytes`, and tells how long it is; `Err` when it has to go the long
-    /// way, with its length where that is known.
-    fn judge(&self, bytes: &[u8], context: &mut Context) -> Result<(Judged, usize), Option<usize>> {
+    /// Counts what a session was not given: its head was refused.
+    pub fn refused(&self, conn: &Conn) {
+        if let Some(code) = conn.refused() {
+            self.gate.metrics.answered(Kind::Other, Some(code), Duration::ZERO);
+        }
+    }
+
+    /// Judges the first request of `bytes`, and tells how long it is; `None` when it has to go the long
+    /// way.
+    fn judge(&self, bytes: &[u8], context: &mut Context) -> Option<(Judged, usize)> {
         let mut fields = [const { MaybeUninit::uninit() }; FIELDS];
         let mut request = httparse::Request::new(&mut []);
-        let Ok(httparse::Status::Complete(head)) = request.parse_with_uninit_headers(bytes, &mut fields)
-        else {
-            return Err(None);
-        };
-        let length = length(request.headers).map(|body| head + body);
-        let whole = self.whole(&request, bytes, head, length);
-        let (whole, length) = whole.zip(length).ok_or(length)?;
+        let parsed = request.parse_with_uninit_headers(bytes, &mut fields);
+        let Ok(httparse::Status::Complete(length)) = parsed else { return None };
+        let (whole, length) = self.whole(&request, bytes, length)?;
         context.identify(whole.fields);
         context.kind = chain::kind(whole.call);
         context.origin = self.gate.origin(whole.fields.field(ORIGIN.as_str()));
-        Ok((self.filters(&whole, context), length))
+        Some((self.filters(&whole, context), length))
     }
 
-    /// The request, if all of it is there and nothing about it is odd.
+    /// The request and its length, if all of it is there and nothing about it is odd.
     fn whole<'b, 'f>(
         &self,
         request: &'f httparse::Request<'f, 'b>,
         bytes: &'b [u8],
         head: usize,
-        length: Option<usize>,
-    ) -> Option<Whole<'b, 'f>> {
+    ) -> Option<(Whole<'b, 'f>, usize)> {
         let (limits, fields, path) = (&self.gate.limits, &*request.headers, request.path?);
-        let body = bytes.get(head..length?)?;
+        let length = match head::judge(request, &bytes[..head]).ok()?.framing {
+            Framing::Nothing => head,
+            Framing::Length(length) => head.checked_add(usize::try_from(length).ok()?)?,
+            Framing::Chunked => return None,
+        };
+        let body = bytes.get(head..length)?;
         let odd = fields.iter().any(|field| ODD.iter().any(|odd| field.name.eq_ignore_ascii_case(odd)));
-        let mut hosts = fields.all(HOST.as_str());
-        let host = hosts.next().filter(|host| hosts.next().is_none() && is_plain(host));
         let small = fields.len() <= limits.head_fields
             && head <= limits.head_bytes
             && path.len() <= limits.uri_bytes
             && body.len() <= limits.body_bytes;
-        if odd || host.is_none() || !small || request.version != Some(1) {
+        if odd || !small || request.version != Some(1) {
             return None;
         }
         // A path that is not plain is one that `normalise` would have to touch.
@@ -206,7 +214,7 @@ impl Express {
             Call::Sale(_) => Method::GET,
             _ => return None,
         };
-        (request.method == Some(method.as_str())).then_some(Whole { call, fields, body })
+        (request.method == Some(method.as_str())).then_some((Whole { call, fields, body }, length))
     }
 
     /// The same filters in the same order as on the long way; see [`chain`].
@@ -230,22 +238,4 @@ impl Express {
         });
         judged.unwrap_or_else(|rejection| Judged::Answer(Err(rejection)))
     }
-}
-
-/// How long the body is; `None` where that is not plain.
-fn length(fields: &[httparse::Header<'_>]) -> Option<usize> {
-    let mut lengths = fields.all(CONTENT_LENGTH.as_str());
-    let Some(length) = lengths.next() else {
-        return fields.field(TRANSFER_ENCODING.as_str()).is_none().then_some(0);
-    };
-    let digits = lengths.next().is_none() && (1..=9).contains(&length.len());
-    let digits =
-        digits && length.iter().all(u8::is_ascii_digit) && fields.field(TRANSFER_ENCODING.as_str()).is_none();
-    digits.then(|| length.iter().fold(0, |sum, digit| sum * 10 + usize::from(digit - b'0')))
-}
-
-/// Whether a host is a name or an address, and perhaps a port.
-fn is_plain(host: &[u8]) -> bool {
-    let good = |byte: &u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(byte);
-    !host.is_empty() && host.iter().all(good)
 }

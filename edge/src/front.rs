@@ -7,15 +7,16 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::BytesMut;
-use pingora::apps::{HttpPersistentSettings, HttpServerApp, ServerApp};
+use pingora::apps::{HttpServerApp, ServerApp};
 use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
 
 use crate::config::Limits;
+use crate::conn::Conn;
 use crate::connections::Connections;
 use crate::express::{Express, Onward};
-use crate::guarded::{Conn, Guarded};
+use crate::guarded::Guarded;
 
 /// Serves the connections of one listener by an HTTP application, each one guarded.
 #[derive(Debug)]
@@ -38,15 +39,12 @@ impl<A> Front<A> {
     }
 
     /// A session for the next request of a connection.
-    fn session(&self, stream: Stream, settings: Option<HttpPersistentSettings>) -> ServerSession {
+    fn session(&self, stream: Stream, conn: &Arc<Conn>) -> ServerSession {
         let mut session = ServerSession::new_http1(stream);
-        match settings {
-            Some(settings) => settings.apply_to_session(&mut session),
-            None => {
-                session.set_keepalive(Some(self.limits.idle_timeout.as_secs()));
-                session.set_pipelining_enabled(true);
-            }
-        }
+        // It gets the whole head at once.
+        let wait = self.limits.idle_timeout + self.limits.head_timeout;
+        session.set_keepalive(Some(wait.as_secs()));
+        session.set_connection_user_context(Some(Box::new(conn.clone())));
         session
     }
 }
@@ -58,13 +56,13 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Front<A> {
         let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |ip| ip.to_canonical());
         let conn = Arc::new(Conn::new(self.connections.enter(peer)?));
         let mut stream: Stream = Box::new(Guarded::new(stream, conn.clone(), self.limits));
-        let (mut bytes, mut settings, mut fresh) = (BytesMut::new(), None, true);
+        let (mut bytes, mut fresh) = (BytesMut::new(), true);
         loop {
-            let (mut length, mut begun) = (None, None);
-            if let (Some(express), None) = (&self.express, &settings) {
-                conn.take_over();
+            let mut begun = None;
+            if let Some(express) = &self.express {
+                conn.plain();
                 match express.serve(&mut stream, &mut bytes, peer, fresh, &conn.place).await {
-                    Onward::Session(known) => length = known,
+                    Onward::Session => {}
                     Onward::Closed => return None,
                     Onward::Last => {
                         conn.linger();
@@ -74,21 +72,21 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Front<A> {
                 (fresh, begun) = (false, Some(express.begun()));
             }
             conn.hand_over(std::mem::take(&mut bytes));
-            let mut session = self.session(stream, settings.take());
-            session.set_connection_user_context(Some(Box::new(conn.clone())));
-            let served = tokio::select! {
+            let session = self.session(stream, &conn);
+            let kept = tokio::select! {
                 biased;
                 () = conn.place.told_to_go() => return None,
-                served = self.app.process_new_http(session, shutdown) => served,
+                kept = self.app.process_new_http(session, shutdown) => kept,
             };
-            let (back, kept) = served?.consume();
             conn.place.rest(Instant::now());
             drop(begun);
-            stream = back;
-            // What the session may have read of the next request is in its settings, and cannot be
-            // taken out: then a session goes on.
-            let whole = length.is_some_and(|length| conn.read() == length);
-            settings = kept.filter(|_| !whole);
+            if let Some(express) = &self.express {
+                express.refused(&conn);
+            }
+            (stream, _) = kept?.consume();
+            // Behind a request that was not read to its end nothing is served, whatever the session
+            // makes of it.
+            bytes = conn.next()?;
         }
     }
 

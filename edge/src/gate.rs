@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::HeaderValue;
-use http::header::EXPECT;
+use http::header::{EXPECT, TRANSFER_ENCODING, UPGRADE};
+use http::{HeaderValue, StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
@@ -19,12 +19,13 @@ use sluice_shared::verdict::{Code, Rejection};
 
 use crate::chain::{self, Next};
 use crate::config::{Config, Limits};
+use crate::conn::Conn;
 use crate::engine::Engine;
 use crate::events::Streams;
-use crate::exchange::{Context, Exchange, Stop, Target, framing};
+use crate::exchange::{Context, Exchange, Stop, Target};
 use crate::filter::address::Networks;
 use crate::filter::rate;
-use crate::guarded::Conn;
+use crate::hops;
 use crate::keys::Keyring;
 use crate::lookups::Lookups;
 use crate::metrics::{Gauges, Metrics};
@@ -153,6 +154,13 @@ impl Gate {
         let peer = session.downstream_session.client_addr().and_then(|address| address.as_inet());
         context.peer = peer.map_or(context.peer, |peer| peer.ip().to_canonical());
         let session = &mut session.downstream_session;
+        context.upgrade = hops::asks_for_websocket(session.req_header()) && session.is_body_empty();
+        if !context.upgrade {
+            session.req_header_mut().remove_header(&UPGRADE);
+        }
+        // HTTP/1.0 knows one answer to a request.
+        let old = session.req_header().version == Version::HTTP_10;
+        session.set_ignore_info_resp(old);
         // The parser left "for ever"; `None` stays: the client, or HTTP/1.0, wants no more.
         if session.get_keepalive().is_some() {
             let idle = (!self.phase.is(Stage::Draining)).then_some(self.limits.idle_timeout.as_secs());
@@ -163,14 +171,15 @@ impl Gate {
     }
 
     async fn refuse(&self, exchange: &mut Exchange<'_>, rejection: &Rejection) -> pingora::Result<bool> {
-        if exchange.drain(self.limits.body_timeout).await {
-            respond::refuse(exchange, rejection).await?;
-        }
+        exchange.settle();
+        respond::refuse(exchange, rejection).await?;
         Ok(true)
     }
 
     /// The refusal that a failure behind or before us amounts to; `None` when nobody listens.
-    fn failure(&self, error: &Error, target: Target) -> Option<Rejection> {
+    fn failure(&self, error: &Error, exchange: &Exchange<'_>) -> Option<Rejection> {
+        let target = exchange.context.target;
+        let overdue = exchange.context.conn.as_ref().is_some_and(|conn| conn.is_overdue());
         let late = matches!(
             error.etype(),
             ErrorType::ConnectTimedout | ErrorType::ReadTimedout | ErrorType::WriteTimedout
@@ -181,12 +190,12 @@ impl Gate {
                 let detail = format!("the body may have {} bytes", self.body_limit(target));
                 return Some(Rejection::new(Code::BodyTooLarge, detail));
             }
-            _ if *error.esource() == ErrorSource::Downstream => {
-                if late {
+            _ if *error.esource() == ErrorSource::Downstream && !overdue => {
+                if *error.etype() == ErrorType::ReadTimedout {
                     return Some(Rejection::new(Code::RequestTimeout, "the body did not come in time"));
                 }
-                let malformed = "the framing of the body is malformed";
-                return framing(error).then(|| Rejection::field("body", malformed));
+                let malformed = || Rejection::field("body", "the body or a field is malformed");
+                return exchange.is_malformed(error).then(malformed);
             }
             _ => {}
         }
@@ -194,7 +203,7 @@ impl Gate {
             Target::Order(_) | Target::Callback => {
                 Rejection::new(Code::Unavailable, "the books cannot be asked at the moment; try again")
             }
-            Target::Upstream if late && behind => {
+            Target::Upstream if overdue || late && behind => {
                 Rejection::new(Code::GatewayTimeout, "the upstream took too long")
             }
             Target::Upstream | Target::Here => {
@@ -249,9 +258,8 @@ impl ProxyHttp for Proxied {
         let mut exchange = Exchange { session, context };
         match chain::judge(&self.0, &mut exchange).await {
             Ok(Next::Reply(reply)) => {
-                if exchange.drain(self.limits.body_timeout).await {
-                    respond::reply(&mut exchange, reply).await?;
-                }
+                exchange.settle();
+                respond::reply(&mut exchange, reply).await?;
                 Ok(true)
             }
             Ok(Next::Done) => Ok(true),
@@ -267,7 +275,15 @@ impl ProxyHttp for Proxied {
     }
 
     async fn upstream_peer(&self, _: &mut Session, context: &mut Context) -> pingora::Result<Box<HttpPeer>> {
-        self.peers.peer(context.target).await
+        let mut peer = self.peers.peer(context.target).await?;
+        if context.upgrade {
+            // Both directions count, which only the client's side sees.
+            let read = peer.options.read_timeout.take();
+            if let (Some(conn), Some(read)) = (&context.conn, read) {
+                conn.watch(read);
+            }
+        }
+        Ok(peer)
     }
 
     async fn upstream_request_filter(
@@ -284,11 +300,14 @@ impl ProxyHttp for Proxied {
 
     async fn request_body_filter(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
         _: bool,
         context: &mut Context,
     ) -> pingora::Result<()> {
+        if session.was_upgraded() {
+            return Ok(());
+        }
         context.forwarded += body.as_ref().map_or(0, Bytes::len);
         if context.forwarded > self.body_limit(context.target) {
             return Err(Error::explain(ErrorType::HTTPStatus(413), "the body is too large"));
@@ -303,6 +322,20 @@ impl ProxyHttp for Proxied {
         context: &mut Context,
     ) -> pingora::Result<()> {
         context.status = head.status.as_u16();
+        let tunnel = head.status == StatusCode::SWITCHING_PROTOCOLS;
+        if context.target == Target::Upstream {
+            hops::strip(head, tunnel);
+        }
+        if tunnel && let Some(conn) = &context.conn {
+            session.downstream_session.set_read_timeout(None);
+            conn.tunnel(self.peers.tunnel_idle());
+        }
+        // HTTP/1.0 knows no chunks: there the end of the connection ends the answer.
+        if session.req_header().version == Version::HTTP_10
+            && head.remove_header(&TRANSFER_ENCODING).is_some()
+        {
+            session.set_keepalive(None);
+        }
         match context.target {
             Target::Order(_) => {
                 respond::ours(context, head)?;
@@ -319,12 +352,15 @@ impl ProxyHttp for Proxied {
         error: &Error,
         context: &mut Context,
     ) -> FailToProxy {
-        let (target, nothing) = (context.target, FailToProxy { error_code: 0, can_reuse_downstream: false });
-        if session.response_written().is_some_and(|head| !head.status.is_informational()) {
+        let nothing = FailToProxy { error_code: 0, can_reuse_downstream: false };
+        let begun = |head: &ResponseHeader| {
+            !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS
+        };
+        if session.response_written().is_some_and(begun) {
             return nothing;
         }
-        let Some(rejection) = self.failure(error, target) else { return nothing };
         let mut exchange = Exchange { session, context };
+        let Some(rejection) = self.failure(error, &exchange) else { return nothing };
         // pingora gives the connection up after a failure.
         exchange.close();
         match respond::refuse(&mut exchange, &rejection).await {

@@ -1,159 +1,67 @@
-//! The connection before it is a request: one deadline and one size for the whole head.
+//! The connection before and behind a request: one deadline, one size and one judge for the whole head,
+//! and an end that nobody reads beyond.
 //!
 //! pingora's own read timeout counts from byte to byte, so one byte a minute would hold a connection
-//! for ever; it buffers heads of up to 1 MiB, and answers a head that it cannot read by itself. So
-//! each stream is wrapped: until the gate has taken the request over, [`Guarded`] watches time and
-//! size. When either runs out it feeds the parser a NUL, which no head may have, and whatever the
-//! parser then writes is replaced by the answer that we would have given.
+//! for ever; it buffers heads of up to 1 MiB, mends what it cannot read, takes an empty line for the
+//! last chunk, and reads as much as comes. So each stream is wrapped: [`Guarded`] hands a session one
+//! head, whole and sound, and then its body up to the end and no further. A head that is not sound it
+//! replaces by a NUL, which no head may have, and whatever the parser then writes by the answer that
+//! we would have given. A body that is malformed is an error, for good: what lies behind it is lost.
 
 use std::fmt;
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream,
     TimingDigest, UniqueID, UniqueIDType,
 };
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use crate::config::Limits;
-use crate::connections::Place;
+use crate::conn::{Conn, Mode, linger};
+use crate::framing::{Body, Framing};
+use crate::head::Head;
 use crate::respond;
 use sluice_shared::verdict::{Code, Rejection};
 
-/// What a closing connection is still read for, so that the client sees our last answer instead of
-/// a reset.
-const LINGER: Duration = Duration::from_secs(1);
-const LINGER_BYTES: usize = 1 << 20;
+/// What is read at once beside what a session asks for.
+const READ: usize = 4096;
 
-/// What the stream and the gate know of one connection together.
-#[derive(Debug)]
-pub struct Conn {
-    /// Its place among all connections.
-    pub place: Place,
-    taken: AtomicBool,
-    linger: AtomicBool,
-    /// Bytes that were read ahead, to be read again.
-    ahead: Mutex<BytesMut>,
-    has_ahead: AtomicBool,
-    /// Bytes that the present session has read.
-    read: AtomicUsize,
-}
-
-impl Conn {
-    /// A new connection.
-    pub fn new(place: Place) -> Self {
-        let (taken, linger, has_ahead) = Default::default();
-        Self { place, taken, linger, ahead: Mutex::default(), has_ahead, read: AtomicUsize::new(0) }
-    }
-
-    /// The head is read; from here on the gate watches.
-    pub fn take_over(&self) {
-        self.taken.store(true, Ordering::Relaxed);
-    }
-
-    /// The next head is for a session, which finds these bytes first.
-    pub fn hand_over(&self, ahead: BytesMut) {
-        self.has_ahead.store(!ahead.is_empty(), Ordering::Relaxed);
-        *self.ahead.lock().unwrap_or_else(PoisonError::into_inner) = ahead;
-        self.read.store(0, Ordering::Relaxed);
-        self.taken.store(false, Ordering::Relaxed);
-    }
-
-    /// How many bytes the present session has read.
-    pub fn read(&self) -> usize {
-        self.read.load(Ordering::Relaxed)
-    }
-
-    /// Reads again what was read ahead; `false` when there is nothing.
-    fn read_ahead(&self, buffer: &mut ReadBuf<'_>) -> bool {
-        if !self.has_ahead.load(Ordering::Relaxed) {
-            return false;
-        }
-        let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = ahead.len().min(buffer.remaining());
-        buffer.put_slice(&ahead.split_to(count));
-        self.has_ahead.store(!ahead.is_empty(), Ordering::Relaxed);
-        true
-    }
-
-    /// Something that we shall not read may still be on its way: close with patience.
-    pub fn linger(&self) {
-        self.linger.store(true, Ordering::Relaxed);
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Trouble {
-    TooLarge,
-    TooLate,
-}
-
-/// What came of the present head.
-#[derive(Debug, Default)]
-struct Head {
-    bytes: usize,
-    lines: usize,
-    /// Length of the request line, once it has ended.
-    first: Option<usize>,
-    trouble: Option<Trouble>,
-    /// Our answer in place of the parser's, and how much of it is written.
-    answer: Option<(Vec<u8>, usize)>,
-}
-
-impl Head {
-    fn came(&mut self, bytes: &[u8]) {
-        if self.first.is_none() {
-            self.first = bytes.iter().position(|byte| *byte == b'\n').map(|at| self.bytes + at);
-        }
-        self.lines += bytes.iter().map(|byte| usize::from(*byte == b'\n')).sum::<usize>();
-        self.bytes += bytes.len();
-    }
-
-    /// What the parser means with its answer, which begins with `wrote`.
-    fn verdict(&self, wrote: &[u8], limits: &Limits) -> Rejection {
-        let uri = self.first.unwrap_or(self.bytes) > limits.uri_bytes;
-        match self.trouble {
-            Some(Trouble::TooLate) => {
-                Rejection::new(Code::RequestTimeout, "the head did not come in time; send it at once")
-            }
-            _ if uri => Rejection::new(Code::UriTooLong, "shorten the request target"),
-            Some(Trouble::TooLarge) => Rejection::new(Code::HeadersTooLarge, "send fewer or shorter fields"),
-            // The request line and the blank one are no fields.
-            None if self.lines > limits.head_fields + 2 => {
-                Rejection::new(Code::HeadersTooLarge, "send fewer or shorter fields")
-            }
-            None if wrote.starts_with(b"HTTP/1.1 405") => {
-                Rejection::new(Code::MethodNotAllowed, "CONNECT is not for this gate")
-            }
-            None => Rejection::field("head", "the request line, a field or the framing is malformed"),
-        }
-    }
-}
-
-/// A stream that watches the head of each request on it.
+/// A stream that watches each request on it.
 pub struct Guarded {
     /// `None` only while it is dropped.
     inner: Option<Stream>,
     conn: Arc<Conn>,
     limits: Limits,
-    head: Head,
-    began: Option<Instant>,
-    deadline: Option<Pin<Box<Sleep>>>,
+    /// `None` once it is whole.
+    head: Option<Head>,
+    /// The head as the session is to see it, until it is read.
+    sound: BytesMut,
+    body: Body,
+    timer: Option<Pin<Box<Sleep>>>,
+    /// When a head began, or something last went either way.
+    since: Option<Instant>,
+    /// Our answer in place of the parser's, and how much of it is written.
+    answer: Option<(Vec<u8>, usize)>,
 }
 
 impl fmt::Debug for Guarded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Guarded").field("conn", &self.conn).finish_non_exhaustive()
     }
+}
+
+fn late() -> Rejection {
+    Rejection::new(Code::RequestTimeout, "the head did not come in time; send it at once")
 }
 
 fn gone() -> io::Error {
@@ -163,44 +71,196 @@ fn gone() -> io::Error {
 impl Guarded {
     /// Watches a stream.
     pub fn new(inner: Stream, conn: Arc<Conn>, limits: Limits) -> Self {
-        Self { inner: Some(inner), conn, limits, head: Head::default(), began: None, deadline: None }
+        Self {
+            inner: Some(inner),
+            conn,
+            limits,
+            head: None,
+            sound: BytesMut::new(),
+            body: Body::new(Framing::Nothing),
+            timer: None,
+            since: None,
+            answer: None,
+        }
     }
 
-    fn taken(&mut self) -> bool {
-        let taken = self.conn.taken.load(Ordering::Relaxed);
-        if taken && self.head.bytes > 0 {
-            self.head = Head::default();
-            self.began = None;
-            self.deadline = None;
-        }
-        taken
-    }
-
-    fn fill(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.conn.read_ahead(buffer) {
-            return Poll::Ready(Ok(()));
-        }
+    fn read(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let Some(inner) = self.inner.as_mut() else { return Poll::Ready(Err(gone())) };
         Pin::new(inner).poll_read(context, buffer)
     }
 
-    fn poison(&mut self, trouble: Trouble, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.head.trouble = Some(trouble);
-        self.conn.linger();
+    /// Reads ahead, where nothing was; how much that was.
+    fn read_on(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut space = [MaybeUninit::<u8>::uninit(); READ];
+        let mut buffer = ReadBuf::uninit(&mut space);
+        ready!(self.read(context, &mut buffer))?;
+        let came = buffer.filled();
+        if !came.is_empty() {
+            self.conn.set_ahead(BytesMut::from(came));
+        }
+        Poll::Ready(Ok(came.len()))
+    }
+
+    /// Whether so much time has passed since something came or went.
+    fn late(&mut self, context: &mut Context<'_>, limit: Duration) -> bool {
+        let end = *self.since.get_or_insert_with(Instant::now) + limit;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(end)));
+        // Set once for many bytes: where there were some meanwhile, it is set again.
+        while timer.as_mut().poll(context).is_ready() {
+            if end <= Instant::now() {
+                return true;
+            }
+            timer.as_mut().reset(end);
+        }
+        false
+    }
+
+    fn begin(&mut self) {
+        (self.head, self.answer) = (Some(Head::default()), None);
+        (self.timer, self.since) = (None, None);
+        self.sound.clear();
+        self.body = Body::new(Framing::Nothing);
+    }
+
+    /// Reads a head until it is whole. Almost always the first read brings all of it: only the second
+    /// needs a timer.
+    fn poll_head(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.answer.is_some() {
+            return Poll::Ready(Ok(()));
+        }
+        loop {
+            let came = self.conn.take_ahead();
+            if !came.is_empty() {
+                self.since.get_or_insert_with(Instant::now);
+                match self.head.get_or_insert_default().read(came, &self.limits) {
+                    Ok(None) => {}
+                    Ok(Some(whole)) => {
+                        (self.head, self.timer, self.since) = (None, None, None);
+                        (self.sound, self.body) = (whole.head, Body::new(whole.framing));
+                        self.conn.began(whole.behind, self.body.is_whole());
+                        return self.poll_body(context, buffer);
+                    }
+                    Err(rejection) => return self.poison(&rejection, buffer),
+                }
+            }
+            match self.read_on(context) {
+                Poll::Ready(Ok(1..)) => {}
+                Poll::Ready(Ok(0)) => return Poll::Ready(Ok(())),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    if self.since.is_some() && self.late(context, self.limits.head_timeout) {
+                        return self.poison(&late(), buffer);
+                    }
+                    return Poll::Pending;
+                }
+            }
+            if self.since.is_some_and(|since| since.elapsed() > self.limits.head_timeout) {
+                return self.poison(&late(), buffer);
+            }
+        }
+    }
+
+    fn poison(&mut self, rejection: &Rejection, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.refuse(rejection);
         buffer.put_slice(&[0]);
         Poll::Ready(Ok(()))
     }
 
-    /// The first read of a head almost always brings all of it: only the second needs a timer.
-    fn late(&mut self, context: &mut Context<'_>) -> bool {
-        let Some(began) = self.began else { return false };
-        let end = began + self.limits.head_timeout;
-        let sleep = self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(end)));
-        sleep.as_mut().poll(context).is_ready()
+    fn refuse(&mut self, rejection: &Rejection) {
+        self.conn.refuse(rejection.code);
+        self.answer = Some((respond::raw(rejection), 0));
+    }
+
+    /// Hands the head and the body to the session, and nothing that lies behind.
+    fn poll_body(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.sound.is_empty() {
+            let count = self.sound.len().min(buffer.remaining());
+            buffer.put_slice(&self.sound[..count]);
+            self.sound.advance(count);
+            return Poll::Ready(Ok(()));
+        }
+        if self.body.is_whole() {
+            return self.poll_behind(context);
+        }
+        if self.conn.is_malformed() {
+            return Poll::Ready(Err(self.conn.malformed()));
+        }
+        let before = buffer.filled().len();
+        let mut ahead = self.conn.take_ahead();
+        let taken = if ahead.is_empty() {
+            ready!(self.read(context, buffer))?;
+            let came = &buffer.filled()[before..];
+            let taken = self.body.take(came);
+            if let Ok(taken) = taken
+                && taken < came.len()
+            {
+                self.conn.set_ahead(BytesMut::from(&came[taken..]));
+            }
+            taken
+        } else {
+            let count = ahead.len().min(buffer.remaining());
+            let taken = self.body.take(&ahead[..count]);
+            if let Ok(taken) = taken {
+                buffer.put_slice(&ahead.split_to(taken));
+                self.conn.set_ahead(ahead);
+            }
+            taken
+        };
+        let Ok(taken) = taken else {
+            buffer.set_filled(before);
+            return Poll::Ready(Err(self.conn.malformed()));
+        };
+        buffer.set_filled(before + taken);
+        if self.body.is_whole() {
+            self.conn.ended();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Behind a request a session only learns that the client is gone: what else comes waits until the
+    /// next one.
+    fn poll_behind(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.conn.silence().is_some_and(|limit| self.late(context, limit)) {
+            return Poll::Ready(Err(self.conn.overdue()));
+        }
+        if self.conn.has_ahead() {
+            return Poll::Pending;
+        }
+        match ready!(self.read_on(context))? {
+            0 => Poll::Ready(Ok(())),
+            _ => Poll::Pending,
+        }
+    }
+
+    /// Another protocol: all bytes pass, until none has gone either way for long.
+    fn poll_tunnel(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        match self.poll_plain(context, buffer) {
+            Poll::Pending if self.conn.silence().is_some_and(|limit| self.late(context, limit)) => {
+                Poll::Ready(Ok(()))
+            }
+            polled => {
+                if buffer.filled().len() > before {
+                    self.since = Some(Instant::now());
+                }
+                polled
+            }
+        }
+    }
+
+    fn poll_plain(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.conn.has_ahead() {
+            return self.read(context, buffer);
+        }
+        let mut ahead = self.conn.take_ahead();
+        let count = ahead.len().min(buffer.remaining());
+        buffer.put_slice(&ahead.split_to(count));
+        self.conn.set_ahead(ahead);
+        Poll::Ready(Ok(()))
     }
 
     fn write_answer(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let (Some((answer, at)), Some(inner)) = (self.head.answer.as_mut(), self.inner.as_mut()) else {
+        let (Some((answer, at)), Some(inner)) = (self.answer.as_mut(), self.inner.as_mut()) else {
             return Poll::Ready(Ok(()));
         };
         while *at < answer.len() {
@@ -212,6 +272,16 @@ impl Guarded {
         }
         Poll::Ready(Ok(()))
     }
+
+    /// Whether what is written is the parser's own answer, which nobody shall see.
+    fn is_replaced(&mut self) -> bool {
+        let replaced = matches!(self.conn.mode(), Mode::Next | Mode::Head);
+        if replaced && self.answer.is_none() {
+            // Sound to us, and not to the parser.
+            self.refuse(&Rejection::field("head", "the request line or a field is malformed"));
+        }
+        replaced
+    }
 }
 
 impl AsyncRead for Guarded {
@@ -221,37 +291,16 @@ impl AsyncRead for Guarded {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        let taken = this.taken();
-        let before = buffer.filled().len();
-        if taken {
-            ready!(this.fill(context, buffer))?;
-            this.conn.read.fetch_add(buffer.filled().len() - before, Ordering::Relaxed);
-            return Poll::Ready(Ok(()));
-        }
-        if this.head.trouble.is_some() {
-            return Poll::Ready(Ok(()));
-        }
-        // Asked for more: what came so far is no whole head.
-        if this.head.bytes >= this.limits.head_bytes {
-            return this.poison(Trouble::TooLarge, buffer);
-        }
-        match this.fill(context, buffer) {
-            Poll::Pending if this.late(context) => this.poison(Trouble::TooLate, buffer),
-            Poll::Ready(Ok(())) => {
-                let came = &buffer.filled()[before..];
-                this.conn.read.fetch_add(came.len(), Ordering::Relaxed);
-                this.head.came(came);
-                match this.began {
-                    None if !came.is_empty() => this.began = Some(Instant::now()),
-                    Some(began) if began.elapsed() > this.limits.head_timeout => {
-                        buffer.set_filled(before);
-                        return this.poison(Trouble::TooLate, buffer);
-                    }
-                    _ => {}
-                }
-                Poll::Ready(Ok(()))
+        match this.conn.mode() {
+            Mode::Plain => this.poll_plain(context, buffer),
+            Mode::Next => {
+                this.begin();
+                this.conn.heads();
+                this.poll_head(context, buffer)
             }
-            other => other,
+            Mode::Head if this.head.is_some() => this.poll_head(context, buffer),
+            Mode::Head | Mode::Taken => this.poll_body(context, buffer),
+            Mode::Tunnel => this.poll_tunnel(context, buffer),
         }
     }
 }
@@ -263,16 +312,15 @@ impl AsyncWrite for Guarded {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
-        if this.taken() {
-            let Some(inner) = this.inner.as_mut() else { return Poll::Ready(Err(gone())) };
-            return Pin::new(inner).poll_write(context, bytes);
+        if this.is_replaced() {
+            return Poll::Ready(Ok(bytes.len()));
         }
-        if this.head.answer.is_none() {
-            let rejection = this.head.verdict(bytes, &this.limits);
-            this.conn.linger();
-            this.head.answer = Some((respond::raw(&rejection), 0));
+        let Some(inner) = this.inner.as_mut() else { return Poll::Ready(Err(gone())) };
+        let written = ready!(Pin::new(inner).poll_write(context, bytes));
+        if this.conn.silence().is_some() {
+            this.since = Some(Instant::now());
         }
-        Poll::Ready(Ok(bytes.len()))
+        Poll::Ready(written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -294,7 +342,7 @@ impl AsyncWrite for Guarded {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if self.taken() {
+        if !self.is_replaced() && self.conn.silence().is_none() {
             let Some(inner) = self.inner.as_mut() else { return Poll::Ready(Err(gone())) };
             return Pin::new(inner).poll_write_vectored(context, slices);
         }
@@ -307,32 +355,17 @@ impl AsyncWrite for Guarded {
     }
 }
 
-/// A reset would destroy the answer on its way to the client, so the rest of what he sends is read
-/// and thrown away for a moment.
 impl Drop for Guarded {
     fn drop(&mut self) {
-        let Some(mut inner) = self.inner.take() else { return };
-        if !self.conn.linger.load(Ordering::Relaxed) {
-            return;
+        let Some(inner) = self.inner.take() else { return };
+        if let (true, Ok(runtime)) = (self.conn.lingers(), tokio::runtime::Handle::try_current()) {
+            let conn = Arc::clone(&self.conn);
+            runtime.spawn(async move {
+                linger(inner).await;
+                // It keeps its place until then.
+                drop(conn);
+            });
         }
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        let conn = Arc::clone(&self.conn);
-        runtime.spawn(async move {
-            // It keeps its place until then.
-            let _conn = conn;
-            inner.shutdown().await;
-            let (mut waste, mut left) = ([0; 4096], LINGER_BYTES);
-            let drain = async {
-                while let Ok(n @ 1..) = inner.read(&mut waste).await {
-                    left = left.saturating_sub(n);
-                    if left == 0 {
-                        break;
-                    }
-                }
-            };
-            // Whoever is slower than that loses the answer.
-            let _ = tokio::time::timeout(LINGER, drain).await;
-        });
     }
 }
 

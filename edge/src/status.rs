@@ -125,10 +125,17 @@ impl HttpServerApp for Status {
         _: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
         let conn = session.take_connection_user_context();
-        if !session.read_request().await.ok()? {
-            return None;
+        match session.read_request().await {
+            Ok(true) => {}
+            Ok(false) => return None,
+            Err(_) => {
+                // The guard has the words. Nobody is left to tell when they cannot be written.
+                let _ = session.respond_error(400).await;
+                session.shutdown().await;
+                return None;
+            }
         }
-        let conn = conn.and_then(|conn| conn.downcast::<Arc<crate::guarded::Conn>>().ok());
+        let conn = conn.and_then(|conn| conn.downcast::<Arc<crate::conn::Conn>>().ok());
         if let Some(conn) = conn {
             conn.take_over();
             if !conn.place.begin() {

@@ -25,6 +25,20 @@ use crate::respond::REQUEST_ID;
 pub const USER: HeaderName = HeaderName::from_static("x-sluice-user");
 const SIGNATURE: HeaderName = HeaderName::from_static("x-payment-signature");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// Fields by which a proxy says who its client is and what he asked for; from anybody else they are made
+/// up. Beside them everything that begins with `x-forwarded-`.
+const FORWARDED: [&str; 10] = [
+    "forwarded",
+    "x-real-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "true-client-ip",
+    "cf-connecting-ip",
+    "fastly-client-ip",
+    "x-remote-user",
+    "x-original-url",
+    "x-rewrite-url",
+];
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 /// Longest answer of the workers that is read here.
@@ -81,6 +95,11 @@ impl Peers {
             (upstream, place)
         });
         Self { api, api_place, api_bearer, upstream }
+    }
+
+    /// How long a connection that has left HTTP may be silent.
+    pub fn tunnel_idle(&self) -> Duration {
+        self.upstream.as_ref().map_or(Duration::ZERO, |(upstream, _)| upstream.tunnel_idle)
     }
 
     /// Whether there is a shop.
@@ -187,8 +206,10 @@ impl Peers {
         context: &Context,
         trusted: &Networks,
     ) -> pingora::Result<()> {
-        let ours: Vec<HeaderName> = request.headers.keys().filter(|name| is_ours(name)).cloned().collect();
-        for name in &ours {
+        let told = trusted.trusts(context.peer);
+        let made_up = |name: &&HeaderName| is_ours(name) || !told && is_forwarded(name);
+        let made_up: Vec<HeaderName> = request.headers.keys().filter(made_up).cloned().collect();
+        for name in &made_up {
             request.remove_header(name);
         }
         // pingora has taken out what concerns the client's connection only; httpoxy's is nobody's.
@@ -197,7 +218,6 @@ impl Peers {
             request.insert_header(USER, user.as_str())?;
         }
         request.insert_header(REQUEST_ID, context.request_id())?;
-        let told = trusted.trusts(context.peer);
         let peer = context.peer.to_string();
         let before = request.headers.get_all(FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok());
         let chain: Vec<&str> = before.filter(|_| told).chain([peer.as_str()]).collect();
@@ -216,18 +236,30 @@ impl Peers {
             Some((upstream, _)) if !upstream.host.is_empty() => {
                 request.insert_header(HOST, upstream.host.as_str())
             }
+            // HTTP/1.0 needs none, but what the shop gets is 1.1.
+            Some((upstream, _)) if !request.headers.contains_key(HOST) => {
+                request.insert_header(HOST, upstream.address.as_str())
+            }
             _ => Ok(()),
         }
     }
 }
 
-/// `X-User-…` and `X-Sluice-…`, also with underscores, which some servers take for dashes.
+/// `X-User-…` and `X-Sluice-…`.
 fn is_ours(name: &HeaderName) -> bool {
-    let name = name.as_str().as_bytes();
-    [&b"x-user-"[..], b"x-sluice-"].iter().any(|prefix| {
-        let same = |(a, b): (&u8, &u8)| a == b || (*a == b'_' && *b == b'-');
-        name.len() >= prefix.len() && name.iter().zip(*prefix).all(same)
-    })
+    ["x-user-", "x-sluice-"].iter().any(|prefix| begins(name, prefix))
+}
+
+/// What only a proxy may say.
+fn is_forwarded(name: &HeaderName) -> bool {
+    let same = |known: &&str| name.as_str().len() == known.len() && begins(name, known);
+    begins(name, "x-forwarded-") || FORWARDED.iter().any(same)
+}
+
+/// Also with underscores, which some servers take for dashes.
+fn begins(name: &HeaderName, prefix: &str) -> bool {
+    let same = |(a, b): (u8, u8)| a == b || (a == b'_' && b == b'-');
+    name.as_str().len() >= prefix.len() && name.as_str().bytes().zip(prefix.bytes()).all(same)
 }
 
 #[cfg(test)]
@@ -246,6 +278,24 @@ mod tests {
             ("user-agent", false),
         ] {
             assert_eq!(is_ours(&HeaderName::from_static(name)), ours, "{name}");
+        }
+    }
+
+    #[test]
+    fn only_a_proxy_may_say_whom_it_speaks_for() {
+        for (name, forwarded) in [
+            ("forwarded", true),
+            ("x-forwarded-for", true),
+            ("x-forwarded-port", true),
+            ("x_forwarded_user", true),
+            ("x_real-ip", true),
+            ("true-client-ip", true),
+            ("forwarded-to", false),
+            ("x-real-ipv", false),
+            ("x-forwarded", false),
+            ("accept", false),
+        ] {
+            assert_eq!(is_forwarded(&HeaderName::from_static(name)), forwarded, "{name}");
         }
     }
 }

@@ -274,6 +274,7 @@ pub(super) fn upstream(s: &mut Settings) -> Option<Upstream> {
         host: s.text("upstream.host"),
         connect: s.millis("upstream.connect_timeout_ms", 1..=600_000),
         read: s.millis("upstream.read_timeout_ms", 1..=3_600_000),
+        tunnel_idle: s.millis("upstream.tunnel_idle_timeout_ms", 100..=86_400_000),
     };
     if http::HeaderValue::from_str(&upstream.host).is_err() {
         s.problem("upstream.host", "is not the name of a host");

@@ -1,47 +1,11 @@
-//! The cheapest filter: what the head alone shows.
+//! The cheapest filter: what the head alone shows, once it is sound (see [`crate::head`]).
 
-use http::Version;
-use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING};
+use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use sluice_shared::verdict::{Code, Rejection};
 
-use crate::config::Limits;
-use crate::exchange::Exchange;
 use crate::fields::Fields;
 
-/// Size, number of fields and framing; for every request.
-pub fn head(exchange: &Exchange<'_>, limits: &Limits) -> Result<(), Rejection> {
-    let head = exchange.head();
-    if head.raw_path().len() > limits.uri_bytes {
-        let detail = format!("the request target may have {} bytes", limits.uri_bytes);
-        return Err(Rejection::new(Code::UriTooLong, detail));
-    }
-    if head.headers.len() > limits.head_fields {
-        let detail = format!("a request may have {} fields", limits.head_fields);
-        return Err(Rejection::new(Code::HeadersTooLarge, detail));
-    }
-    let raw = exchange.session.downstream_session.as_http1().map(|session| session.get_headers_raw_bytes());
-    let raw = raw.unwrap_or_default();
-    if raw.len() > limits.head_bytes {
-        let detail = format!("the head may have {} bytes", limits.head_bytes);
-        return Err(Rejection::new(Code::HeadersTooLarge, detail));
-    }
-    // The parser drops the length when both are there; a proxy before us may have believed it.
-    if head.headers.contains_key(TRANSFER_ENCODING) && names_length(&raw) {
-        return Err(Rejection::field("Content-Length", "send Content-Length or Transfer-Encoding, not both"));
-    }
-    if head.version == Version::HTTP_11 && !head.headers.contains_key(HOST) {
-        return Err(Rejection::field("Host", "an HTTP/1.1 request names its host"));
-    }
-    Ok(())
-}
-
-fn names_length(raw: &[u8]) -> bool {
-    let name = CONTENT_LENGTH.as_str().as_bytes();
-    raw.split(|byte| *byte == b'\n')
-        .any(|line| line.len() > name.len() && line[..name.len()].eq_ignore_ascii_case(name))
-}
-
-/// What our own calls ask for beside that.
+/// What our own calls ask for.
 pub fn ours(fields: &(impl Fields + ?Sized), has_body: bool) -> Result<(), Rejection> {
     if fields.all(AUTHORIZATION.as_str()).nth(1).is_some() {
         return Err(Rejection::field("Authorization", "send one Authorization field"));

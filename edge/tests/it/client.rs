@@ -130,10 +130,33 @@ impl Connection {
         (size > 0).then_some(chunk)
     }
 
+    /// All chunks to the last; `None` when the connection ends before it.
+    fn chunks(&mut self) -> Option<Vec<u8>> {
+        let mut whole = Vec::new();
+        loop {
+            let size = usize::from_str_radix(&self.line()?, 16).ok()?;
+            let mut chunk = vec![0; size];
+            self.reader.read_exact(&mut chunk).ok()?;
+            whole.extend(chunk);
+            self.line()?;
+            if size == 0 {
+                return Some(whole);
+            }
+        }
+    }
+
     fn line(&mut self) -> Option<String> {
         let mut line = String::new();
         let read = self.reader.read_line(&mut line).ok()?;
         (read > 0).then(|| line.trim_end().to_owned())
+    }
+
+    /// Everything until the connection ends.
+    pub(crate) fn rest(&mut self) -> String {
+        let mut bytes = Vec::new();
+        // What came before an error is what matters.
+        let _ = self.reader.read_to_end(&mut bytes);
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// Whether the server closes the connection before it says anything more.
@@ -195,6 +218,11 @@ impl Echo {
         self.asked.lock().unwrap().last().cloned().expect("a request came here")
     }
 
+    /// All of them.
+    pub(crate) fn all(&self) -> Vec<Asked> {
+        self.asked.lock().unwrap().clone()
+    }
+
     /// Requests about orders.
     pub(crate) fn orders(&self) -> Vec<Asked> {
         let asked = self.asked.lock().unwrap();
@@ -247,7 +275,7 @@ fn serve(
     }
 }
 
-fn request(connection: &mut Connection) -> Option<Asked> {
+pub(crate) fn request(connection: &mut Connection) -> Option<Asked> {
     let line = connection.line()?;
     let mut words = line.split(' ');
     let (method, path) = (words.next()?.to_owned(), words.next()?.to_owned());
@@ -258,9 +286,7 @@ fn request(connection: &mut Connection) -> Option<Asked> {
     let mut asked = Asked { method, path, fields, body: String::new() };
     let mut body = Vec::new();
     if !asked.all("transfer-encoding").is_empty() {
-        while let Some(chunk) = connection.chunk() {
-            body.extend(chunk);
-        }
+        body = connection.chunks()?;
     } else if let Some(length) = asked.all("content-length").first() {
         body.resize(length.parse().ok()?, 0);
         connection.reader.read_exact(&mut body).ok()?;

@@ -54,6 +54,7 @@ fn each_library_is_named_where_it_belongs_and_nowhere_else() {
                 "edge/src/front.rs",
                 "edge/src/listeners.rs",
                 "edge/src/express.rs",
+                "edge/src/hops.rs",
                 "edge/src/guarded.rs",
                 "edge/src/books.rs",
                 "edge/tests/",

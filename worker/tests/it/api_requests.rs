@@ -89,3 +89,32 @@ async fn a_store_that_is_away_is_unavailable_and_never_empty() {
         assert!(matches!(reply.headers["retry-after"].as_str(), "1" | "2"));
     }
 }
+
+#[tokio::test]
+async fn nothing_is_served_behind_a_request_that_is_malformed() {
+    let world = World::start().await;
+    let (bearer, hidden) = (bearer(), a_sale("hidden").to_string());
+    let hidden = format!(
+        "POST /admin/v1/sales HTTP/1.1\r\nhost: test\r\nauthorization: {bearer}\r\ncontent-length: {}\r\n\r\n{hidden}",
+        hidden.len()
+    );
+    for (fields, body) in [
+        ("transfer-encoding: chunked", "\r\n{}\r\n0\r\n\r\n"),
+        ("transfer-encoding: chunked", ";a\r\n{}\r\n0\r\n\r\n"),
+        ("transfer-encoding: chunked", "2\r\n{}0\r\n\r\n"),
+        ("transfer-encoding: chunked", "0x2\r\n{}\r\n0\r\n\r\n"),
+        ("transfer-encoding: gzip", "2\r\n{}\r\n0\r\n\r\n"),
+        ("content-length: 2\r\ncontent-length: 3", "{}"),
+    ] {
+        for authorization in ["", &format!("authorization: {bearer}\r\n")] {
+            let head =
+                format!("POST /admin/v1/sales HTTP/1.1\r\nhost: test\r\n{authorization}{fields}\r\n\r\n");
+            // Read to the end of the connection, which comes by itself.
+            let answers = world.raw(format!("{head}{body}{hidden}").as_bytes()).await;
+            assert!(answers.status >= 400, "{fields} {body:?}");
+            let behind = String::from_utf8_lossy(&answers.body).contains("HTTP/1.1 ");
+            assert!(!behind, "{fields} {body:?}: {:?}", String::from_utf8_lossy(&answers.body));
+        }
+    }
+    world.admin("GET", "/sales/hidden", serde_json::Value::Null).await.problem(404, "not_found");
+}
