@@ -63,7 +63,6 @@ fn refusal(why: &str) -> String {
     let what = match why {
         why if why.contains("OOM") => "redis is out of memory: raise its maxmemory",
         why if why.contains("MISCONF") => "redis cannot write to its disk: see its log",
-        why if why.contains("READONLY") => "redis is a replica: its address must lead to the primary",
         _ => "redis refuses to write",
     };
     format!("{what} ({why})")
