@@ -15,6 +15,9 @@ use super::sheet::SaleSheet;
 use super::spread::until_edges_know;
 use crate::store::sales::{Changed, SaleRow};
 
+/// Sales on the shelf at the most: edges know so many.
+const SALES_MAX: u64 = 10_000;
+
 /// What an operator may ask of a sale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
@@ -100,6 +103,9 @@ pub async fn step(api: Arc<Api>, call: Call, step: Step) -> Answer {
     if to.step == SaleStep::Open && seen.step != SaleStep::Open {
         durable(&api, to.accept_after).await?;
     }
+    if to.step == SaleStep::Preloaded && seen.step == SaleStep::Created {
+        has_room(&api).await?;
+    }
     // What was seen is judged again under the lock.
     let changed = api
         .store
@@ -109,6 +115,18 @@ pub async fn step(api: Arc<Api>, call: Call, step: Step) -> Answer {
     let row = changed.ok_or_else(no_such_sale)??;
     until_edges_know(&api, &row).await;
     reply::json(200, &SaleSheet::of(&row))
+}
+
+/// Edges would leave out the oldest of too many sales, whether they sell or not.
+async fn has_room(api: &Api) -> Result<(), Rejection> {
+    if api.store.sales_on_the_shelf().await.map_err(reply::store)? < SALES_MAX {
+        return Ok(());
+    }
+    let detail = format!(
+        "there are {SALES_MAX} sales on the shelf, and may be no more; one leaves it 24 hours after it was \
+         closed and has ended"
+    );
+    Err(Rejection::new(Code::WrongState, detail))
 }
 
 /// What Redis must be like: no sale opens where it may throw keys away, or stands still while it frees a

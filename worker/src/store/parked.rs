@@ -3,15 +3,21 @@
 use super::{Store, StoreError};
 
 impl Store {
-    /// Keeps a message that cannot be worked on, for an operator.
+    /// Keeps a message that cannot be worked on, for an operator: once, however often it comes, as long as
+    /// no thousand others came between.
     pub async fn park(&self, queue: &str, reason: &str, body: &[u8]) -> Result<(), StoreError> {
-        sqlx::query("INSERT INTO parked (queue, reason, body) VALUES ($1, $2, $3)")
-            .bind(queue)
-            // A text of PostgreSQL cannot hold a NUL.
-            .bind(reason.replace('\0', "\u{fffd}"))
-            .bind(body)
-            .execute(&self.pool)
-            .await?;
+        sqlx::query(
+            "INSERT INTO parked (queue, reason, body)
+             SELECT $1, $2, $3 WHERE NOT EXISTS (
+                 SELECT 1 FROM (SELECT queue, body FROM parked ORDER BY id DESC LIMIT 1000) AS last
+                 WHERE last.queue = $1 AND last.body = $3)",
+        )
+        .bind(queue)
+        // A text of PostgreSQL cannot hold a NUL.
+        .bind(reason.replace('\0', "\u{fffd}"))
+        .bind(body)
+        .execute(&self.pool)
+        .await?;
         Ok(())
     }
 

@@ -99,8 +99,10 @@ impl Store {
             .execute(&mut *snapshot)
             .await?;
         let sales: Vec<SaleLine> = sqlx::query_as(
-            "SELECT sale, number, step, (extract(epoch from starts_at) * 1000)::bigint,
-                    (extract(epoch from ends_at) * 1000)::bigint, accept_after, cfg, segments
+            "SELECT sale, number, step,
+                    (extract(epoch from greatest(starts_at, '0001-01-01')) * 1000)::bigint,
+                    (extract(epoch from least(ends_at, '9999-12-31')) * 1000)::bigint,
+                    accept_after, cfg, segments
              FROM sales
              WHERE step <> 'created'
                AND NOT (step = 'closed'
@@ -156,6 +158,18 @@ impl Store {
         .await?;
         let word = |over: bool| if over { Word::Over } else { Word::Shelved };
         rows.into_iter().map(|(sale, over)| Ok((id(SaleId::parse(&sale))?, word(over)))).collect()
+    }
+
+    /// How many sales belong into Redis.
+    pub async fn sales_on_the_shelf(&self) -> Result<u64, StoreError> {
+        let count: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM sales
+             WHERE step <> 'created'
+               AND NOT (step = 'closed' AND greatest(ends_at, updated_at) < now() - interval '24 hours')",
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(unsigned(count))
     }
 
     /// Sales that are not closed although they ended, and have not been touched, for so long; with none of

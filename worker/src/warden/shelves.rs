@@ -141,7 +141,7 @@ struct Shelves {
     rows: BTreeMap<SaleId, Arc<Projection>>,
     /// When all of them were read, and how long that took.
     read: Option<(Instant, Duration)>,
-    /// Sales that have changed since.
+    /// Sales that have changed since, or that a round which failed was about.
     news: BTreeSet<SaleId>,
     places: BTreeMap<Shelf, Place>,
     /// The sale that was looked at last among those that serve.
@@ -194,12 +194,12 @@ impl Shelves {
     async fn round(&mut self) -> Result<(), Trouble> {
         self.same_redis().await?;
         self.asked = questions(&self.warden).await?;
-        let changed = self.read_rows().await?;
+        self.read_rows().await?;
         let tidy = self.read_list().await?;
         if tidy {
             self.sort_out().await?;
         }
-        let turn = self.turn(&changed);
+        let turn = self.turn();
         let sound = self.look(&turn).await?;
         let (closed, selling): (Vec<_>, Vec<_>) =
             turn.into_iter().partition(|rows| rows.step == SaleStep::Closed);
@@ -221,6 +221,7 @@ impl Shelves {
             self.unrung = false;
         }
         self.count();
+        self.news.clear();
         Ok(())
     }
 
@@ -242,11 +243,9 @@ impl Shelves {
         Ok(())
     }
 
-    /// Reads the sales: all of them, or for a while those alone that have changed or do not serve. Answers
-    /// which differ from before.
-    async fn read_rows(&mut self) -> Result<BTreeSet<SaleId>, Trouble> {
+    /// Reads the sales: all of them, or for a while those alone that have changed or do not serve.
+    async fn read_rows(&mut self) -> Result<(), Trouble> {
         let store = &self.warden.context.store;
-        let mut changed = BTreeSet::new();
         if self.read.is_none_or(|(at, took)| at.elapsed() >= took * SHARE) {
             let began = Instant::now();
             let rows = store.projections(KEYS_KEPT, None).await?;
@@ -255,27 +254,26 @@ impl Shelves {
             for rows in rows {
                 let same = before.get(&rows.sale).filter(|before| ***before == rows).cloned();
                 if same.is_none() {
-                    changed.insert(rows.sale.clone());
+                    self.news.insert(rows.sale.clone());
                 }
                 self.rows.insert(rows.sale.clone(), same.unwrap_or_else(|| Arc::new(rows)));
             }
             let rows = &self.rows;
             let known = |shelf: &Shelf| rows.contains_key(&shelf.sale);
             self.places.retain(|shelf, place| known(shelf) || place.standing == Standing::Reopening);
-        } else {
-            let unserved = self.rows.values().filter(|rows| !self.serves(rows)).map(|rows| &rows.sale);
-            changed.extend(unserved.chain(&self.news).cloned());
-            let names: Vec<&str> = changed.iter().map(SaleId::as_str).collect();
-            let found = if names.is_empty() {
-                Vec::new()
-            } else {
-                store.projections(KEYS_KEPT, Some(&names)).await?
-            };
-            changed.iter().for_each(|sale| drop(self.rows.remove(sale)));
-            self.rows.extend(found.into_iter().map(|rows| (rows.sale.clone(), Arc::new(rows))));
+            return Ok(());
         }
-        self.news.clear();
-        Ok(changed)
+        let unserved = self.rows.values().filter(|rows| !self.serves(rows)).map(|rows| &rows.sale);
+        let wanted: BTreeSet<SaleId> = unserved.chain(&self.news).cloned().collect();
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<&str> = wanted.iter().map(SaleId::as_str).collect();
+        let found = store.projections(KEYS_KEPT, Some(&names)).await?;
+        self.rows.retain(|sale, _| !wanted.contains(sale));
+        self.rows.extend(found.into_iter().map(|rows| (rows.sale.clone(), Arc::new(rows))));
+        self.news.extend(wanted);
+        Ok(())
     }
 
     /// Whether every segment of a sale serves, as far as is known.
@@ -295,10 +293,10 @@ impl Shelves {
 
     /// The sales that are looked at in this round: those that have changed or do not serve, and some of the
     /// others, which come next.
-    fn turn(&mut self, changed: &BTreeSet<SaleId>) -> Vec<Arc<Projection>> {
+    fn turn(&mut self) -> Vec<Arc<Projection>> {
         let known = |rows: &&Arc<Projection>| !self.unknown.contains_key(&rows.sale);
         let is_quiet = |rows: &Projection| {
-            !changed.contains(&rows.sale) && self.published.contains_key(&rows.sale) && self.serves(rows)
+            !self.news.contains(&rows.sale) && self.published.contains_key(&rows.sale) && self.serves(rows)
         };
         let (quiet, mut turn): (Vec<_>, Vec<_>) =
             self.rows.values().filter(known).cloned().partition(|rows| is_quiet(rows));

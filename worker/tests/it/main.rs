@@ -4,6 +4,7 @@
 
 mod api_auth;
 mod api_claims;
+mod api_many;
 mod api_orders;
 mod api_payments;
 mod api_requests;

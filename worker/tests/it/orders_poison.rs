@@ -76,3 +76,18 @@ async fn twenty_kinds_of_poison_are_parked_and_what_is_between_them_is_written()
         assert!(message.reason.is_some_and(|reason| reason.contains(why)), "{why}");
     }
 }
+
+#[tokio::test]
+async fn poison_that_comes_again_and_again_is_parked_once() {
+    let world = World::new(&[("phone", 1000)]).await;
+    let good = OrderMessage::Accepted(accepted("bob", "phone=1"));
+    let mut messages = vec![(write_key(0), b"hello".to_vec()); 5];
+    messages.push((write_key(0), serde_json::to_vec(&good).unwrap()));
+    world.broker.publish(ORDERS, &messages).await;
+    let role = world.run(Role::Orders);
+    let written = async || world.db.count("SELECT count(*) FROM orders").await == 1;
+    eventually("the rest is written", Duration::from_secs(20), written).await;
+    assert_eq!(world.broker.drain(PARKED, 5).await.len(), 5);
+    role.stop().await;
+    assert_eq!(world.db.count("SELECT count(*) FROM parked").await, 1);
+}

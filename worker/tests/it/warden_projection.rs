@@ -135,3 +135,29 @@ async fn a_sale_is_not_taken_out_of_redis_while_it_is_being_reopened() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_sale_that_ended_long_ago_closes_by_itself_once_nothing_of_it_is_unpaid() {
+    let (place, warden, _orders, edge) = Place::open(10).await;
+    let order = place.bought(&edge.instance, "bob").await;
+    warden.stop().await;
+    place.db.run("UPDATE orders SET state = 'paid' WHERE user_id <> 'bob'").await;
+    let long_ago = "UPDATE sales SET starts_at = now() - interval '3 days',
+         ends_at = now() - interval '2 days', updated_at = now() - interval '2 days'";
+    place.db.run(long_ago).await;
+    let warden = place.warden("");
+    let ended = async || warden.metrics().contains("sluice_warden_ended_sales 1\n");
+    eventually("it is told", PATIENCE, ended).await;
+    assert_eq!(place.view().await.unwrap().step, SaleStep::Open);
+    place.db.store.cancel(&order.order, &order.user).await.unwrap();
+    eventually("it is closed", PATIENCE, async || place.view().await.unwrap().step == SaleStep::Closed).await;
+    let row = place.db.store.sale(&place.shelf.sale).await.unwrap().unwrap();
+    assert_eq!(row.closed_from, Some(SaleStep::Open));
+    let by = place.db.texts("SELECT who || ' ' || action FROM audit_log WHERE who = 'sluice'").await;
+    assert_eq!(by, ["sluice sale.close"]);
+    eventually("none is told", PATIENCE, async || !ended().await).await;
+    // Reopened, it has a day again.
+    place.step(SaleStep::Open).await;
+    eventually("it is told again", PATIENCE, ended).await;
+    assert_eq!(place.view().await.unwrap().step, SaleStep::Open);
+}

@@ -38,7 +38,11 @@ async fn missing_of(
         match field {
             Field::Order(uuid, _) => orders.push(OrderId { uuid, sale: view.number, segment }),
             Field::Mark(..) => {}
-            Field::Torn(name) => return Ok(Some(format!("{name} cannot be read"))),
+            Field::Torn(name) => {
+                // A mark's field is its buyer: nobody's name belongs into a log.
+                let name = if name.starts_with('@') { "a buyer's mark" } else { &name };
+                return Ok(Some(format!("{name} cannot be read")));
+            }
         }
     }
     let store = &warden.context.store;
