@@ -1,6 +1,6 @@
 //! Each segment in Redis against itself.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use sluice_shared::ids::SkuId;
 

@@ -137,7 +137,7 @@ impl OfSegment {
 
 /// Whether a row was written for units that were taken after the shelf was read. One that was written
 /// before, and is ahead of Redis all the same, is what Redis has lost.
-pub fn is_newer(seen: &Seen, row: &OrderFact, now: Millis) -> bool {
+pub(super) fn is_newer(seen: &Seen, row: &OrderFact, now: Millis) -> bool {
     let head = &seen.image.head;
     let ahead = (row.epoch, row.seq) > (head.epoch, head.seq);
     let since = row.created.0 + SKEW_MS >= seen.image.at.0 && row.created.0 <= now.0 + SKEW_MS;
