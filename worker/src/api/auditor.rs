@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use sluice_shared::config::Secret;
 use sluice_shared::ids::SaleId;
 use sluice_shared::verdict::{Code, Rejection};
 use tokio::io::AsyncReadExt;
@@ -36,7 +37,7 @@ type Outcome = Result<Arc<Value>, String>;
 #[derive(Debug)]
 pub struct Auditor {
     program: PathBuf,
-    urls: [(&'static str, String); 2],
+    urls: [(&'static str, Secret); 2],
     latest: Mutex<Option<Latest>>,
 }
 
@@ -55,8 +56,7 @@ impl Auditor {
         let program = &config.api.audit_program;
         // This very program, even where its file has been replaced since.
         let program = if program.is_empty() { "/proc/self/exe" } else { program };
-        let redis = config.redis.url.reveal().to_owned();
-        let database = config.database.url.reveal().to_owned();
+        let (redis, database) = (config.redis.url.clone(), config.database.url.clone());
         let urls = [("SLUICE_REDIS_URL", redis), ("SLUICE_DATABASE_URL", database)];
         Self { program: program.into(), urls, latest: Mutex::new(None) }
     }
@@ -92,7 +92,7 @@ impl Auditor {
         *latest = Some(Latest { sale: sale.clone(), outcome: outcome.clone(), until });
         let mut command = Command::new(&self.program);
         command.args(["audit", "--sale", sale.as_str(), "--json", "--memory", MEMORY]);
-        command.envs(self.urls.iter().map(|(name, url)| (name, url)));
+        command.envs(self.urls.iter().map(|(name, url)| (name, url.reveal())));
         // How much is in the broker, it is not to ask.
         command.envs([("SLUICE_AMQP_URL", ""), ("SLUICE_AMQP_MANAGEMENT_URL", "")]);
         // Not by whoever asked: he may be gone before it is done.

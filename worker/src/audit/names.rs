@@ -21,14 +21,14 @@ impl Names {
 
     /// Others besides.
     pub fn join(&mut self, others: &Self) {
-        self.count += others.count;
+        self.count = self.count.saturating_add(others.count);
         let room = KEPT - self.kept.len();
         self.kept.extend(others.kept.iter().take(room).cloned());
     }
 
     /// So many more that nobody knows by name.
     pub fn nameless(&mut self, count: usize) {
-        self.count += count;
+        self.count = self.count.saturating_add(count);
     }
 
     /// Whether it is one of them.

@@ -127,7 +127,7 @@ impl Rows {
             self.count += 1;
             self.names.push(|| order.to_string());
             self.order(about, order, row);
-            self.paid(order, row, payments.get(order).map_or(&[], Vec::as_slice));
+            self.paid(order, row, payments.get(order).map_or(&[][..], Vec::as_slice));
             let mut is_newer = false;
             let mut on_its_way_back = false;
             if let Some(at) = about.shelves.iter().position(|seen| seen.shelf.segment == order.segment) {

@@ -264,7 +264,7 @@ impl Reading<'_> {
 
     /// In order, each once; and marks compared with what orders hold.
     fn done(self) -> Seen {
-        let Self { mut seen, hashes, marks, .. } = self;
+        let Self { mut seen, hashes, mut marks, .. } = self;
         seen.entries.sort_unstable_by_key(|entry| entry.uuid);
         seen.entries.dedup_by(|next, kept| next.uuid == kept.uuid);
         let of_lines: Vec<u64> = seen
@@ -274,12 +274,8 @@ impl Reading<'_> {
             .collect();
         let holding = seen.entries.iter().filter(|entry| !entry.released);
         let due = summed(holding.map(|entry| (entry.user, of_lines[entry.lines as usize])).collect());
-        let marks = {
-            let mut marks = marks;
-            marks.sort_unstable();
-            marks.dedup_by_key(|mark| mark.0);
-            marks
-        };
+        marks.sort_unstable();
+        marks.dedup_by_key(|mark| mark.0);
         seen.marks = marks.len();
         compare(&due, &marks, &mut seen);
         seen

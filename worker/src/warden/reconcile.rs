@@ -198,9 +198,9 @@ impl Reconciler {
             }
             self.sale(view, &wanted, look, &mut undone).await?;
         }
-        let known = |sale: &SaleId| views.iter().any(|view| view.sale == *sale);
-        self.compared.retain(|sale, _| known(sale));
-        self.read.retain(|sale, _| known(sale));
+        let known: BTreeSet<&SaleId> = views.iter().map(|view| &view.sale).collect();
+        self.compared.retain(|sale, _| known.contains(sale));
+        self.read.retain(|sale, _| known.contains(sale));
         self.unread.retain(|shelf| serving.contains_key(shelf));
         if matches!(about, About::Closed) {
             self.rest.retain(|shelf| undone.late.contains(shelf));

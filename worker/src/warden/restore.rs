@@ -111,7 +111,7 @@ async fn add_marks(redis: &Redis, key: &str, marks: &mut BTreeMap<&str, Mark>) -
             let earlier = Mark::parse(&text);
             let earlier =
                 earlier.ok_or_else(|| Trouble::Odd("a mark that was written is torn".to_owned()))?;
-            marks.entry(user).or_default().join(&earlier);
+            marks.entry(*user).or_default().join(&earlier);
         }
     }
     Ok(())

@@ -150,7 +150,7 @@ impl<'a> Comparison<'a> {
 
     /// Stock left + units held = units put on the shelf.
     fn units(&mut self) {
-        let (head, held, books, found) = (&self.image.head, self.shelved.held(), self.books, &mut self.found);
+        let (head, shelved, books, found) = (&self.image.head, self.shelved, self.books, &mut self.found);
         for sku in &books.skus {
             let Some(init) = head.init.get(sku) else {
                 found.note(format!("{sku}: nothing says how many units were put on the shelf"));
@@ -160,8 +160,9 @@ impl<'a> Comparison<'a> {
                 found.note(format!("{sku}: the units left are missing"));
                 continue;
             };
-            let held = held.get(sku).copied().unwrap_or(0);
-            if i128::from(*left) + i128::from(held) != i128::from(*init) {
+            let held = shelved.held(sku);
+            if held.iter().all(|held| i128::from(*left) + i128::from(*held) != i128::from(*init)) {
+                let [held, _] = held;
                 found.note(format!("{sku}: {left} left + {held} held ≠ {init} put on the shelf"));
             }
             let booked = books.init.as_ref().map(|init| init.get(sku).copied().unwrap_or(0));
@@ -400,7 +401,7 @@ mod tests {
             let mut whole = sound();
             lose(&mut whole);
             let Verdict::Lost(what, _) = whole.compare() else { panic!("{name}") };
-            assert!(what.iter().all(|what| !what.contains("u1") && !what.contains("ann")), "{what:?}");
+            assert!(what.iter().all(|what| !what.contains("u1") && !what.contains('@')), "{what:?}");
         }
     }
 

@@ -224,21 +224,39 @@ async fn time_lines_and_books_are_told() {
 }
 
 #[tokio::test]
-async fn one_audit_at_a_time_is_made_in_the_back_office() {
+async fn one_audit_at_a_time_is_made_for_the_back_office_and_shared() {
     let world = world().await;
+    world.sale_in("b", SaleStep::Open).await;
     let mut held = world.pool.begin().await.unwrap();
-    sqlx::query("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE").execute(&mut *held).await.unwrap();
-    let audit = || world.admin("GET", "/sales/a/audit", Value::Null);
-    let second = async {
-        eventually("the first one is under way", Duration::from_secs(20), async || {
-            let waiting = "SELECT count(*) FROM pg_stat_activity
-                           WHERE wait_event_type = 'Lock' AND datname = current_database()";
-            sqlx::query_scalar::<_, i64>(waiting).fetch_one(&world.pool).await.unwrap() > 0
-        })
-        .await;
-        audit().await.problem(503, "overloaded");
+    sqlx::query("LOCK TABLE ledger IN ACCESS EXCLUSIVE MODE").execute(&mut *held).await.unwrap();
+    let audit = |sale| world.admin("GET", sale, Value::Null);
+    let waiting = async || {
+        let waiting = "SELECT count(*) FROM pg_stat_activity
+                       WHERE wait_event_type = 'Lock' AND datname = current_database()";
+        sqlx::query_scalar::<_, i64>(waiting).fetch_one(&world.pool).await.unwrap()
+    };
+    let another = async {
+        let patience = Duration::from_secs(20);
+        eventually("the first one is under way", patience, async || waiting().await > 0).await;
+        let busy = audit("/sales/b/audit").await;
+        assert_eq!(busy.headers["retry-after"], "1");
+        busy.problem(503, "overloaded");
+        // Whoever gives up does not take it from the others.
+        let gone = tokio::time::timeout(Duration::from_millis(300), audit("/sales/a/audit")).await;
+        assert!(gone.is_err());
         held.rollback().await.unwrap();
     };
-    tokio::join!(audit(), second);
-    audit().await.expect(200);
+    let (first, second, ()) = tokio::join!(audit("/sales/a/audit"), audit("/sales/a/audit"), another);
+    assert_eq!(first.expect(200)["at"], second.expect(200)["at"]);
+    audit("/sales/b/audit").await.expect(200);
+}
+
+#[tokio::test]
+async fn an_audit_that_cannot_read_says_why() {
+    let world = world().await;
+    sqlx::query("ALTER TABLE ledger RENAME TO elsewhere").execute(&world.pool).await.unwrap();
+    let answer = world.admin("GET", "/sales/a/audit", Value::Null).await;
+    answer.problem(503, "unavailable");
+    let detail = answer.json()["detail"].to_string();
+    assert!(detail.contains("ledger"), "{detail}");
 }

@@ -88,7 +88,8 @@ fn sequence(seen: &Seen, rows: &OfSegment, sheet: &mut Sheet) {
     let mut places: Vec<u64> =
         present.map(|entry| entry.seq).filter(|seq| (1..=head.seq).contains(seq)).collect();
     places.sort_unstable();
-    let (mut missing, mut doubles, mut expected) = (Names::default(), Names::default(), before + 1);
+    let (mut missing, mut doubles, mut expected) =
+        (Names::default(), Names::default(), before.saturating_add(1));
     let mut gap = |from: u64, to: u64| {
         let first = (from..to).take(1_000);
         let unnamed = usize::try_from(to.saturating_sub(from)).unwrap_or(usize::MAX).saturating_sub(1_000);
@@ -104,7 +105,7 @@ fn sequence(seen: &Seen, rows: &OfSegment, sheet: &mut Sheet) {
         }
         if seq >= expected {
             gap(expected, seq);
-            expected = seq + 1;
+            expected = seq.saturating_add(1);
         }
     }
     gap(expected, head.seq.saturating_add(1));

@@ -36,7 +36,7 @@ pub struct PaymentTotals {
 impl Books {
     /// The sale's ledger lines about these orders, in the order of the lines.
     pub async fn moves_of(&mut self, orders: &[String]) -> Result<Vec<MoveFact>, StoreError> {
-        let mut rows = sqlx::query_as(
+        let mut rows = sqlx::query_as::<_, (String, String, String, i64, i64)>(
             "SELECT order_id, sku, kind, quantity, line FROM ledger WHERE order_id = ANY($1) AND sale = $2",
         )
         .bind(orders)
@@ -44,7 +44,6 @@ impl Books {
         .fetch(&mut *self.snapshot);
         let mut moves: Vec<(i64, MoveFact)> = Vec::with_capacity(orders.len() * 2);
         while let Some((name, sku, kind, quantity, line)) = rows.try_next().await? {
-            let (name, sku): (String, String) = (name, sku);
             let (order, sku) = (order(&name)?, id(SkuId::parse(&sku))?);
             moves.push((line, MoveFact { order, sku, kind, quantity: unsigned(quantity) }));
         }
@@ -54,14 +53,13 @@ impl Books {
 
     /// The payments of these orders.
     pub async fn payments_of(&mut self, orders: &[String]) -> Result<Vec<PaymentFact>, StoreError> {
-        let mut rows = sqlx::query_as(
+        let mut rows = sqlx::query_as::<_, (String, String, i64, String, String)>(
             "SELECT payment_id, order_id, amount, currency, state FROM payments WHERE order_id = ANY($1)",
         )
         .bind(orders)
         .fetch(&mut *self.snapshot);
         let mut payments = Vec::new();
         while let Some((payment, name, amount, code, state)) = rows.try_next().await? {
-            let (name, code): (String, String) = (name, code);
             let (order, currency) = (order(&name)?, currency(&code)?);
             payments.push(PaymentFact { order, amount, currency, payment, state });
         }

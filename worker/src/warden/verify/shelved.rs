@@ -38,8 +38,9 @@ pub struct Shelved {
     marks: Marks,
     /// The sum of the orders' hashes.
     orders: u64,
-    /// Units that orders held when the head was read.
-    held: BTreeMap<SkuId, u64>,
+    /// Units that orders held when the head was read, and that they hold now: what went back in the same
+    /// millisecond is in the head or is not.
+    held: BTreeMap<SkuId, [u64; 2]>,
     torn: Findings,
 }
 
@@ -76,13 +77,14 @@ impl Shelved {
 
     fn order(&mut self, image: &Image, uuid: &[u8; 16], record: &Record) {
         self.orders = self.orders.wrapping_add(self.hash(uuid));
-        let held = image.held(record);
+        let held = [image.held(record), !record.released];
         for (sku, n) in record.lines.iter() {
             if !record.released {
                 self.marks.add(&self.hashes, &record.user, sku, u64::from(n));
             }
-            if held {
-                *self.held.entry(sku.clone()).or_default() += u64::from(n);
+            let sums = self.held.entry(sku.clone()).or_default();
+            for (sum, held) in sums.iter_mut().zip(held) {
+                *sum += if held { u64::from(n) } else { 0 };
             }
         }
     }
@@ -97,9 +99,9 @@ impl Shelved {
         self.orders
     }
 
-    /// Units that orders held when the head was read.
-    pub(super) fn held(&self) -> &BTreeMap<SkuId, u64> {
-        &self.held
+    /// Units of a SKU that orders held when the head was read, and that they hold now.
+    pub(super) fn held(&self, sku: &SkuId) -> [u64; 2] {
+        self.held.get(sku).copied().unwrap_or_default()
     }
 
     pub(super) fn torn(&self) -> &Findings {
