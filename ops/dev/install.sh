@@ -27,8 +27,8 @@ PEER_NEEDS=(
   "faketime:/usr/lib/*/faketime/libfaketime.so.1"
 )
 
-# What tests make disks fail with.
-TEST_NEEDS=(strace:strace iproute2:ip)
+# What tests make disks fail with, and the balancer before the edges.
+TEST_NEEDS=(strace:strace iproute2:ip haproxy:haproxy)
 
 may_install() { [ "$(id -u)" = 0 ] || { command -v sudo >/dev/null && sudo -n true 2>/dev/null; }; }
 
