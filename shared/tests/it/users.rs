@@ -146,8 +146,8 @@ fn the_composed_redis_has_the_same_users() {
     let rules = std::fs::read_to_string(required("SLUICE_TEST_REDIS_USERS")).unwrap();
     for rule in rules.lines() {
         let name = rule.split_ascii_whitespace().nth(1).unwrap();
-        assert!(compose.contains(&format!("--user {name} ")), "{name}");
+        assert!(compose.contains(&format!(" user {name} ")), "{name}");
     }
     // Without its rights the file is replayed without what the scripts did.
-    assert!(compose.contains("--user default off resetpass ~* &* +@all"));
+    assert!(compose.contains(" user default off resetpass ~* &* +@all"));
 }
