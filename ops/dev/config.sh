@@ -1,5 +1,6 @@
 # shellcheck shell=bash disable=SC2034,SC2154
-# What `up` writes for the programs and for people: .run/env, .run/edge.toml, .run/worker.toml.
+# What `up` writes for the programs and for people: .run/env, .run/edge.toml, .run/worker.toml,
+# .run/compose.env.
 # Only what this machine decides is written; everything else is the programs' default.
 
 write_env() {
@@ -71,6 +72,30 @@ admin_jwt_secret = "$ADMIN_JWT_SECRET"
 payment_secret = "$PAYMENT_SECRET"
 edge_secret = "$EDGE_SECRET"
 TOML
+}
+
+# Every variable that compose.yaml refers to and that is chosen here.
+write_compose_env() {
+  local name
+  grep -oE '\$\{SLUICE_[A-Z_]+' "$ROOT/compose.yaml" | sort -u | while IFS= read -r name; do
+    name=${name#*SLUICE_}
+    if [ -n "${!name:-}" ]; then printf "SLUICE_%s='%s'\n" "$name" "${!name}"; fi
+  done | write_private "$STATE/compose.env"
+}
+
+# Docker compose reads `.env` by itself, so that `docker compose ps`, `logs`, `exec` need nothing else.
+link_compose_env() {
+  local file
+  file=$(realpath "$STATE/compose.env")
+  if [ -L "$ROOT/.env" ] || [ ! -e "$ROOT/.env" ]; then
+    ln -sfn "$file" "$ROOT/.env"
+  else
+    warn ".env is not ours and stays: docker compose --env-file $file ps"
+  fi
+}
+
+unlink_compose_env() {
+  if [ "$(readlink "$ROOT/.env")" = "$(realpath "$STATE/compose.env")" ]; then rm -f "$ROOT/.env"; fi
 }
 
 write_configuration() {

@@ -94,14 +94,42 @@ demo_start() {
 }
 
 print_hints() {
-  local edge="http://127.0.0.1:$EDGE_PORT"
+  print_first_hints
+  cat <<HINTS
+  state         .run/  (logs in .run/logs, programs in .run/bin, everything else in .run/env)
+HINTS
+  print_purchase
+  cat <<HINTS
+Then the books:
+  set -a; . .run/env; set +a; .run/bin/sluice-worker audit --sale demo
+HINTS
+}
+
+print_compose_hints() {
+  print_first_hints
+  cat <<HINTS
+  containers    docker compose ps; docker compose logs -f edge-1 warden-1 api  (passwords in .run/compose.env)
+HINTS
+  print_purchase
+  cat <<HINTS
+Then the books:
+  docker compose exec api sluice-worker audit --sale demo
+HINTS
+}
+
+print_first_hints() {
   cat <<HINTS
 
 Sluice is up.
-  gate          $edge  (admin http://127.0.0.1:$EDGE_ADMIN_PORT, metrics at /metrics)
+  gate          http://127.0.0.1:$EDGE_PORT  (admin http://127.0.0.1:$EDGE_ADMIN_PORT, metrics at /metrics)
   back office   http://127.0.0.1:$API_PORT/admin/v1/  (bearer: SLUICE_ADMIN_TOKEN in .run/env)
   RabbitMQ UI   http://127.0.0.1:$AMQP_MANAGEMENT_PORT  user operator, password $AMQP_OPERATOR_PASSWORD
-  state         .run/  (logs in .run/logs, programs in .run/bin, everything else in .run/env)
+HINTS
+}
+
+print_purchase() {
+  local edge="http://127.0.0.1:$EDGE_PORT"
+  cat <<HINTS
 
 See the sale:
   curl -s $edge/v1/sales/demo
@@ -111,7 +139,5 @@ Buy a phone as alice:
     sed 's/.*"token":"\\([^"]*\\)".*/\\1/')
   curl -i -H "Authorization: Bearer \$JWT" -H "X-Sale-Token: \$TOKEN" \\
     -d '{"sku":"phone","quantity":1}' -H 'Content-Type: application/json' $edge/v1/sales/demo/orders
-Then the books:
-  set -a; . .run/env; set +a; .run/bin/sluice-worker audit --sale demo
 HINTS
 }

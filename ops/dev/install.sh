@@ -27,7 +27,7 @@ PEER_NEEDS=(
   "faketime:/usr/lib/*/faketime/libfaketime.so.1"
 )
 
-# What tests make disks fail with, and a proxy that reads the same bytes as the edge.
+# What tests make disks fail with, and a proxy that reads the same bytes as the edge and stands before two of them.
 TEST_NEEDS=(strace:strace iproute2:ip haproxy:haproxy)
 
 may_install() { [ "$(id -u)" = 0 ] || { command -v sudo >/dev/null && sudo -n true 2>/dev/null; }; }

@@ -21,6 +21,7 @@ services_start() {
   choose_test_ports
   AMQP_NODE=sluice-test@localhost DATABASE_DURABLE=off DATABASE_CONNECTIONS=400
   redis_users | write_private "$STATE/users.acl"
+  write_compose_env
   rabbitmq_start &
   pids+=($!)
   postgres_start &
@@ -46,6 +47,7 @@ export SLUICE_TEST_AMQP_URL='amqp://operator:$AMQP_OPERATOR_PASSWORD@127.0.0.1:$
 export SLUICE_TEST_AMQP_MANAGEMENT_URL='http://operator:$AMQP_OPERATOR_PASSWORD@127.0.0.1:$AMQP_MANAGEMENT_PORT'
 export SLUICE_TEST_POSTGRES_BIN='$(dirname "$(postgres_program postgres)")'
 export SLUICE_TEST_DATABASE_URL='postgres://postgres:$DATABASE_ADMIN_PASSWORD@127.0.0.1:$DATABASE_PORT/postgres'
+export SLUICE_TEST_COMPOSE_ENV='$STATE/compose.env'
 export SLUICE_TEST_BIN='$TARGET/release'
 ENV
 }

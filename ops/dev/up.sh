@@ -19,10 +19,26 @@ servers_start() {
   return "$failed"
 }
 
+can_install() { command -v apt-get >/dev/null && may_install; }
+
+# wants_docker [--docker]: because it is asked for, because it was there the last time, or because servers
+# are missing that cannot be installed, and a Docker engine answers.
+wants_docker() {
+  if [ "${1:-}" = --docker ]; then
+    docker_answers || die 'no Docker engine answers (docker info)'
+    return 0
+  fi
+  [ ! -e "$STATE/compose" ] || return 0
+  servers_missing && ! can_install && docker_answers
+}
+
 command_up() {
-  [ $# = 0 ] || die 'usage: ./dev up' 64
+  case "$#:${1:-}" in
+    0: | 1:--docker) ;;
+    *) die 'usage: ./dev up [--docker]' 64 ;;
+  esac
   lock_state
-  if servers_missing && ! may_install && docker_answers; then
+  if wants_docker "$@"; then
     compose_up
     return
   fi
@@ -44,33 +60,26 @@ command_up() {
   print_hints
 }
 
-# Where nothing can be installed but a Docker engine answers. The ports and secrets are the same:
-# compose.yaml reads them from the environment.
+# Everything in containers. The ports and secrets are the same.
 compose_up() {
+  find_program curl >/dev/null || die 'curl is not installed'
+  # They run beside each other on the same ports.
+  if is_running edge || is_running redis; then die 'it runs without Docker: ./dev down first'; fi
   load_secrets
-  choose_ports
+  # What listens on the ports of containers that run is no stranger.
+  if [ -e "$STATE/compose" ]; then load_values "$STATE/ports"; else choose_ports; fi
   write_configuration
+  write_compose_env
+  link_compose_env
   : >"$STATE/compose"
-  # Read inside the container by another user; it holds salted hashes, not passwords.
-  amqp_definitions >"$STATE/definitions.json"
-  chmod 644 "$STATE/definitions.json"
   step 'docker compose up'
   compose up -d --build || die 'docker compose failed'
-  wait_until 300 edge_ready || die 'the edge is not ready: docker compose logs edge'
+  wait_until 300 edge_ready || die 'the edge is not ready: docker compose logs edge-1 warden-1'
   demo_start
-  print_hints
+  print_compose_hints
 }
 
-# Every port and secret as SLUICE_<NAME>, for compose.yaml to refer to.
-compose() {
-  local entry name
-  export SLUICE_AMQP_DEFINITIONS=$STATE/definitions.json
-  for entry in "${PORTS[@]}" "${SECRET_NAMES[@]}"; do
-    name=${entry%% *}
-    export "SLUICE_$name=${!name}"
-  done
-  docker compose "$@"
-}
+compose() { docker compose --project-directory "$ROOT" --env-file "$STATE/compose.env" "$@"; }
 
 command_down() {
   local wipe=0
@@ -99,8 +108,11 @@ command_down() {
 }
 
 compose_down() {
-  load_secrets
-  choose_ports
-  if [ "$1" = 1 ]; then compose down -v; else compose down; fi
+  if [ "$1" = 1 ]; then
+    compose down -v
+    unlink_compose_env
+  else
+    compose down
+  fi
   rm -f "$STATE/compose"
 }

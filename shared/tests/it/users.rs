@@ -299,7 +299,7 @@ fn the_composed_redis_has_the_same_users_and_settings() {
     std::fs::remove_file(&made).unwrap();
     let users = std::fs::read_to_string(required("SLUICE_TEST_REDIS_USERS")).unwrap();
     let settings = std::fs::read_to_string(root.join("ops/redis/redis.conf")).unwrap();
-    assert_eq!(text, settings.clone() + &users);
+    assert_eq!(text, settings.clone() + "maxmemory 2gb\n" + &users);
     assert_eq!(users.lines().count(), 5);
     // Without its rights the file is replayed without what the scripts did.
     assert!(users.contains("user default off resetpass ~* &* +@all\n"));

@@ -2,6 +2,7 @@
 //! a sale in all three.
 
 pub mod broker;
+pub mod compose;
 pub mod database;
 pub mod postgres;
 pub mod process;

@@ -14,6 +14,7 @@ mod api_world;
 mod audit_books;
 mod audit_traps;
 mod claims_whole;
+mod compose_services;
 mod explain_order;
 mod faults_books;
 mod faults_client;

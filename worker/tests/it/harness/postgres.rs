@@ -66,6 +66,11 @@ impl PrivatePostgres {
         server
     }
 
+    /// Its port on the loopback address.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// A migrated database there.
     pub async fn database(&self) -> super::TestDatabase {
         let url = format!("postgres://postgres@127.0.0.1:{}/postgres", self.port);
