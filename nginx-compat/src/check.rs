@@ -154,7 +154,8 @@ impl<'c> Walk<'c> {
         self.checked.found.push(Found { file, directive, context, rule });
         let first = level.names.insert(rule.name);
         if !first && rule.repeat == Repeat::Once {
-            self.report(file, line, Problem::Duplicate(rule.name.to_owned()));
+            let named = Problem::Duplicate(rule.name.to_owned());
+            self.report(file, line, if rule.value == Value::Lua { Problem::DuplicateLua } else { named });
         } else if let Err(problem) = values::check(rule, directive) {
             self.report(file, line, problem);
         }

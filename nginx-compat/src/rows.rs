@@ -5,7 +5,7 @@
 //! | name | |
 //! | contexts | of the module's family, as [`Context::ALL`] has them; `any` |
 //! | number of arguments | `flag` (one), digits of which each is allowed, `1+`, `2+`, `any` |
-//! | value | `own` (read by code of its own), `flag num num:A-B size off msec sec bufs access path str strs pair text types enum:A\|B mask:A\|B lua`, `{block}`, `{entries}` |
+//! | value | `own` (read by code of its own), `flag num num:A-B size size:A\|B off msec sec bufs access path str strs pair text vsize types enum:A\|B mask:A\|B lua`, `{block}`, `{entries}` |
 //! | twice in one block | `once` (an error), `adds` |
 //! | default | `-` if there is none |
 //! | inheritance | `-` (one level alone), `value`, `list`, `adds`, `own` (never) |
@@ -135,6 +135,7 @@ fn value_of(word: &'static str) -> Option<Value> {
     Some(match word.split_once(':') {
         Some(("enum", words)) => Value::OneOf(words.split('|').collect()),
         Some(("mask", words)) => Value::SomeOf(words.split('|').collect()),
+        Some(("size", words)) => Value::SizeOf(words.split('|').collect()),
         Some(("num", bounds)) => {
             let (least, most) = bounds.split_once('-')?;
             Value::Number(least.parse().ok()?, most.parse().ok())
@@ -152,6 +153,7 @@ fn value_of(word: &'static str) -> Option<Value> {
             "access" => Value::Access,
             "path" => Value::Path,
             "str" | "strs" | "pair" | "text" | "types" => Value::Text,
+            "vsize" => Value::TextOfSize,
             "lua" => Value::Lua,
             _ => return None,
         },

@@ -173,6 +173,8 @@ pub enum Value {
     Number(i64, Option<i64>),
     /// A size.
     Size,
+    /// One of these sizes.
+    SizeOf(Vec<&'static str>),
     /// A size that may be large.
     Offset,
     /// A time in milliseconds.
@@ -191,6 +193,8 @@ pub enum Value {
     Path,
     /// Anything, variables or not.
     Text,
+    /// A size, or variables that make one.
+    TextOfSize,
     /// The directives of this block.
     Block(&'static str),
     /// Entries that are no directives.
