@@ -14,7 +14,7 @@ use std::ops::ControlFlow;
 use self::locations::Location;
 use crate::problem::{Error, Problem};
 use crate::table::{Context, Repeat, Rule, Table, Value};
-use crate::tree::{Block, Config, Directive, Item};
+use crate::tree::{Block, Config, Directive, Item, Word};
 
 /// Directives walked at the most, each as often as it is included.
 const MOST_DIRECTIVES: usize = 1 << 20;
@@ -73,6 +73,8 @@ struct Level {
     location: Option<Location>,
     /// The directives in it.
     names: HashSet<&'static str>,
+    /// The zones of `limit_req` and its like, and what is `off`, as `name zone` and `name off`.
+    words: HashSet<String>,
     /// The locations in it, by kind and name.
     locations: HashSet<Location>,
     /// The groups of servers in it, by their names in lower case.
@@ -81,8 +83,28 @@ struct Level {
 
 impl Level {
     fn new(place: Place, location: Option<Location>) -> Self {
-        let (names, locations, upstreams) = Default::default();
-        Self { place, location, names, locations, upstreams }
+        let (names, words, locations, upstreams) = Default::default();
+        Self { place, location, names, words, locations, upstreams }
+    }
+
+    /// Adds a directive. False if nginx says that it is there already.
+    fn add(&mut self, rule: &'static Rule, directive: &Directive) -> bool {
+        let first = self.names.insert(rule.name);
+        let args = directive.args();
+        let word = |text: &str| format!("{} {text}", rule.name);
+        match rule.repeat {
+            Repeat::Adds => true,
+            Repeat::Once => first,
+            Repeat::UnlessOff if args.first().is_some_and(|arg| args.len() == 1 && arg.value == b"off") => {
+                self.words.insert(word("off"));
+                first
+            }
+            Repeat::UnlessOff => !self.words.contains(&word("off")),
+            Repeat::ByZone => {
+                let zone = args.iter().find(|arg| arg.value.starts_with(b"zone=")).or(args.first());
+                self.words.insert(word(&zone.map(Word::text).unwrap_or_default().replacen("zone=", "", 1)))
+            }
+        }
     }
 }
 
@@ -152,9 +174,9 @@ impl<'c> Walk<'c> {
             }
         };
         self.checked.found.push(Found { file, directive, context, rule });
-        let first = level.names.insert(rule.name);
-        if !first && rule.repeat == Repeat::Once {
-            self.report(file, line, Problem::Duplicate(rule.name.to_owned()));
+        if !level.add(rule, directive) {
+            let named = Problem::Duplicate(rule.name.to_owned());
+            self.report(file, line, if rule.value == Value::Lua { Problem::DuplicateLua } else { named });
         } else if let Err(problem) = values::check(rule, directive) {
             self.report(file, line, problem);
         }
@@ -210,7 +232,7 @@ impl<'c> Walk<'c> {
             self.file(*included, level)?;
         }
         self.depth -= 1;
-        if let Some(problem) = &directive.include.problem {
+        if let Some(problem) = directive.include.problem.as_deref() {
             self.report(file, directive.end_line, problem.clone());
         }
         Step::Continue(())

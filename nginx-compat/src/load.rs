@@ -93,7 +93,7 @@ impl Loader<'_> {
             match self.file(&path) {
                 Ok(index) => include.files.push(index),
                 Err(problem) => {
-                    include.problem = Some(problem);
+                    include.problem = Some(Box::new(problem));
                     break;
                 }
             }

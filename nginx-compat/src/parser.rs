@@ -47,7 +47,9 @@ impl Tree {
             }
             End::Close => {
                 self.add_comments(statement.comments);
-                self.close(Some((statement.mark, statement.line)))?;
+                if !self.end_block(None, Some((statement.mark, statement.line))) {
+                    return Err(Problem::Unexpected('}'));
+                }
             }
             End::File => {
                 self.add_comments(statement.comments);
@@ -84,10 +86,6 @@ impl Tree {
             self.end_block(Some(code), Some((start..lexer.at, lexer.line)));
         }
         Ok(())
-    }
-
-    fn close(&mut self, mark: Option<(Span, u32)>) -> Result<(), Problem> {
-        if self.end_block(None, mark) { Ok(()) } else { Err(Problem::Unexpected('}')) }
     }
 
     /// False if no block is open.

@@ -3,6 +3,9 @@
 use std::fmt;
 use std::path::PathBuf;
 
+/// What nginx shows of an error at the most, in bytes.
+const MOST_WORDS: usize = 1024;
+
 /// One fault of a configuration. Its text is nginx's own, wherever nginx has one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -38,10 +41,14 @@ pub enum Problem {
     PairCount,
     #[error("\"{0}\" directive is duplicate")]
     Duplicate(String),
+    #[error("is duplicate")]
+    DuplicateLua,
     #[error("\"{0}\" directive invalid number")]
     Number(String),
     #[error("\"{0}\" directive invalid value")]
     Value(String),
+    #[error("\"{name}\" directive must be {sizes}")]
+    SizeOf { name: String, sizes: String },
     #[error("invalid value \"{0}\"")]
     NoSuchValue(String),
     #[error("invalid value \"{value}\" in \"{name}\" directive, it must be \"on\" or \"off\"")]
@@ -103,7 +110,9 @@ pub struct Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(to, "{}", self.problem)?;
+        let mut words = self.problem.to_string();
+        words.truncate(words.floor_char_boundary(MOST_WORDS));
+        to.write_str(&words)?;
         if self.line == 0 { Ok(()) } else { write!(to, " in {}:{}", self.file.display(), self.line) }
     }
 }

@@ -5,8 +5,8 @@
 //! | name | |
 //! | contexts | of the module's family, as [`Context::ALL`] has them; `any` |
 //! | number of arguments | `flag` (one), digits of which each is allowed, `1+`, `2+`, `any` |
-//! | value | `own` (read by code of its own), `flag num num:A-B size off msec sec bufs access path str strs pair text types enum:A\|B mask:A\|B lua`, `{block}`, `{entries}` |
-//! | twice in one block | `once` (an error), `adds` |
+//! | value | `own` (read by code of its own), `flag num num:A-B size size:A\|B off msec sec bufs access path str strs pair text vsize types enum:A\|B mask:A\|B lua`, `{block}`, `{entries}` |
+//! | twice in one block | `once` (an error), `adds`, `unless-off` (an error beside `off`), `by-zone` (an error for one zone) |
 //! | default | `-` if there is none |
 //! | inheritance | `-` (one level alone), `value`, `list`, `adds`, `own` (never) |
 //! | verdict | `exact changed ignored lost later`; `planned` before it: not built |
@@ -80,6 +80,8 @@ fn rule(line: &'static str, head: Head) -> Option<Rule> {
         repeat: match repeat {
             "once" => Repeat::Once,
             "adds" => Repeat::Adds,
+            "unless-off" => Repeat::UnlessOff,
+            "by-zone" => Repeat::ByZone,
             _ => return None,
         },
         default: (default != "-").then_some(default),
@@ -124,7 +126,9 @@ fn count_of(word: &str) -> Option<Count> {
         "flag" => Count::Of(0b10),
         "1+" => Count::AtLeast(1),
         "2+" => Count::AtLeast(2),
-        digits => Count::Of(digits.chars().try_fold(0, |bits, digit| Some(bits | 1 << digit.to_digit(8)?))?),
+        digits => {
+            Count::Of(digits.chars().try_fold(0, |bits, digit| Some(bits | (1 << digit.to_digit(8)?)))?)
+        }
     })
 }
 
@@ -135,6 +139,7 @@ fn value_of(word: &'static str) -> Option<Value> {
     Some(match word.split_once(':') {
         Some(("enum", words)) => Value::OneOf(words.split('|').collect()),
         Some(("mask", words)) => Value::SomeOf(words.split('|').collect()),
+        Some(("size", words)) => Value::SizeOf(words.split('|').collect()),
         Some(("num", bounds)) => {
             let (least, most) = bounds.split_once('-')?;
             Value::Number(least.parse().ok()?, most.parse().ok())
@@ -152,6 +157,7 @@ fn value_of(word: &'static str) -> Option<Value> {
             "access" => Value::Access,
             "path" => Value::Path,
             "str" | "strs" | "pair" | "text" | "types" => Value::Text,
+            "vsize" => Value::TextOfSize,
             "lua" => Value::Lua,
             _ => return None,
         },

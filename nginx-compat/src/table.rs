@@ -129,12 +129,12 @@ impl Contexts {
     /// This set and one more.
     #[must_use]
     pub fn with(self, context: Context) -> Self {
-        Self(self.0 | 1 << context as u32)
+        Self(self.0 | (1 << context as u32))
     }
 
     /// Whether it has this one.
     pub fn has(self, context: Context) -> bool {
-        self.0 & 1 << context as u32 != 0
+        self.0 & (1 << context as u32) != 0
     }
 
     /// Those of the set, in the order of [`Context::ALL`].
@@ -156,7 +156,7 @@ impl Count {
     /// Whether it takes so many.
     pub fn takes(self, count: usize) -> bool {
         match self {
-            Count::Of(bits) => count < 8 && bits >> count & 1 == 1,
+            Count::Of(bits) => count < 8 && (bits >> count) & 1 == 1,
             Count::AtLeast(least) => count >= least,
         }
     }
@@ -173,6 +173,8 @@ pub enum Value {
     Number(i64, Option<i64>),
     /// A size.
     Size,
+    /// One of these sizes.
+    SizeOf(Vec<&'static str>),
     /// A size that may be large.
     Offset,
     /// A time in milliseconds.
@@ -191,6 +193,8 @@ pub enum Value {
     Path,
     /// Anything, variables or not.
     Text,
+    /// A size, or variables that make one.
+    TextOfSize,
     /// The directives of this block.
     Block(&'static str),
     /// Entries that are no directives.
@@ -206,6 +210,10 @@ pub enum Repeat {
     Once,
     /// Both count.
     Adds,
+    /// Both count, unless one of them is `off`: that is an error.
+    UnlessOff,
+    /// Both count, unless they name one zone: that is an error.
+    ByZone,
 }
 
 /// What a block has of a directive that stands in the block around it.

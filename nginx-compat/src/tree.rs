@@ -118,7 +118,7 @@ pub struct Include {
     /// Indices into [`Config::files`].
     pub files: Vec<usize>,
     /// Why the last of them could not be opened.
-    pub problem: Option<Problem>,
+    pub problem: Option<Box<Problem>>,
 }
 
 /// What a piece of a file is.

@@ -16,7 +16,13 @@ pub(super) fn check(rule: &Rule, directive: &Directive) -> Result<(), Problem> {
             None => Err(Problem::Number(name)),
             Some(given) => within(given, *least, *most),
         },
-        Value::Size => size(&text).map(drop).ok_or(Problem::Value(name)),
+        Value::TextOfSize if text.contains('$') => Ok(()),
+        Value::Size | Value::TextOfSize => size(&text).map(drop).ok_or(Problem::Value(name)),
+        Value::SizeOf(words) => match size(&text) {
+            None => Err(Problem::Value(name)),
+            given if words.iter().any(|word| size(word) == given) => Ok(()),
+            _ => Err(Problem::SizeOf { name, sizes: listed(words) }),
+        },
         Value::Offset => offset(&text).map(drop).ok_or(Problem::Value(name)),
         Value::Milliseconds => of_time(false),
         Value::Seconds => of_time(true),
@@ -34,6 +40,14 @@ pub(super) fn check(rule: &Rule, directive: &Directive) -> Result<(), Problem> {
         }),
         Value::Own | Value::Entries => variable(rule.name, directive),
         Value::Text | Value::Block(_) | Value::Lua => Ok(()),
+    }
+}
+
+/// `a, b, or c`.
+fn listed(words: &[&str]) -> String {
+    match words {
+        [rest @ .., last] => format!("{}, or {last}", rest.join(", ")),
+        [] => String::new(),
     }
 }
 

@@ -29,6 +29,7 @@ fn written(text: &str) -> String {
     text.replace("<bom>", "\u{feff}")
         .replace("<cr>", "\r")
         .replace("<tab>", "\t")
+        .replace("<3000>", &"w".repeat(3000))
         .replace("<4096>", &"x".repeat(4096))
         .replace("<5000>", &"y".repeat(5000))
 }

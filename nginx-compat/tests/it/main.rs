@@ -4,6 +4,7 @@
 mod broken;
 mod crossplane;
 mod files;
+mod mutants;
 mod page;
 mod peers;
 mod roundtrip;

@@ -51,7 +51,7 @@ fn count(rule: &Rule) -> String {
         Count::AtLeast(least) => format!("{least}+"),
         Count::Of(bits) => {
             let allowed: Vec<String> =
-                (0..8).filter(|n| bits >> n & 1 == 1).map(|n: u8| n.to_string()).collect();
+                (0..8).filter(|n| (bits >> n) & 1 == 1).map(|n: u8| n.to_string()).collect();
             allowed.join(" ")
         }
     }

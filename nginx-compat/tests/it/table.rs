@@ -107,3 +107,51 @@ fn each_directive_of_nginx_has_its_places_and_its_number_of_arguments() {
     assert!(asked > 1000, "{asked}");
     assert!(wrong.is_empty(), "{} of {asked}:\n{}", wrong.len(), wrong.join("\n"));
 }
+
+/// Arguments that a kind of value takes; none where only the module knows.
+fn right(rule: &Rule) -> Option<String> {
+    Some(match &rule.value {
+        Value::Flag => "on".to_owned(),
+        Value::Number(least, _) => least.max(&4).to_string(),
+        Value::Size | Value::Offset | Value::TextOfSize => "64k".to_owned(),
+        Value::SizeOf(words) => words.first()?.to_string(),
+        Value::Milliseconds | Value::Seconds => "1s".to_owned(),
+        Value::Buffers => "4 4k".to_owned(),
+        Value::OneOf(words) | Value::SomeOf(words) => words.first()?.to_string(),
+        Value::Access => "user:rw".to_owned(),
+        Value::Path => "/nowhere/else".to_owned(),
+        _ => return None,
+    })
+}
+
+/// Each directive whose value is of a known kind: with a wrong one, and twice with a right one.
+#[test]
+fn each_value_and_each_second_directive_is_refused_as_nginx_does() {
+    let path = folder("values").join("nginx.conf");
+    let rules = Table::get().rules.iter().filter(|rule| rule.module.file == "nginx");
+    let (mut asked, mut wrong) = (0, Vec::new());
+    for rule in rules {
+        let Some(right) = right(rule) else { continue };
+        let place = PLACES.into_iter().find(|place| rule.contexts.has(*place)).unwrap();
+        let name = rule.name;
+        let mistaken = if rule.value == Value::Path {
+            "a x"
+        } else if rule.value == Value::Buffers {
+            "x y"
+        } else {
+            "x"
+        };
+        for text in [format!("{name} {mistaken};"), format!("{name} {right};\n{name} {right};")] {
+            std::fs::write(&path, around(place, &text)).unwrap();
+            let config = load(&path, &Options::default()).unwrap();
+            let ours = check(&config).errors.first().map(ToString::to_string);
+            let nginx = nginx_says(&path);
+            asked += 1;
+            if nginx != ours {
+                wrong.push(format!("{text}\n  nginx {nginx:?}\n  we    {ours:?}"));
+            }
+        }
+    }
+    assert!(asked > 500, "{asked}");
+    assert!(wrong.is_empty(), "{} of {asked}:\n{}", wrong.len(), wrong.join("\n"));
+}
