@@ -317,7 +317,7 @@ impl ProxyHttp for Proxied {
 
     async fn response_filter(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         head: &mut ResponseHeader,
         context: &mut Context,
     ) -> pingora::Result<()> {
