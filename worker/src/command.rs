@@ -22,8 +22,9 @@ Roles:
   all        every role in this process
 
 Each role may run in any number of processes. Settings: --config F, then SLUICE__SECTION__KEY.
-Without --config, one-shot commands read SLUICE_REDIS_URL, SLUICE_DATABASE_URL, SLUICE_AMQP_URL and
-SLUICE_AMQP_MANAGEMENT_URL. Logs: JSON on standard error, level by SLUICE_LOG.
+Without --config, one-shot commands go by SLUICE_REDIS_URL, SLUICE_DATABASE_URL, SLUICE_AMQP_URL and
+SLUICE_AMQP_MANAGEMENT_URL too, where those are set and not empty.
+Logs: JSON on standard error, level by SLUICE_LOG.
 
 Examples:
   sluice-worker orders outbox saga timeout api --config worker.toml
@@ -70,8 +71,8 @@ enum Once {
     CheckConfig,
 }
 
-/// Where a one-shot command finds the servers: from a configuration file or the environment. What is
-/// not given is empty.
+/// Where a one-shot command finds the servers: from a configuration file or the environment. RabbitMQ's
+/// addresses are empty where nobody gives them, the others are the defaults then.
 #[derive(Debug, Clone)]
 pub struct Sources {
     /// Redis.
@@ -102,11 +103,26 @@ impl Sources {
             return Config::load(common.config.as_deref(), &[]).map(Self::of);
         }
         let mut sources = Config::read(Settings::load(config::DEFAULTS, None), &[]).map(Self::of)?;
-        let variable = |name: &str| Secret::new(std::env::var(name).unwrap_or_default());
-        sources.redis_url = variable("SLUICE_REDIS_URL");
-        sources.database.url = variable("SLUICE_DATABASE_URL");
-        sources.amqp_url = variable("SLUICE_AMQP_URL");
-        sources.management_url = variable("SLUICE_AMQP_MANAGEMENT_URL");
+        let said = |name: &str| std::env::var(name).ok().filter(|url| !url.is_empty());
+        // What is in no environment is not known: RabbitMQ is not guessed at.
+        for (url, long) in [
+            (&mut sources.amqp_url, "SLUICE__AMQP__URL"),
+            (&mut sources.management_url, "SLUICE__AMQP__MANAGEMENT_URL"),
+        ] {
+            if said(long).is_none() {
+                *url = Secret::default();
+            }
+        }
+        for (url, short) in [
+            (&mut sources.redis_url, "SLUICE_REDIS_URL"),
+            (&mut sources.database.url, "SLUICE_DATABASE_URL"),
+            (&mut sources.amqp_url, "SLUICE_AMQP_URL"),
+            (&mut sources.management_url, "SLUICE_AMQP_MANAGEMENT_URL"),
+        ] {
+            if let Some(said) = said(short) {
+                *url = Secret::new(said);
+            }
+        }
         Ok(sources)
     }
 }
