@@ -29,6 +29,8 @@ impl Store {
         let mut connection = self.pool.acquire().await?.detach();
         let connection = &mut connection;
         run(connection, "SET statement_timeout = 0").await?;
+        // Else each step is told that the table of migrations is there already.
+        run(connection, "SET client_min_messages = warning").await?;
         run(connection, "SET idle_in_transaction_session_timeout = 0").await?;
         let end = Instant::now() + PATIENCE;
         // Asked again and again: whoever waited for it in the database would be waited for by a concurrent index.

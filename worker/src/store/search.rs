@@ -131,7 +131,7 @@ fn by_id(query: &mut QueryBuilder<Postgres>, filter: &OrderFilter, after: Option
 /// The first of each state, and of these the first.
 fn by_time(query: &mut QueryBuilder<Postgres>, filter: &OrderFilter, after: Option<&Cursor>, limit: u32) {
     let states = filter.state.map_or_else(|| STATES.to_vec(), |state| vec![state]);
-    let mut union = "";
+    let mut union = "SELECT * FROM (";
     for state in states {
         query.push(union).push(concat!("(SELECT ", columns!(), " FROM orders WHERE state = "));
         query.push_bind(state.as_str());
@@ -144,7 +144,7 @@ fn by_time(query: &mut QueryBuilder<Postgres>, filter: &OrderFilter, after: Opti
         query.push(" ORDER BY accepted_at, id LIMIT ").push_bind(i64::from(limit)).push(")");
         union = " UNION ALL ";
     }
-    query.push(" ORDER BY accepted_at, id LIMIT ").push_bind(i64::from(limit));
+    query.push(") found ORDER BY accepted_at, id LIMIT ").push_bind(i64::from(limit));
 }
 
 fn accepted(query: &mut QueryBuilder<Postgres>, filter: &OrderFilter) {
