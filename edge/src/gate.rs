@@ -274,8 +274,17 @@ impl ProxyHttp for Proxied {
         }
     }
 
-    async fn upstream_peer(&self, _: &mut Session, context: &mut Context) -> pingora::Result<Box<HttpPeer>> {
+    async fn upstream_peer(
+        &self,
+        session: &mut Session,
+        context: &mut Context,
+    ) -> pingora::Result<Box<HttpPeer>> {
         let mut peer = self.peers.peer(context.target).await?;
+        if context.target != Target::Upstream && !session.downstream_session.is_body_done() {
+            // The workers answer when they have the whole body, and the client has its own time for that.
+            let read = &mut peer.options.read_timeout;
+            *read = read.map(|read| read + self.limits.body_timeout);
+        }
         if context.upgrade {
             // Both directions count, which only the client's side sees.
             let read = peer.options.read_timeout.take();

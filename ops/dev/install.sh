@@ -27,8 +27,21 @@ PEER_NEEDS=(
   "faketime:/usr/lib/*/faketime/libfaketime.so.1"
 )
 
-# What tests make disks fail with, and a proxy that reads the same bytes as the edge and stands before two of them.
-TEST_NEEDS=(strace:strace iproute2:ip haproxy:haproxy)
+# What tests make disks fail with, a proxy that reads the same bytes as the edge and stands before two of them, and
+# what keeps a Python program's parts apart.
+TEST_NEEDS=(strace:strace iproute2:ip haproxy:haproxy "python3-venv:/usr/lib/python3*/ensurepip")
+
+# Schemathesis asks every call of an OpenAPI document for what it promises. Pinned: a new version has new checks.
+SCHEMATHESIS=(schemathesis==4.32.5 hypothesis==6.170.17)
+
+# Prints the program, in an environment of its own that is made once.
+need_schemathesis() {
+  local home=$TARGET/schemathesis-${SCHEMATHESIS[0]##*=}
+  if [ ! -x "$home/bin/schemathesis" ]; then
+    python3 -m venv --clear "$home" && "$home/bin/pip" install -q "${SCHEMATHESIS[@]}" >&2 || return 1
+  fi
+  printf '%s\n' "$home/bin/schemathesis"
+}
 
 may_install() { [ "$(id -u)" = 0 ] || { command -v sudo >/dev/null && sudo -n true 2>/dev/null; }; }
 

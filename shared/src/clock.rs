@@ -1,5 +1,6 @@
 //! The only place that asks for the time, and how times are written.
 
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -15,6 +16,10 @@ use time::macros::format_description;
 pub struct Millis(pub i64);
 
 impl Millis {
+    /// The times that are read from the outside: from 1970 to the end of 9999, in UTC. What Redis is told is not
+    /// negative, and every time can be written with four digits of its year.
+    const RANGE: RangeInclusive<i64> = 0..=253_402_300_799_999;
+
     /// This machine's wall clock. Windows of a sale are judged by Redis' clock instead; see
     /// [`ServerClock`].
     #[allow(clippy::disallowed_methods)]
@@ -43,10 +48,11 @@ impl Millis {
             .unwrap_or_else(|| "9999-12-31T23:59:59.999Z".to_owned())
     }
 
-    /// Reads an RFC 3339 time with any offset; `None` when it is not one.
+    /// Reads an RFC 3339 time with any offset; `None` when it is not one, or not within [`Self::RANGE`].
     pub fn from_text(text: &str) -> Option<Self> {
         let moment = OffsetDateTime::parse(text, &Rfc3339).ok()?;
-        i64::try_from(moment.unix_timestamp_nanos().div_euclid(1_000_000)).ok().map(Self)
+        let millis = i64::try_from(moment.unix_timestamp_nanos().div_euclid(1_000_000)).ok()?;
+        Self::RANGE.contains(&millis).then_some(Self(millis))
     }
 }
 
@@ -114,5 +120,22 @@ mod tests {
         assert_eq!(Millis::from_text("2026-11-21T05:00:00+01:00"), Some(Millis(1_795_233_600_000)));
         assert_eq!(Millis::from_text("2026-11-21T04:00:00.000Z"), Some(Millis(1_795_233_600_000)));
         assert_eq!(Millis::from_text("2026-11-21 04:00"), None);
+    }
+
+    #[test]
+    fn only_times_from_1970_to_9999_are_read() {
+        for (text, millis) in [
+            ("1970-01-01T00:00:00Z", Some(0)),
+            ("1969-12-31T23:59:59-00:01", Some(59_000)),
+            ("9999-12-31T23:59:59.999999Z", Some(253_402_300_799_999)),
+            ("1969-12-31T23:59:59.999Z", None),
+            ("1970-01-01T00:59:59+01:00", None),
+            ("1926-11-21T04:00:00Z", None),
+            ("0000-01-01T00:00:00Z", None),
+            ("9999-12-31T23:59:59-00:01", None),
+            ("10000-01-01T00:00:00Z", None),
+        ] {
+            assert_eq!(Millis::from_text(text), millis.map(Millis), "{text}");
+        }
     }
 }

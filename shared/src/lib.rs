@@ -10,6 +10,7 @@
 pub mod amqp;
 pub mod clock;
 pub mod config;
+pub mod currency;
 pub mod failpoint;
 pub mod ids;
 pub mod jwt;

@@ -9,13 +9,14 @@ pub mod auth;
 pub mod buyer;
 pub mod call;
 pub mod claims;
+pub mod desk;
 pub mod events;
 pub mod json;
+pub mod lanes;
 pub mod locate;
 pub mod order_sheet;
 pub mod orders;
 pub mod page;
-pub mod payment_desk;
 pub mod payments;
 pub mod ready;
 pub mod reply;
@@ -48,8 +49,9 @@ use tokio::sync::Semaphore;
 use self::auditor::Auditor;
 use self::auth::Keys;
 use self::call::Call;
-use self::locate::Numbers;
-use self::payment_desk::PaymentDesk;
+use self::desk::Desk;
+use self::lanes::{Cancels, LookUps, Notices};
+use self::locate::Locator;
 use self::reply::Answer;
 use self::route::{ROUTES, Route};
 use crate::store::Store;
@@ -69,12 +71,16 @@ pub struct Api {
     pub keys: Keys,
     /// Signs payment notices.
     pub payment_secret: Secret,
-    /// Books them.
-    pub payment_desk: PaymentDesk,
+    /// Where they queue to be booked.
+    pub notices: Desk<Notices>,
+    /// Where buyers' cancellations do.
+    pub cancels: Desk<Cancels>,
+    /// And what they look for.
+    pub look_ups: Desk<LookUps>,
     /// How long a step waits for the edges.
     pub edge_wait: Duration,
-    /// Which sale has which number.
-    pub numbers: Numbers,
+    /// Where orders are.
+    pub locator: Arc<Locator>,
     /// Room for event streams.
     pub streams: Arc<Semaphore>,
     /// Makes audits.
@@ -84,7 +90,7 @@ pub struct Api {
 }
 
 impl Api {
-    /// A back office over these stores; to be made within a runtime, where its payment desk works.
+    /// A back office over these stores; to be made within a runtime, where its desks work.
     pub fn new(
         store: Store,
         redis: Redis,
@@ -94,16 +100,18 @@ impl Api {
         auditor: Auditor,
         metrics: Metrics,
     ) -> Self {
-        let (payment_desk, clerk) = PaymentDesk::new(store.clone(), metrics.payment_desk.clone());
-        tokio::spawn(clerk);
+        let locator = Arc::new(Locator::new(store.clone(), redis.clone()));
+        let cancels = Cancels::new(store.clone(), locator.clone());
         Self {
+            notices: Desk::open(Notices::new(store.clone()), metrics.notices.clone()),
+            cancels: Desk::open(cancels, metrics.cancels.clone()),
+            look_ups: Desk::open(LookUps(locator.clone()), metrics.look_ups.clone()),
             store,
             redis,
             keys,
             payment_secret,
-            payment_desk,
             edge_wait,
-            numbers: Numbers::default(),
+            locator,
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
             auditor,
             metrics,
@@ -122,7 +130,9 @@ struct Answered {
 #[derive(Debug, Clone)]
 pub struct Metrics {
     answers: Family<Answered, Counter>,
-    payment_desk: payment_desk::Metrics,
+    notices: desk::Metrics,
+    cancels: desk::Metrics,
+    look_ups: desk::Metrics,
 }
 
 impl Metrics {
@@ -131,7 +141,12 @@ impl Metrics {
         let answers = Family::default();
         let help = "Answers of the back office by route and status";
         registry.register("api_answers", help, answers.clone());
-        Self { answers, payment_desk: payment_desk::Metrics::new(registry) }
+        Self {
+            answers,
+            notices: desk::Metrics::new(registry, "payment_notices"),
+            cancels: desk::Metrics::new(registry, "cancels"),
+            look_ups: desk::Metrics::new(registry, "look_ups"),
+        }
     }
 }
 

@@ -5,6 +5,8 @@ pub mod barriers;
 pub mod books;
 pub mod claims;
 pub mod ledger;
+pub mod look_up;
+mod migrate;
 pub mod orders;
 pub mod outbox;
 pub mod parked;
@@ -21,13 +23,12 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::{Postgres, Transaction};
 use time::OffsetDateTime;
 
 use sluice_shared::clock::Millis;
 
 use crate::config::DatabaseConfig;
-
-static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
 
 /// Why the books could not be read or written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -44,6 +45,33 @@ pub enum StoreError {
 /// Classes of SQLSTATE that blame the data: data exception, integrity constraint, raised by a trigger.
 /// All others (resources, operator, missing table before a migration, …) may pass.
 const DATA_CLASSES: [&str; 3] = ["22", "23", "P0"];
+
+/// Waiting for a lock took longer than its time-out.
+const LOCK_NOT_AVAILABLE: &str = "(55P03)";
+/// Begins a transaction that does something for many: they do not wait long for a lock that one of them needs.
+/// Whoever waits for it does so alone afterwards, within the session's own time-out.
+const GROUP: &str = "BEGIN; SET LOCAL lock_timeout = '2s'";
+
+/// What is done about rows that somebody else has locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Locked {
+    /// They are waited for.
+    Await,
+    /// They are left out.
+    Skip,
+}
+
+impl StoreError {
+    /// Whether what was asked is to blame, so that others may succeed.
+    pub fn is_of_data(&self) -> bool {
+        matches!(self, Self::Broken(_))
+    }
+
+    /// Whether somebody else held a lock for too long.
+    pub fn is_locked(&self) -> bool {
+        matches!(self, Self::Away(why) if why.ends_with(LOCK_NOT_AVAILABLE))
+    }
+}
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
@@ -74,6 +102,7 @@ pub struct Store {
     pub(crate) pool: PgPool,
     /// How long one piece of work may take, see [`Self::bounded`].
     patience: Duration,
+    ringer: outbox::Ringer,
 }
 
 /// Statements that a piece of work waits for, one after another, at the most as long as each may take.
@@ -82,20 +111,17 @@ const STATEMENTS: u32 = 3;
 impl Store {
     /// A pool that connects when it is used: a process starts, and waits, without PostgreSQL.
     pub fn lazy(config: &DatabaseConfig) -> Result<Self, StoreError> {
-        Ok(Self { pool: pool(config).connect_lazy_with(options(config)?), patience: patience(config) })
+        Ok(Self::over(pool(config).connect_lazy_with(options(config)?), config))
     }
 
     /// A pool that is connected.
     pub async fn connect(config: &DatabaseConfig) -> Result<Self, StoreError> {
-        Ok(Self { pool: pool(config).connect_with(options(config)?).await?, patience: patience(config) })
+        Ok(Self::over(pool(config).connect_with(options(config)?).await?, config))
     }
 
-    /// Brings the schema to this version.
-    pub async fn migrate(&self) -> Result<(), StoreError> {
-        MIGRATIONS.run(&self.pool).await.map_err(|error| match error {
-            sqlx::migrate::MigrateError::Execute(error) => error.into(),
-            error => StoreError::Broken(error.to_string()),
-        })
+    fn over(pool: PgPool, config: &DatabaseConfig) -> Self {
+        let patience = config.connect_timeout + config.statement_timeout * STATEMENTS;
+        Self { ringer: outbox::Ringer::start(pool.clone()), pool, patience }
     }
 
     /// Waits for a piece of work, and no longer than its statements may take. The server ends a statement
@@ -110,6 +136,13 @@ impl Store {
     ) -> Result<T, E> {
         let late = || StoreError::Away(format!("no answer within {} s", self.patience.as_secs()));
         tokio::time::timeout(self.patience, work).await.unwrap_or_else(|_| Err(late().into()))
+    }
+
+    async fn begin(&self, locked: Locked) -> Result<Transaction<'static, Postgres>, StoreError> {
+        Ok(match locked {
+            Locked::Await => self.pool.begin().await?,
+            Locked::Skip => self.pool.begin_with(GROUP).await?,
+        })
     }
 
     /// PostgreSQL's clock.
@@ -128,10 +161,6 @@ impl Store {
     pub async fn close(&self) {
         self.pool.close().await;
     }
-}
-
-fn patience(config: &DatabaseConfig) -> Duration {
-    config.connect_timeout + config.statement_timeout * STATEMENTS
 }
 
 fn pool(config: &DatabaseConfig) -> PgPoolOptions {

@@ -178,6 +178,28 @@ fn the_workers_are_asked_for_what_redis_does_not_know() {
 }
 
 #[test]
+fn a_body_that_comes_slowly_has_its_own_time() {
+    let api = Echo::start();
+    let settings = [("api.read_timeout_ms", "300"), ("limits.body_timeout_ms", "1500")];
+    let edge = Edge::start(&[&[("api.address", quoted(api.address).as_str())][..], &settings].concat());
+    let head = "POST /v1/payments/callback HTTP/1.1\r\nHost: gate\r\nX-Payment-Signature: t=1,v1=ab\r\n";
+    for (head, rest) in [
+        (format!("{head}Content-Length: 8\r\n\r\n{{\"a\""), ":10}"),
+        (format!("{head}Transfer-Encoding: chunked\r\n\r\n4\r\n{{\"a\"\r\n"), "4\r\n:10}\r\n0\r\n\r\n"),
+    ] {
+        let mut connection = edge.connect();
+        connection.send(&head);
+        std::thread::sleep(std::time::Duration::from_millis(900));
+        connection.send(rest);
+        assert_eq!(connection.answer().unwrap().status, 200, "{head}");
+        assert_eq!(api.last().body, "{\"a\":10}");
+        let mut silent = edge.connect();
+        silent.send(&head);
+        assert_eq!(silent.answer().unwrap().code(), "request_timeout", "{head}");
+    }
+}
+
+#[test]
 fn absent_workers_are_unavailable() {
     let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let edge = Edge::start(&[("api.address", &quoted(gone))]);

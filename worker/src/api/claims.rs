@@ -10,7 +10,8 @@ use sluice_shared::verdict::{Code, Rejection};
 
 use super::Api;
 use super::call::Call;
-use super::locate::{Located, locate};
+use super::json::TIME;
+use super::locate::Located;
 use super::order_sheet::{Line, OrderSheet, lines};
 use super::page::{Page, Query};
 use super::reply::{self, Answer, not_found};
@@ -64,7 +65,7 @@ impl ClaimSheet {
 /// is found after all.
 pub async fn note(api: Arc<Api>, call: Call) -> Answer {
     let claim = read(&call)?;
-    match locate(&api, &claim.order).await? {
+    match api.look_ups.ask(claim.order).await? {
         Located::Row(row) if row.user == claim.user => return reply::json(200, &OrderSheet::of_row(&row)),
         Located::Record(sale, record) if record.user == claim.user => {
             return reply::json(200, &OrderSheet::of_record(claim.order, &sale, &record));
@@ -92,8 +93,7 @@ fn read(call: &Call) -> Result<Claim, Rejection> {
         body.need(name, number).map(i64::unsigned_abs)
     };
     let (epoch, seq) = (number("epoch")?, number("seq")?);
-    let time = "must be a time such as 2026-11-21T04:00:00.000Z";
-    let accepted = body.parsed("accepted_at", time, Millis::from_text)?;
+    let accepted = body.parsed("accepted_at", TIME, Millis::from_text)?;
     let accepted = body.need("accepted_at", accepted)?;
     let code = |text: &str| Code::ALL.iter().any(|code| code.as_str() == text).then(|| text.to_owned());
     let reason = body.parsed("reason", "must be a code of a refusal", code)?;

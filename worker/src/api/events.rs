@@ -85,8 +85,8 @@ impl Stream {
                         return Some(event);
                     }
                 }
-                // A store that is away for a while is no reason to end.
-                Err(rejection) if rejection.code == Code::Unavailable => {}
+                // A store that is away for a while, or very busy, is no reason to end.
+                Err(rejection) if matches!(rejection.code, Code::Unavailable | Code::Overloaded) => {}
                 Err(_) => return None,
             }
             if self.said.elapsed() >= COMMENT {

@@ -6,8 +6,12 @@ use std::fmt;
 use std::ops::RangeInclusive;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use sluice_shared::verdict::Rejection;
+
+use self::wanted::Wanted;
+
+mod wanted;
 
 /// Any JSON text, with the order and the repetition of its keys.
 #[derive(Debug, Clone, PartialEq)]
@@ -114,8 +118,29 @@ impl Json {
     }
 }
 
+/// What a time must be.
+pub const TIME: &str = "must be a time from 1970 to 9999 such as 2026-11-21T04:00:00.000Z";
+/// Characters of a name that an answer repeats, at the most.
+const NAME_MAX: usize = 64;
+
+/// A name that somebody else has chosen, as a step of a path: one that is no plain word is quoted, so that
+/// it can be seen.
+pub fn step(name: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+    if (1..=NAME_MAX).contains(&name.len()) && name.bytes().all(plain) {
+        return name.to_owned();
+    }
+    let mut seen: String = name.chars().take(NAME_MAX).collect();
+    if seen.len() < name.len() {
+        seen.push('…');
+    }
+    format!("[{seen:?}]")
+}
+
 fn join(path: &str, name: &str) -> String {
-    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
+    let step = step(name);
+    let dot = if path.is_empty() || step.starts_with('[') { "" } else { "." };
+    format!("{path}{dot}{step}")
 }
 
 /// An object whose members are taken out one by one; what is left at the end is unknown.
@@ -129,6 +154,20 @@ impl Members {
     /// The members of a body.
     pub fn of_body(body: &[u8]) -> Result<Self, Rejection> {
         Self::of(Json::parse(body)?, "")
+    }
+
+    /// Those members of a body that are asked for; none of them twice, and the others are not looked at.
+    pub fn of_known(body: &[u8], names: &[&'static str]) -> Result<Self, Rejection> {
+        let mut reader = serde_json::Deserializer::from_slice(body);
+        let members = Wanted(names).deserialize(&mut reader).and_then(|members| {
+            reader.end()?;
+            Ok(members)
+        });
+        let members = members
+            .map_err(|error| Rejection::field("body", format!("the body is no such JSON object: {error}")))?;
+        let object = Json::Object(members);
+        object.refuse_twins("")?;
+        Self::of(object, "")
     }
 
     /// The members of a value at a path.
@@ -266,6 +305,47 @@ mod tests {
     #[test]
     fn an_unknown_member_is_refused_by_name() {
         assert_eq!(field(&Members::of_body(br#"{"colour":1}"#).unwrap().finish().unwrap_err()), "colour");
+    }
+
+    #[test]
+    fn a_name_that_is_no_plain_word_is_quoted() {
+        for (body, path) in [
+            (r#"{"":1}"#, r#"[""]"#),
+            (r#"{"a b":1}"#, r#"["a b"]"#),
+            (r#"{"a\u0000":1}"#, r#"["a\0"]"#),
+            (r#"{"a.b":1}"#, r#"["a.b"]"#),
+        ] {
+            assert_eq!(field(&Members::of_body(body.as_bytes()).unwrap().finish().unwrap_err()), path);
+        }
+        let long = format!("{{\"{}\":1}}", "é".repeat(10_000));
+        let told = Members::of_body(long.as_bytes()).unwrap().finish().unwrap_err();
+        assert_eq!(field(&told).chars().count(), 64 + 5);
+        let inner = Members::of(Json::Object(vec![(String::new(), Json::Null)]), "items[0]").unwrap();
+        assert_eq!(field(&inner.finish().unwrap_err()), r#"items[0][""]"#);
+        assert_eq!(field(&Members::of_body(br#"{"a":{"":1,"":2}}"#).unwrap_err()), r#"a[""]"#);
+    }
+
+    #[test]
+    fn what_is_not_asked_for_may_be_anything() {
+        let deep = format!("{}{}", "[".repeat(1000), "]".repeat(1000));
+        for more in ["1e999", r#""\ud83d""#, "-0.0e-9", r#"{"a":1,"a":2}"#, &deep] {
+            let body = format!(r#"{{"a":"x","more":{more},"\ud83d":{more},"more":{more},"b":1e999}}"#);
+            let mut members = Members::of_known(body.as_bytes(), &["a"]).unwrap();
+            assert_eq!(members.text("a").unwrap().as_deref(), Some("x"), "{more}");
+            assert!(members.finish().is_ok());
+        }
+        for (bad, path) in [
+            (r#"{"a":1,"a":1}"#, "a"),
+            (r#"{"a":1e999}"#, "body"),
+            (r#"{"a":"\ud83d"}"#, "body"),
+            (r#"{"a":1}x"#, "body"),
+            (r#"{"b":1,}"#, "body"),
+            (r#"{"b":+1}"#, "body"),
+            ("[]", "body"),
+            ("", "body"),
+        ] {
+            assert_eq!(field(&Members::of_known(bad.as_bytes(), &["a"]).unwrap_err()), path, "{bad}");
+        }
     }
 
     #[test]

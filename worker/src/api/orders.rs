@@ -3,50 +3,46 @@
 use std::sync::Arc;
 
 use sluice_shared::clock::Millis;
-use sluice_shared::ids::{OrderId, SaleId, UserId};
+use sluice_shared::ids::{SaleId, UserId};
 use sluice_shared::record::OrderState;
 use sluice_shared::verdict::{Code, Rejection};
 
 use super::Api;
 use super::call::Call;
-use super::locate::{Located, locate};
+use super::json::TIME;
+use super::locate::Located;
 use super::order_sheet::StaffSheet;
 use super::page::{Page, Query};
-use super::reply::{self, Answer, not_found};
+use super::reply::{self, Answer, no_such_order};
 use super::sales::no_such_sale;
 use crate::explain::{ExplainError, time_line};
 use crate::store::orders::Refunded;
-use crate::store::search::OrderFilter;
+use crate::store::search::{Cursor, OrderFilter};
 
 const REASON_MAX: usize = 500;
-
-fn no_such_order() -> Rejection {
-    not_found("there is no such order")
-}
 
 /// `GET /admin/v1/orders`
 pub async fn list(api: Arc<Api>, call: Call) -> Answer {
     let mut query = Query::of(&call.uri)?;
-    let time = "must be a time such as 2026-11-21T04:00:00.000Z";
     let filter = OrderFilter {
         sale: query.parsed("sale", "must match ^[A-Za-z0-9_-]{1,64}$", |text| SaleId::parse(text).ok())?,
         user: query.parsed("user", "must match ^[!-~]{1,128}$", |text| UserId::parse(text).ok())?,
         state: query.parsed("state", "must be a state of an order", OrderState::parse)?,
-        from: query.parsed("from", time, Millis::from_text)?,
-        to: query.parsed("to", time, Millis::from_text)?,
+        from: query.parsed("from", TIME, Millis::from_text)?,
+        to: query.parsed("to", TIME, Millis::from_text)?,
     };
     let limit = query.limit()?;
-    let after = query.after(OrderId::parse)?;
+    let after = query.after(|text| Cursor::parse(text, &filter))?;
     query.finish()?;
     let found = api.store.orders(&filter, after.as_ref(), limit + 1).await.map_err(reply::store)?;
-    let page = Page::cut(found, limit, |order| order.id.to_string());
+    let page = Page::cut(found, limit, |order| Cursor::of(order, &filter).to_string());
     reply::json(200, &page.map(|order| StaffSheet::of_row(&order)))
 }
 
 /// `GET /admin/v1/orders/{order}`
 pub async fn get(api: Arc<Api>, call: Call) -> Answer {
     let order = call.order()?;
-    let shown = match locate(&api, &order).await? {
+    let shown = match api.locator.find(&order).await? {
         Located::Row(row) => StaffSheet::of_row(&row),
         Located::Record(sale, record) => StaffSheet::of_record(order, &sale, &record),
         Located::Nowhere => return Err(no_such_order()),

@@ -5,6 +5,8 @@ use axum::http::Uri;
 use serde::Serialize;
 use sluice_shared::verdict::Rejection;
 
+use super::json::step;
+
 /// Entries of a page when nothing is said.
 const LIMIT: u32 = 100;
 /// And at the most.
@@ -23,7 +25,10 @@ impl Query {
         let extract::Query(pairs) = pairs.map_err(|_| Rejection::field("query", "the query is malformed"))?;
         let twice = pairs.iter().enumerate().find(|(at, pair)| pairs[..*at].iter().any(|p| p.0 == pair.0));
         match twice {
-            Some((_, (name, _))) => Err(Rejection::field(name.clone(), format!("{name} is there twice"))),
+            Some((_, (name, _))) => {
+                let name = step(name);
+                Err(Rejection::field(name.clone(), format!("{name} is there twice")))
+            }
             None => Ok(Self { pairs }),
         }
     }
@@ -56,6 +61,7 @@ impl Query {
         match self.pairs.into_iter().next() {
             None => Ok(()),
             Some((name, _)) => {
+                let name = step(&name);
                 let detail = format!("{name} is not known here");
                 Err(Rejection::field(name, detail))
             }

@@ -11,11 +11,12 @@ use sluice_shared::ids::OrderId;
 use sluice_shared::verdict::{Code, Rejection};
 use tokio::time::sleep;
 
+use super::Api;
 use super::call::Call;
-use super::locate::{Located, locate};
+use super::json::Members;
+use super::locate::Located;
 use super::order_sheet::OrderSheet;
-use super::reply::{self, Answer, not_found};
-use super::{Api, sheet};
+use super::reply::{self, Answer, no_such_order};
 use crate::store::payments::{NoticeOutcome, NoticeStatus, PaymentNotice};
 
 const SIGNATURE: &str = "x-payment-signature";
@@ -34,7 +35,7 @@ pub async fn callback(api: Arc<Api>, call: Call) -> Answer {
     let notice = read(&call)?;
     let (mut looks, mut on_its_way) = (LOOKS_MS.into_iter(), false);
     loop {
-        match api.payment_desk.book(&notice).await? {
+        match api.notices.ask(notice.clone()).await? {
             NoticeOutcome::Noted(row) => {
                 let shown = OrderSheet::of_row(&row);
                 return reply::json(200, &json!({ "payment_id": notice.payment_id, "order": shown }));
@@ -49,8 +50,8 @@ pub async fn callback(api: Arc<Api>, call: Call) -> Answer {
                 return Err(Rejection::field("payment_id", "this payment belongs to another order"));
             }
             NoticeOutcome::UnknownOrder => {
-                if !on_its_way && matches!(locate(&api, &notice.order).await?, Located::Nowhere) {
-                    return Err(not_found("there is no such order"));
+                if !on_its_way && matches!(api.locator.find(&notice.order).await?, Located::Nowhere) {
+                    return Err(no_such_order());
                 }
                 on_its_way = true;
             }
@@ -102,7 +103,8 @@ fn judge_signature(secret: &[u8], headers: &HeaderMap, body: &[u8], now: Millis)
 
 /// The notice. Providers add members as they please: unknown ones are ignored.
 fn read(call: &Call) -> Result<PaymentNotice, Rejection> {
-    let mut body = call.members()?;
+    let names = ["payment_id", "order_id", "amount", "currency", "status"];
+    let mut body = Members::of_known(&call.body, &names)?;
     let payment_id = body.parsed("payment_id", "must match ^[!-~]{1,128}$", |text| {
         let good = (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
         good.then(|| text.to_owned())
@@ -112,7 +114,10 @@ fn read(call: &Call) -> Result<PaymentNotice, Rejection> {
     let order = body.need("order_id", order)?;
     let amount = body.integer("amount", 0..=i64::MAX)?;
     let amount = body.need("amount", amount)?;
-    let currency = body.parsed("currency", "must be a code such as EUR", sheet::currency)?;
+    let currency = body.parsed("currency", "must be a code such as EUR", |text| {
+        let good = text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_uppercase());
+        good.then(|| text.to_owned())
+    })?;
     let currency = body.need("currency", currency)?;
     let status = body.parsed("status", "must be succeeded, failed or refunded", |text| match text {
         "succeeded" => Some(NoticeStatus::Succeeded),
@@ -122,6 +127,6 @@ fn read(call: &Call) -> Result<PaymentNotice, Rejection> {
     })?;
     let status = body.need("status", status)?;
     // What is not even an id of ours names an order that nobody knows.
-    let order = OrderId::parse(&order).ok_or_else(|| not_found("there is no such order"))?;
+    let order = OrderId::parse(&order).ok_or_else(no_such_order)?;
     Ok(PaymentNotice { payment_id, order, amount, currency, status })
 }

@@ -61,3 +61,8 @@ pub fn redis(fault: Fault) -> Rejection {
 pub fn not_found(detail: impl Into<std::borrow::Cow<'static, str>>) -> Rejection {
     Rejection::new(Code::NotFound, detail)
 }
+
+/// `not_found` for an order.
+pub fn no_such_order() -> Rejection {
+    not_found("there is no such order")
+}

@@ -8,8 +8,9 @@ use super::Api;
 use super::call::Call;
 use super::page::{Page, Query};
 use super::reply::{self, Answer, not_found};
-use super::sheet::{SaleSheet, Sheet};
+use super::sheet::{SaleSheet, Sheet, unreadable};
 use super::spread::until_edges_know;
+use crate::store::sales::SaleRow;
 
 /// `POST /admin/v1/sales`
 pub async fn create(api: Arc<Api>, call: Call) -> Answer {
@@ -40,12 +41,13 @@ pub async fn get(api: Arc<Api>, call: Call) -> Answer {
 /// `PATCH /admin/v1/sales/{sale}`
 pub async fn patch(api: Arc<Api>, call: Call) -> Answer {
     let sale = call.sale()?;
-    let sheet = Sheet::read(call.members()?)?;
-    let changed = api
-        .store
-        .change_sale(&sale, &call.actor()?, "sale.change", |before, now| sheet.patch(before, now))
-        .await
-        .map_err(reply::store)?;
+    let sheet = Sheet::read(call.members()?);
+    let judge = |before: &SaleRow, now| match &sheet {
+        Ok(sheet) => sheet.patch(before, now),
+        Err(wrong) => Err(unreadable(wrong, before, now)),
+    };
+    let changed =
+        api.store.change_sale(&sale, &call.actor()?, "sale.change", judge).await.map_err(reply::store)?;
     let row = changed.ok_or_else(no_such_sale)??;
     until_edges_know(&api, &row).await;
     reply::json(200, &SaleSheet::of(&row))

@@ -2,11 +2,12 @@
 
 use serde::Serialize;
 use sluice_shared::clock::Millis;
+use sluice_shared::currency;
 use sluice_shared::ids::{SaleId, SkuId};
 use sluice_shared::sale::{AcceptAfter, SaleStep};
-use sluice_shared::verdict::{Code, Rejection};
+use sluice_shared::verdict::{Code, Extra, Rejection};
 
-use super::json::{Json, Members};
+use super::json::{Json, Members, TIME};
 use crate::store::sales::{Changed, OfferRow, SaleRow, accept_after};
 
 /// Different SKUs of a sale, at the most.
@@ -19,7 +20,6 @@ const PER_USER_MAX: i64 = 1_000_000_000;
 const PAY_WITHIN_MAX: i64 = 2_592_000;
 const TITLE_MAX: usize = 200;
 const ID: &str = "must match ^[A-Za-z0-9_-]{1,64}$";
-const TIME: &str = "must be a time such as 2026-11-21T04:00:00.000Z";
 
 /// A sale as a body tells it: each member may be missing.
 #[derive(Debug, Clone, Default)]
@@ -47,10 +47,8 @@ fn whole<T: TryFrom<i64>>(number: Option<i64>) -> Option<T> {
     number.and_then(|number| T::try_from(number).ok())
 }
 
-/// The form of ISO 4217; which codes are in use is the shop's business.
-pub fn currency(text: &str) -> Option<String> {
-    let good = text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_uppercase());
-    good.then(|| text.to_owned())
+fn currency_code(text: &str) -> Option<String> {
+    currency::decimals(text).map(|_| text.to_owned())
 }
 
 impl Sheet {
@@ -115,7 +113,8 @@ impl Sheet {
     pub fn patch(&self, before: &SaleRow, now: Millis) -> Changed {
         let mut after = before.clone();
         if self.sale.as_ref().is_some_and(|sale| *sale != before.sale) {
-            return Err(Rejection::field("sale", "a sale keeps its name"));
+            let other = Rejection::field("sale", "a sale keeps its name");
+            return Err(settled(before, now, "sale").unwrap_or(other));
         }
         after.starts_at = self.starts_at.unwrap_or(before.starts_at);
         after.ends_at = self.ends_at.unwrap_or(before.ends_at);
@@ -125,11 +124,12 @@ impl Sheet {
         for (at, item) in self.items.iter().flatten().enumerate() {
             match after.items.iter_mut().find(|there| there.sku == item.sku) {
                 Some(there) => item.merge(there),
-                None => after.items.push(item.create(at)?),
+                None if before.step == SaleStep::Created => after.items.push(item.create(at)?),
+                None => return Err(settled(before, now, "items").unwrap_or_else(no_further)),
             }
         }
-        self.judge_whole(&after)?;
         judge_moment(before, &after, now)?;
+        self.judge_whole(&after)?;
         Ok(after)
     }
 
@@ -162,7 +162,7 @@ impl ItemSheet {
             sku: item.need("sku", sku)?,
             title: item.prose("title", TITLE_MAX)?,
             price: item.integer("price", 0..=PRICE_MAX)?,
-            currency: item.parsed("currency", "must be a code such as EUR", currency)?,
+            currency: item.parsed("currency", "must be a code of ISO 4217 such as EUR", currency_code)?,
             stock: whole(item.integer("stock", 1..=STOCK_MAX)?),
             per_user: whole(item.integer("per_user", 1..=PER_USER_MAX)?),
         };
@@ -199,37 +199,59 @@ impl ItemSheet {
     }
 }
 
-/// Anything before preload; then only what buyers are not cheated by; nothing once closed. Saying what
-/// is so already is no change.
+/// Why this member no longer changes, if so: anything does before preload; then only what buyers are not cheated
+/// by; nothing once closed.
+fn settled(before: &SaleRow, now: Millis, member: &str) -> Option<Rejection> {
+    let what = match (before.step, member) {
+        (SaleStep::Created, _) => return None,
+        (SaleStep::Closed, _) => "the sale is closed and no longer changes",
+        (_, "starts_at") if now >= before.starts_at => "starts_at has come and no longer changes",
+        (_, "accept_after") => "accept_after no longer changes after preload",
+        (_, "mode") => "mode no longer changes after preload",
+        (_, "segments") => "segments no longer changes after preload",
+        (_, "price" | "currency") => "price and currency no longer change after preload",
+        (_, "stock") => "after preload, stock changes by POST …/stock",
+        _ => return None,
+    };
+    Some(Rejection::new(Code::WrongState, what))
+}
+
+fn no_further() -> Rejection {
+    Rejection::new(Code::WrongState, "a sale gets no further SKU after preload")
+}
+
+/// What is wrong with a change that cannot even be read: the sale's state is judged before any value, so a member
+/// that no longer changes is not worth a better value.
+pub fn unreadable(wrong: &Rejection, before: &SaleRow, now: Millis) -> Rejection {
+    let Extra::Field(field) = &wrong.extra else { return wrong.clone() };
+    let member = field.rsplit('.').next().unwrap_or_default();
+    settled(before, now, member).unwrap_or_else(|| wrong.clone())
+}
+
+/// Whether what differs may still change. Saying what is so already is no change.
 fn judge_moment(before: &SaleRow, after: &SaleRow, now: Millis) -> Result<(), Rejection> {
-    if before.step == SaleStep::Created || before == after {
-        return Ok(());
-    }
-    let refuse = |what: &str| Err(Rejection::new(Code::WrongState, what.to_owned()));
-    if before.step == SaleStep::Closed {
-        return refuse("the sale is closed and no longer changes");
-    }
-    if before.starts_at != after.starts_at && now >= before.starts_at {
-        return refuse("starts_at has come and no longer changes");
-    }
-    if before.accept_after != after.accept_after {
-        return refuse("accept_after no longer changes after preload");
-    }
-    if before.segments != after.segments {
-        return refuse("segments no longer changes after preload");
-    }
-    if before.items.len() != after.items.len() {
-        return refuse("a sale gets no further SKU after preload");
-    }
-    for (old, new) in before.items.iter().zip(&after.items) {
+    let differs = |old: &OfferRow, new: &OfferRow| {
         if (old.price, &old.currency) != (new.price, &new.currency) {
-            return refuse("price and currency no longer change after preload");
+            Some("price")
+        } else if old.stock != new.stock {
+            Some("stock")
+        } else {
+            (old != new).then_some("items")
         }
-        if old.stock != new.stock {
-            return refuse("after preload, stock changes by POST …/stock");
-        }
+    };
+    let top = [
+        (before.starts_at != after.starts_at, "starts_at"),
+        (before.accept_after != after.accept_after, "accept_after"),
+        (before.segments != after.segments, "segments"),
+        (before.ends_at != after.ends_at, "ends_at"),
+        (before.pay_within_seconds != after.pay_within_seconds, "pay_within_seconds"),
+    ];
+    let top = top.into_iter().filter_map(|(differs, member)| differs.then_some(member));
+    let items = before.items.iter().zip(&after.items).filter_map(|(old, new)| differs(old, new));
+    match top.chain(items).find_map(|member| settled(before, now, member)) {
+        None => Ok(()),
+        Some(refused) => Err(refused),
     }
-    Ok(())
 }
 
 /// A sale as the back office shows it.

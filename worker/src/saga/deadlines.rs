@@ -60,13 +60,13 @@ impl Deadlines {
     /// Makes Redis know the scripts, and every unpaid order's deadline; answers how many.
     pub async fn rebuild(&self) -> Result<u64, DeadlineError> {
         self.queue.load(&self.redis).await?;
-        let (mut after, mut count) = (None, 0);
+        let (mut after, mut count): (Option<Deadline>, u64) = (None, 0);
         loop {
             let page = self.store.bounded(self.store.deadlines_after(after.as_ref(), PAGE)).await?;
             self.queue.schedule(&self.redis, &tasks(&page)).await?;
             count += page.len() as u64;
             match page.last() {
-                Some(last) => after = Some(last.order),
+                Some(last) => after = Some(last.clone()),
                 None => return Ok(count),
             }
         }

@@ -92,6 +92,7 @@ impl Store {
         };
         note(&mut transaction, actor, deed).await?;
         transaction.commit().await?;
+        self.ring();
         Ok(Refunded::Done(row))
     }
 }

@@ -132,8 +132,9 @@ pub(crate) struct Ledger {
 type HeadRow = (String, String, i64, i64, i64, Vec<u8>, OffsetDateTime);
 
 impl Ledger {
-    /// Locks offers, always in the order of sale and SKU, so that no two transactions wait for each
-    /// other. Whoever locks an order's row too does that first.
+    /// Locks offers, always in the order of sale and SKU, byte by byte as Rust sorts them and whatever the
+    /// database's collation, so that no two transactions wait for each other. Whoever locks an order's row
+    /// too does that first.
     pub(crate) async fn lock(
         connection: &mut PgConnection,
         offers: impl IntoIterator<Item = (SaleId, SkuId)>,
@@ -144,7 +145,7 @@ impl Ledger {
             "SELECT sale, sku, stock, taken, ledger_line, ledger_hash, clock_timestamp()
              FROM offers
              WHERE (sale, sku) IN (SELECT * FROM unnest($1::text[], $2::text[]))
-             ORDER BY sale, sku
+             ORDER BY sale COLLATE \"C\", sku COLLATE \"C\"
              FOR UPDATE",
         )
         .bind(text(&sales))

@@ -1,4 +1,5 @@
-//! Orders: the row of each. [`write`] makes rows of messages, [`moves`] moves them along their states.
+//! Orders: the row of each. [`write`] makes rows of messages, [`moves`] and [`cancel`] move them
+//! along their states.
 
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::{OrderId, SaleId, UserId};
@@ -10,9 +11,11 @@ use time::OffsetDateTime;
 use super::ledger::id;
 use super::{Store, StoreError, millis};
 
+mod cancel;
 mod moves;
 mod write;
 
+pub use cancel::Wish;
 pub use moves::Deadline;
 pub(crate) use moves::{lock_offers, sell, take_back};
 pub use write::WriteReport;

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use sqlx::postgres::PgListener;
-use sqlx::{PgConnection, Postgres, Transaction};
+use sqlx::{PgConnection, PgPool, Postgres, Transaction};
+use tokio::sync::mpsc;
 
 use sluice_shared::message::{OrderEvent, OrderEvents, VERSION};
 
@@ -19,10 +20,43 @@ pub const RELEASE: &str = "stock.release";
 
 /// Events in one row, and so in one message.
 pub const EVENTS_MAX: usize = 100;
-/// The bell that writers ring.
+/// The bell that processes ring once their writers have committed.
 const BELL: &str = "sluice_outbox";
 
-/// Adds events to the outbox and rings its bell with the commit.
+/// How often one process rings at the most.
+const RING: Duration = Duration::from_millis(10);
+/// Commits that notify are carried out one after another in the whole cluster, each with its write to the disk. So
+/// no writer rings in its own transaction.
+const RINGING: &str = "NOTIFY sluice_outbox";
+
+/// Rings the outbox' bell for a process: all that is committed while it rings is one ring more.
+#[derive(Debug, Clone)]
+pub(super) struct Ringer(mpsc::Sender<()>);
+
+impl Ringer {
+    /// Rings on a connection of this pool, until the last of its copies is gone.
+    pub(super) fn start(pool: PgPool) -> Self {
+        let (rope, mut pulled) = mpsc::channel(1);
+        tokio::spawn(async move {
+            while pulled.recv().await.is_some() {
+                // Whoever waits for the bell looks by himself too: a lost ring is a delay.
+                if let Err(error) = sqlx::query(RINGING).execute(&pool).await {
+                    tracing::debug!(%error, "the outbox' bell did not ring");
+                }
+                tokio::time::sleep(RING).await;
+            }
+        });
+        Self(rope)
+    }
+
+    /// Rings soon: what has been committed before is seen by whoever hears it.
+    fn ring(&self) {
+        // One that is full rings anyway, later than now.
+        let _ = self.0.try_send(());
+    }
+}
+
+/// Adds events to the outbox. Whoever commits them rings.
 pub(crate) async fn push(
     connection: &mut PgConnection,
     topic: &'static str,
@@ -37,13 +71,10 @@ pub(crate) async fn push(
         .collect();
     let payloads = payloads.map_err(|error| StoreError::Broken(format!("writing events: {error}")))?;
     sqlx::query(
-        "WITH rows AS (INSERT INTO outbox (topic, payload)
-                       SELECT $1, payload::jsonb FROM unnest($2::text[]) AS new (payload))
-         SELECT pg_notify($3, '')",
+        "INSERT INTO outbox (topic, payload) SELECT $1, payload::jsonb FROM unnest($2::text[]) AS new (payload)",
     )
     .bind(topic)
     .bind(payloads)
-    .bind(BELL)
     .execute(connection)
     .await?;
     Ok(())
@@ -114,6 +145,11 @@ impl Store {
         .await?;
         let rows = rows.into_iter().map(|(id, topic, payload)| OutboxRow { id, topic, payload }).collect();
         Ok(OutboxBatch { claim, rows })
+    }
+
+    /// Rings the bell, once events are committed.
+    pub(crate) fn ring(&self) {
+        self.ringer.ring();
     }
 
     /// Follows the bell.

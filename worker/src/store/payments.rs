@@ -153,12 +153,12 @@ fn fits(notice: &PaymentNotice, row: &OrderRow) -> bool {
 /// What each notice does after those before it; the error is its outcome where it does nothing.
 /// Payments that are new are added to those of the books.
 fn judge(
-    notices: &[PaymentNotice],
+    notices: &[&PaymentNotice],
     rows: &HashMap<OrderId, OrderRow>,
     payments: &mut Payments,
 ) -> Vec<Result<Effect, NoticeOutcome>> {
     let mut states: HashMap<OrderId, OrderState> = rows.iter().map(|(id, row)| (*id, row.state)).collect();
-    let one = |notice: &PaymentNotice| {
+    let one = |notice: &&PaymentNotice| {
         let row = rows.get(&notice.order).ok_or(NoticeOutcome::UnknownOrder)?;
         if !fits(notice, row) {
             return Err(NoticeOutcome::AmountMismatch);

@@ -114,10 +114,17 @@ async fn the_body_is_judged_then_the_order_then_the_amount() {
         notice.as_object_mut().unwrap().remove(field);
         assert_eq!(world.notice(&notice).await.problem(400, "bad_request").as_deref(), Some(field));
     }
-    let twice = a_notice(&order, "p").to_string().replace("\"ignored\":true", "\"x\":1,\"x\":2");
-    let signature = sign(PAYMENT_SECRET, Millis::now().seconds(), twice.as_bytes());
-    let reply = world.callback(&signature, twice.as_bytes()).await;
-    assert_eq!(reply.problem(400, "bad_request").as_deref(), Some("provider.x"));
+    let body = a_notice(&order, "p").to_string();
+    for (body, field) in [
+        (body.replace("\"amount\":", "\"amount\":1,\"amount\":"), "amount"),
+        (body.replace("\"amount\":59900", "\"amount\":1e999"), "body"),
+        (body.replace("{\"ignored\":true}", "[}"), "body"),
+        (format!("[{body}]"), "body"),
+    ] {
+        let signature = sign(PAYMENT_SECRET, Millis::now().seconds(), body.as_bytes());
+        let reply = world.callback(&signature, body.as_bytes()).await;
+        assert_eq!(reply.problem(400, "bad_request").as_deref(), Some(field), "{body}");
+    }
     for id in [unknown.to_string(), OrderId::mint(77, 0).to_string(), "order-1".to_owned()] {
         let mut notice = a_notice(&unknown, "p");
         notice["order_id"] = json!(id);
@@ -131,6 +138,21 @@ async fn the_body_is_judged_then_the_order_then_the_amount() {
     }
     let shown = world.admin("GET", &format!("/orders/{order}"), Value::Null).await.expect(200);
     assert_eq!(shown["state"], "pending_payment");
+}
+
+#[tokio::test]
+async fn what_a_provider_adds_may_be_anything() {
+    let world = world().await;
+    let order = world.order("a", "alice").await;
+    let body = a_notice(&order, "p1").to_string();
+    let deep = format!("{}{}", "[".repeat(1000), "]".repeat(1000));
+    for more in ["1e999", r#""\ud83d""#, r#"{"x":1,"x":2}"#, "18446744073709551616", deep.as_str(), "null"] {
+        let body =
+            body.replace("\"provider\":", &format!("\"note\":{more},\"\":1,\"note\":{more},\"provider\":"));
+        let signature = sign(PAYMENT_SECRET, Millis::now().seconds(), body.as_bytes());
+        let shown = world.callback(&signature, body.as_bytes()).await.expect(200);
+        assert_eq!(shown["order"]["state"], "paid", "{more}");
+    }
 }
 
 #[tokio::test]

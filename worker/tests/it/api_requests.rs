@@ -69,6 +69,16 @@ async fn bodies_are_json_of_64_kib_at_the_most_and_not_encoded() {
 }
 
 #[tokio::test]
+async fn a_parameter_without_a_name_can_be_read_in_the_answer() {
+    let world = World::start().await;
+    for (query, field) in [("=1", "[\"\"]"), ("=1&=2", "[\"\"]"), ("a%20b=1", "[\"a b\"]"), ("a=1", "a")] {
+        let path = format!("/admin/v1/sales?{query}");
+        let reply = world.send("GET", &path, &[("authorization", &bearer())], b"").await;
+        assert_eq!(reply.problem(400, "bad_request").as_deref(), Some(field), "{query}");
+    }
+}
+
+#[tokio::test]
 async fn two_authorization_fields_are_a_bad_request() {
     let world = World::start().await;
     let token = bearer();

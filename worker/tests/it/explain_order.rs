@@ -28,7 +28,7 @@ async fn a_time_line_goes_through_every_stage_in_the_order_of_time() {
         "written: phone=1",
         "take 1 × phone",
         "sold 1 × phone",
-        "payment p-1 of 1500 EUR is captured",
+        "payment p-1 of 15.00 EUR is captured",
         "order.created",
         "order.changed",
         "is paid",

@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub)]
 
 mod api_auth;
+mod api_changes;
 mod api_claims;
+mod api_commands;
 mod api_many;
 mod api_orders;
 mod api_payments;
@@ -23,11 +25,15 @@ mod faults_promotion;
 mod faults_warden;
 mod harness;
 mod large_sale;
+mod orders_cancel;
+mod orders_migrate;
 mod orders_poison;
 mod orders_process;
 mod orders_queue;
+mod orders_search;
 mod orders_write;
 mod outbox_events;
+mod payments_beside;
 mod payments_group;
 mod payments_notice;
 mod payments_race;

@@ -252,3 +252,27 @@ async fn four_writers_reach_thousands_of_orders_a_second() {
     assert!(rate > 2_000.0, "{rate:.0} orders/s");
     verify_ledger(&db).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writers_ring_the_bell_together_and_after_their_commits() {
+    let db = TestDatabase::new().await;
+    insert_sale(&db, "demo", &[("phone", 1000)]).await;
+    let mut bell = sqlx::postgres::PgListener::connect_with(&db.pool).await.unwrap();
+    bell.listen("sluice_outbox").await.unwrap();
+    let begun = std::time::Instant::now();
+    let mut writers = tokio::task::JoinSet::new();
+    for _ in 0..100 {
+        let store = db.store.clone();
+        writers.spawn(async move { store.write_orders(&[accepted("alice", "phone=1")]).await.unwrap() });
+    }
+    writers.join_all().await;
+    let took = begun.elapsed();
+    let moment = std::time::Duration::from_millis(500);
+    let mut rings = 0;
+    while let Ok(ring) = tokio::time::timeout(moment, bell.recv()).await {
+        ring.unwrap();
+        rings += 1;
+    }
+    let most = took.as_millis() / 10 + 2;
+    assert!(rings >= 1 && rings <= most, "{rings} rings in {took:?} for 100 transactions");
+}

@@ -57,7 +57,9 @@ impl Store {
         let mut writing = self.pool.begin().await?;
         outbox::push(&mut writing, outbox::CHANGED, changes).await?;
         outbox::push(&mut writing, outbox::RELEASE, releases).await?;
-        Ok(writing.commit().await?)
+        writing.commit().await?;
+        self.ring();
+        Ok(())
     }
 
     /// Units that live orders hold, by sale and SKU.

@@ -1,6 +1,7 @@
 //! What the books know of one order, for its time-line.
 
 use sluice_shared::clock::Millis;
+use sluice_shared::currency;
 use sluice_shared::ids::{OrderId, SaleId};
 
 use crate::store::segments::id;
@@ -18,16 +19,26 @@ pub struct Trace {
 }
 
 type Row = (Option<i64>, String);
+type AmountRow = (Option<i64>, String, i64, String, String);
 
-/// Every table that may say something about an order, and how; `$1` is its id.
-const TRACES: [(&str, &str); 9] = [
+/// Tables whose rows say of an order when an amount moved, and how: what comes before the amount, and after it.
+const AMOUNTS: [(&str, &str); 2] = [
     (
         "orders",
-        "SELECT (extract(epoch from created_at) * 1000)::bigint,
-                'written: ' || lines || ' for ' || user_id || ', ' || amount || ' ' || currency
-                || ', epoch ' || epoch || ', sequence ' || seq
+        "SELECT (extract(epoch from created_at) * 1000)::bigint, 'written: ' || lines || ' for ' || user_id || ', ',
+                amount, currency, ', epoch ' || epoch || ', sequence ' || seq
          FROM orders WHERE id = $1",
     ),
+    (
+        "payments",
+        "SELECT (extract(epoch from updated_at) * 1000)::bigint, 'payment ' || payment_id || ' of ',
+                amount, currency, ' is ' || state
+         FROM payments WHERE order_id = $1 ORDER BY updated_at",
+    ),
+];
+
+/// Every other table that may say something about an order, and how; `$1` is its id.
+const TRACES: [(&str, &str); 7] = [
     (
         "orders",
         "SELECT (extract(epoch from updated_at) * 1000)::bigint,
@@ -51,12 +62,6 @@ const TRACES: [(&str, &str); 9] = [
         "saga",
         "SELECT (extract(epoch from updated_at) * 1000)::bigint, 'is ' || state || ' at step ' || step
          FROM saga WHERE order_id = $1",
-    ),
-    (
-        "payments",
-        "SELECT (extract(epoch from updated_at) * 1000)::bigint,
-                'payment ' || payment_id || ' of ' || amount || ' ' || currency || ' is ' || state
-         FROM payments WHERE order_id = $1 ORDER BY updated_at",
     ),
     (
         "fenced",
@@ -92,6 +97,13 @@ impl Store {
     pub async fn traces(&self, order: &OrderId) -> Result<Vec<Trace>, StoreError> {
         let name = order.to_string();
         let mut traces = Vec::new();
+        for (table, query) in AMOUNTS {
+            let rows: Vec<AmountRow> = sqlx::query_as(query).bind(&name).fetch_all(&self.pool).await?;
+            traces.extend(rows.into_iter().map(|(at, before, minor, code, after)| {
+                let what = format!("{before}{}{after}", currency::amount(minor, &code));
+                Trace { at: at.map(Millis), table, what }
+            }));
+        }
         for (table, query) in TRACES {
             let rows: Vec<Row> = sqlx::query_as(query).bind(&name).fetch_all(&self.pool).await?;
             traces.extend(rows.into_iter().map(|(at, what)| Trace { at: at.map(Millis), table, what }));
@@ -100,12 +112,20 @@ impl Store {
         Ok(traces)
     }
 
-    /// Events of an order; there is no index for this rare question.
+    /// Events of an order: they have the time of the transaction that noted them, in which its rows changed. Of what
+    /// its rows no longer tell there may be more; nothing but rows of these times is read.
     async fn outbox_traces(&self, order: &str) -> Result<Vec<Trace>, StoreError> {
         let rows: Vec<(i64, Option<i64>, String)> = sqlx::query_as(
             "SELECT (extract(epoch from created_at) * 1000)::bigint,
                     (extract(epoch from published_at) * 1000)::bigint, topic
-             FROM outbox WHERE payload->'events' @> jsonb_build_array(jsonb_build_object('order', $1::text))
+             FROM outbox
+             WHERE created_at = ANY (ARRAY(
+                       SELECT created_at FROM orders WHERE id = $1
+                       UNION SELECT updated_at FROM orders WHERE id = $1
+                       UNION SELECT at FROM saga_step WHERE order_id = $1
+                       UNION SELECT created_at FROM payments WHERE order_id = $1
+                       UNION SELECT updated_at FROM payments WHERE order_id = $1))
+               AND payload->'events' @> jsonb_build_array(jsonb_build_object('order', $1::text))
              ORDER BY id",
         )
         .bind(order)

@@ -4,16 +4,14 @@
 use std::collections::BTreeSet;
 
 use sqlx::PgConnection;
+use time::OffsetDateTime;
 
 use sluice_shared::clock::Millis;
-use sluice_shared::ids::{OrderId, UserId};
-use sluice_shared::message::Accepted;
-use sluice_shared::record::OrderState;
+use sluice_shared::ids::OrderId;
 
-use super::write::{Sorted, offers, sort};
-use super::{Cancelled, OrderRow, RawOrder, columns};
+use super::{OrderRow, RawOrder, columns};
 use crate::store::ledger::{Kind, Ledger};
-use crate::store::{Store, StoreError, outbox};
+use crate::store::{Store, StoreError, moment, outbox};
 
 /// The unpaid orders that fall due, some at a time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,87 +23,6 @@ pub struct Deadline {
 }
 
 impl Store {
-    /// Cancels an order for its buyer, if it is not paid.
-    pub async fn cancel(&self, order: &OrderId, user: &UserId) -> Result<Cancelled, StoreError> {
-        let mut writing = self.pool.begin().await?;
-        let cancelled: Option<RawOrder> = sqlx::query_as(concat!(
-            "UPDATE orders SET state = 'cancelled', live = false, updated_at = now()
-             WHERE id = $1 AND user_id = $2 AND state = 'pending_payment'
-             RETURNING ",
-            columns!()
-        ))
-        .bind(order.to_string())
-        .bind(user.as_str())
-        .fetch_optional(&mut *writing)
-        .await?;
-        if let Some(raw) = cancelled {
-            let row = OrderRow::try_from(raw)?;
-            undo(&mut writing, std::slice::from_ref(&row), "cancel", "by the buyer").await?;
-            writing.commit().await?;
-            return Ok(Cancelled::Done(row));
-        }
-        drop(writing);
-        Ok(match self.order(order).await?.filter(|row| row.user == *user) {
-            None => Cancelled::Unknown,
-            Some(row) if matches!(row.state, OrderState::Paid | OrderState::Refunded) => {
-                Cancelled::NotCancellable(row)
-            }
-            Some(row) => Cancelled::Over(row),
-        })
-    }
-
-    /// Cancels an order that only Redis knows yet: it is inserted as cancelled, with its take, its
-    /// release and the event, so that its late message changes nothing. When the row has come
-    /// meanwhile, it is cancelled like any other. `Unknown`: it was taken in an epoch that is over, or
-    /// the books do not know its sale, so it never was an order.
-    pub async fn cancel_unwritten(&self, accepted: &Accepted) -> Result<Cancelled, StoreError> {
-        let mut writing = self.pool.begin().await?;
-        let Sorted { drafts, .. } = sort(&mut writing, std::slice::from_ref(accepted)).await?;
-        let Some(draft) = drafts.first() else {
-            drop(writing);
-            return self.cancel(&accepted.order, &accepted.user).await;
-        };
-        let inserted: Option<RawOrder> = sqlx::query_as(concat!(
-            "INSERT INTO orders (id, sale, user_id, state, live, amount, currency, lines, epoch, seq,
-                                 accepted_at, pay_before)
-             VALUES ($1, $2, $3, 'cancelled', false, $4, $5, $6, $7, $8, $9,
-                     date_trunc('milliseconds', now()) + make_interval(secs => $10))
-             ON CONFLICT DO NOTHING
-             RETURNING ",
-            columns!()
-        ))
-        .bind(accepted.order.to_string())
-        .bind(accepted.sale.as_str())
-        .bind(accepted.user.as_str())
-        .bind(draft.amount)
-        .bind(&draft.currency)
-        .bind(accepted.lines.to_string())
-        .bind(draft.epoch)
-        .bind(draft.seq)
-        .bind(draft.accepted_at)
-        .bind(draft.pay_within)
-        .fetch_optional(&mut *writing)
-        .await?;
-        let Some(raw) = inserted else {
-            drop(writing);
-            return self.cancel(&accepted.order, &accepted.user).await;
-        };
-        let row = OrderRow::try_from(raw)?;
-        let mut ledger = Ledger::lock(&mut writing, offers(accepted)).await?;
-        for kind in [Kind::Take, Kind::Release] {
-            note(&mut ledger, &row, kind)?;
-        }
-        ledger.write(&mut writing).await?;
-        sqlx::query("INSERT INTO saga (order_id, state, step) VALUES ($1, 'undoing', 'release')")
-            .bind(row.id.to_string())
-            .execute(&mut *writing)
-            .await?;
-        log(&mut writing, &[(&row, "before it was written")], "cancel").await?;
-        outbox::push(&mut writing, outbox::RELEASE, &[row.event(true)]).await?;
-        writing.commit().await?;
-        Ok(Cancelled::Done(row))
-    }
-
     /// Expires those of these orders that are unpaid and due; answers which. One that somebody else
     /// is working on is left for the next time.
     pub async fn expire(&self, orders: &[OrderId]) -> Result<Vec<OrderId>, StoreError> {
@@ -126,6 +43,9 @@ impl Store {
         let rows = expired.into_iter().map(OrderRow::try_from).collect::<Result<Vec<_>, _>>()?;
         undo(&mut writing, &rows, "expire", "not paid in time").await?;
         writing.commit().await?;
+        if !rows.is_empty() {
+            self.ring();
+        }
         Ok(rows.into_iter().map(|row| row.id).collect())
     }
 
@@ -153,17 +73,20 @@ impl Store {
         Ok(deadlines(rows))
     }
 
-    /// A page of all deadlines, after an order, in the order of ids.
+    /// A page of all deadlines, after one, in the order of the index of unpaid orders: whatever else has been
+    /// sold, none of it is read.
     pub async fn deadlines_after(
         &self,
-        after: Option<&OrderId>,
+        after: Option<&Deadline>,
         most: u32,
     ) -> Result<Vec<Deadline>, StoreError> {
         let rows: Vec<(String, time::OffsetDateTime)> = sqlx::query_as(
-            "SELECT id, pay_before FROM orders WHERE state = 'pending_payment' AND id > $1
-             ORDER BY id LIMIT $2",
+            "SELECT id, pay_before FROM orders
+             WHERE state = 'pending_payment' AND pay_before >= $1 AND (pay_before, id) > ($1, $2)
+             ORDER BY pay_before, id LIMIT $3",
         )
-        .bind(after.map(ToString::to_string).unwrap_or_default())
+        .bind(after.map_or(Some(OffsetDateTime::UNIX_EPOCH), |after| moment(after.pay_before)))
+        .bind(after.map(|after| after.order.to_string()).unwrap_or_default())
         .bind(i64::from(most))
         .fetch_all(&self.pool)
         .await?;
@@ -179,7 +102,7 @@ fn deadlines(rows: Vec<(String, time::OffsetDateTime)>) -> Vec<Deadline> {
 }
 
 /// Adds one line an order line.
-fn note(ledger: &mut Ledger, row: &OrderRow, kind: Kind) -> Result<(), StoreError> {
+pub(super) fn note(ledger: &mut Ledger, row: &OrderRow, kind: Kind) -> Result<(), StoreError> {
     let about = row.id.to_string();
     row.lines.iter().try_for_each(|(sku, n)| ledger.note(&row.sale, sku, kind, &about, i64::from(n)))
 }
@@ -196,7 +119,7 @@ pub(crate) async fn lock_offers<'a>(
 
 /// What follows from orders that have just ended unpaid: their units go back in the books now, and on
 /// the shelf by the outbox.
-async fn undo(
+pub(super) async fn undo(
     writing: &mut PgConnection,
     rows: &[OrderRow],
     step: &'static str,
@@ -276,7 +199,7 @@ async fn saga(
 }
 
 /// Notes what a step did to each of these orders.
-async fn log(
+pub(super) async fn log(
     writing: &mut PgConnection,
     done: &[(&OrderRow, &str)],
     step: &'static str,

@@ -107,6 +107,9 @@ impl Store {
         report.failed = failed.iter().map(|event| event.order).collect();
         failpoint::reach("F54.before-commit");
         writing.commit().await?;
+        if report.written > 0 {
+            self.ring();
+        }
         Ok(report)
     }
 }

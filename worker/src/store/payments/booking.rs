@@ -1,7 +1,7 @@
 //! Notices into the books: a group in one transaction, so that a wave of payments for one offer waits
 //! for its row and its ledger once, not once each.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use sqlx::PgConnection;
 
@@ -11,38 +11,73 @@ use sluice_shared::record::{OrderState, Refund};
 use super::{Effect, Known, NoticeOutcome, Payment, PaymentNotice, Payments, fits, judge};
 use crate::store::ledger::Ledger;
 use crate::store::orders::{OrderRow, RawOrder, columns, lock_offers, sell, take_back};
-use crate::store::{Store, StoreError, outbox};
+use crate::store::{Locked, Store, StoreError, outbox};
 
-/// How often a group is begun again because another transaction has just written one of its payments.
+/// How often one is begun again because another transaction has just written its payment.
 const ATTEMPTS: u32 = 3;
+
+/// What came of an attempt.
+enum Attempt {
+    /// An outcome each; `None` for one whose order somebody else has locked.
+    Booked(Vec<Option<NoticeOutcome>>),
+    /// Nothing is booked: other transactions have written these payments, or hold them.
+    Contested(HashSet<String>),
+}
 
 impl Store {
     /// Judges and books one notice; repeats change nothing.
     pub async fn notice(&self, notice: &PaymentNotice) -> Result<NoticeOutcome, StoreError> {
-        let outcome = self.notices(std::slice::from_ref(notice)).await?.pop();
-        outcome.ok_or_else(|| StoreError::Broken("a notice was not answered".to_owned()))
+        for _ in 0..ATTEMPTS {
+            match self.attempt(&[notice], Locked::Await).await? {
+                Attempt::Booked(outcomes) => {
+                    let outcome = outcomes.into_iter().flatten().next();
+                    return outcome.ok_or_else(|| StoreError::Broken("a notice was not answered".to_owned()));
+                }
+                Attempt::Contested(_) => {}
+            }
+        }
+        Err(StoreError::Away("other notices of the same payment are being booked".to_owned()))
     }
 
     /// Judges and books notices in one transaction, each after those before it; answers in their
-    /// order. Repeats change nothing.
-    pub async fn notices(&self, notices: &[PaymentNotice]) -> Result<Vec<NoticeOutcome>, StoreError> {
-        for _ in 0..ATTEMPTS {
-            if let Some(outcomes) = self.attempt(notices).await? {
-                return Ok(outcomes);
+    /// order. Repeats change nothing. `None` is for those whose order or payment somebody else is
+    /// working on: they hold up none of the others.
+    pub async fn notices(&self, notices: &[PaymentNotice]) -> Result<Vec<Option<NoticeOutcome>>, StoreError> {
+        let mut contested: HashSet<String> = HashSet::new();
+        loop {
+            let free = |notice: &&PaymentNotice| !contested.contains(&notice.payment_id);
+            let now: Vec<&PaymentNotice> = notices.iter().filter(free).collect();
+            if now.is_empty() {
+                return Ok(vec![None; notices.len()]);
+            }
+            match self.attempt(&now, Locked::Skip).await? {
+                Attempt::Booked(outcomes) => {
+                    let mut outcomes = outcomes.into_iter();
+                    let one = |notice: &PaymentNotice| {
+                        if contested.contains(&notice.payment_id) { None } else { outcomes.next().flatten() }
+                    };
+                    return Ok(notices.iter().map(one).collect());
+                }
+                // Each time there are more of them, so this ends.
+                Attempt::Contested(more) => contested.extend(more),
             }
         }
-        Err(StoreError::Away("other notices of the same payments are being booked".to_owned()))
     }
 
-    async fn attempt(&self, notices: &[PaymentNotice]) -> Result<Option<Vec<NoticeOutcome>>, StoreError> {
-        let mut writing = self.pool.begin().await?;
+    async fn attempt(&self, notices: &[&PaymentNotice], locked: Locked) -> Result<Attempt, StoreError> {
+        let mut writing = self.begin(locked).await?;
         // Orders, then payments, then offers, each by name: so does whoever else locks them, and
         // nobody waits for somebody who waits for him.
-        let rows = orders(&mut writing, notices).await?;
-        let mut payments = known(&mut writing, notices, &rows).await?;
+        let (rows, busy) = orders(&mut writing, notices, locked).await?;
+        let all = notices;
+        let notices: Vec<&PaymentNotice> =
+            all.iter().copied().filter(|notice| !busy.contains(&notice.order)).collect();
+        let notices = notices.as_slice();
+        let mut payments = known(&mut writing, notices, &rows, locked).await?;
         let judged = judge(notices, &rows, &mut payments);
-        if !write_down(&mut writing, &payments, &rows).await? {
-            return Ok(None);
+        let contested = write_down(&mut writing, &payments, &rows).await?;
+        if !contested.is_empty() {
+            return Ok(Attempt::Contested(contested));
         }
         let moves = |effect: &_| matches!(effect, Ok(Effect::Pay | Effect::TakeBack));
         let moving = notices.iter().zip(&judged).filter(|(_, effect)| moves(effect));
@@ -56,48 +91,80 @@ impl Store {
         }
         let rows = booking.finish().await?;
         writing.commit().await?;
-        let outcome = |(notice, effect): (&PaymentNotice, Result<Effect, NoticeOutcome>)| {
+        self.ring();
+        let outcome = |notice: &PaymentNotice, effect: Result<Effect, NoticeOutcome>| {
             let noted = |row: &OrderRow| NoticeOutcome::Noted(Box::new(row.clone()));
             let row = rows.get(&notice.order);
             effect.map_or_else(|refused| refused, |_| row.map_or(NoticeOutcome::UnknownOrder, noted))
         };
-        Ok(Some(notices.iter().zip(judged).map(outcome).collect()))
+        let mut judged = judged.into_iter();
+        let told = |notice: &&PaymentNotice| {
+            if busy.contains(&notice.order) {
+                None
+            } else {
+                judged.next().map(|effect| outcome(notice, effect))
+            }
+        };
+        Ok(Attempt::Booked(all.iter().map(told).collect()))
     }
 }
 
-/// The rows of the orders that notices name. Each row is a lock: notices, expiry and cancellation of
-/// one order come one by one.
+/// The rows of the orders that notices name, and the orders whose rows somebody else has locked. Each row is a
+/// lock: notices, expiry and cancellation of one order come one by one.
 async fn orders(
     writing: &mut PgConnection,
-    notices: &[PaymentNotice],
-) -> Result<HashMap<OrderId, OrderRow>, StoreError> {
-    let ids: BTreeSet<String> = notices.iter().map(|notice| notice.order.to_string()).collect();
-    let raw: Vec<RawOrder> = sqlx::query_as(concat!(
-        "SELECT ",
-        columns!(),
-        " FROM orders WHERE id = ANY($1) ORDER BY id FOR UPDATE"
-    ))
-    .bind(Vec::from_iter(ids))
-    .fetch_all(writing)
-    .await?;
-    raw.into_iter().map(|raw| OrderRow::try_from(raw).map(|row| (row.id, row))).collect()
+    notices: &[&PaymentNotice],
+    locked: Locked,
+) -> Result<(HashMap<OrderId, OrderRow>, HashSet<OrderId>), StoreError> {
+    let ids: BTreeSet<OrderId> = notices.iter().map(|notice| notice.order).collect();
+    let text = |ids: &BTreeSet<OrderId>| ids.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let query = match locked {
+        Locked::Await => {
+            concat!("SELECT ", columns!(), " FROM orders WHERE id = ANY($1) ORDER BY id FOR UPDATE")
+        }
+        Locked::Skip => {
+            concat!(
+                "SELECT ",
+                columns!(),
+                " FROM orders WHERE id = ANY($1) ORDER BY id FOR UPDATE SKIP LOCKED"
+            )
+        }
+    };
+    let raw: Vec<RawOrder> = sqlx::query_as(query).bind(text(&ids)).fetch_all(&mut *writing).await?;
+    let rows = raw.into_iter().map(|raw| OrderRow::try_from(raw).map(|row| (row.id, row)));
+    let rows = rows.collect::<Result<HashMap<_, _>, _>>()?;
+    let missing: BTreeSet<OrderId> = ids.into_iter().filter(|id| !rows.contains_key(id)).collect();
+    if locked == Locked::Await || missing.is_empty() {
+        return Ok((rows, HashSet::new()));
+    }
+    let there: Vec<String> = sqlx::query_scalar("SELECT id FROM orders WHERE id = ANY($1)")
+        .bind(text(&missing))
+        .fetch_all(writing)
+        .await?;
+    Ok((rows, there.iter().filter_map(|id| OrderId::parse(id)).collect()))
 }
 
 /// What the books know of the payments of notices that fit their orders.
 async fn known(
     writing: &mut PgConnection,
-    notices: &[PaymentNotice],
+    notices: &[&PaymentNotice],
     rows: &HashMap<OrderId, OrderRow>,
+    locked: Locked,
 ) -> Result<Payments, StoreError> {
     let fit = notices.iter().filter(|notice| rows.get(&notice.order).is_some_and(|row| fits(notice, row)));
     let ids: BTreeSet<&str> = fit.map(|notice| notice.payment_id.as_str()).collect();
-    let old: Vec<(String, String, String)> = sqlx::query_as(
-        "SELECT payment_id, order_id, state FROM payments WHERE payment_id = ANY($1)
-         ORDER BY payment_id COLLATE \"C\" FOR UPDATE",
-    )
-    .bind(Vec::from_iter(ids))
-    .fetch_all(writing)
-    .await?;
+    let query = match locked {
+        Locked::Await => {
+            "SELECT payment_id, order_id, state FROM payments WHERE payment_id = ANY($1)
+             ORDER BY payment_id COLLATE \"C\" FOR UPDATE"
+        }
+        Locked::Skip => {
+            "SELECT payment_id, order_id, state FROM payments WHERE payment_id = ANY($1)
+             ORDER BY payment_id COLLATE \"C\" FOR UPDATE SKIP LOCKED"
+        }
+    };
+    let old: Vec<(String, String, String)> =
+        sqlx::query_as(query).bind(Vec::from_iter(ids)).fetch_all(writing).await?;
     let read = |(id, order, state): (String, String, String)| {
         let bad = || StoreError::Broken(format!("payment {id} is in a bad state or of a bad order"));
         let stood = Some(Payment::parse(&state).ok_or_else(bad)?);
@@ -107,37 +174,39 @@ async fn known(
     old.into_iter().map(read).collect()
 }
 
-/// Writes down how payments stand; a new one is bound to its order by that. Whether all could be: what
-/// another transaction has written since we looked is to be looked at again.
+/// Writes down how payments stand; a new one is bound to its order by that. Answers those that could not be: what
+/// another transaction has written since we looked, or holds, is to be looked at again.
 async fn write_down(
     writing: &mut PgConnection,
     payments: &Payments,
     rows: &HashMap<OrderId, OrderRow>,
-) -> Result<bool, StoreError> {
+) -> Result<HashSet<String>, StoreError> {
     let (mut new, mut old) = (Columns::default(), Columns::default());
     for (id, known) in payments.iter().filter(|(_, known)| known.stood != known.stands) {
         let (Some(stands), Some(row)) = (known.stands, rows.get(&known.order)) else { continue };
         let columns = if known.stood.is_none() { &mut new } else { &mut old };
         columns.add(id, stands, row);
     }
-    let count = new.ids.len() as u64;
-    if count > 0 {
-        let inserted = sqlx::query(
+    let ids = new.ids.clone();
+    if !ids.is_empty() {
+        let inserted: Vec<String> = sqlx::query_scalar(
             "INSERT INTO payments (payment_id, order_id, amount, currency, state)
              SELECT id, of, amount, currency, state
              FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[])
                   AS new (id, state, of, amount, currency)
-             ON CONFLICT DO NOTHING",
+             ON CONFLICT DO NOTHING RETURNING payment_id",
         )
         .bind(new.ids)
         .bind(new.states)
         .bind(new.orders)
         .bind(new.amounts)
         .bind(new.currencies)
-        .execute(&mut *writing)
+        .fetch_all(&mut *writing)
         .await?;
-        if inserted.rows_affected() < count {
-            return Ok(false);
+        if inserted.len() < ids.len() {
+            let inserted: HashSet<&str> = inserted.iter().map(String::as_str).collect();
+            let contested = ids.into_iter().filter(|id| !inserted.contains(id)).map(str::to_owned);
+            return Ok(contested.collect());
         }
     }
     if !old.ids.is_empty() {
@@ -150,7 +219,7 @@ async fn write_down(
         .execute(writing)
         .await?;
     }
-    Ok(true)
+    Ok(HashSet::new())
 }
 
 /// Payments in columns, as they are written.
