@@ -78,7 +78,7 @@ async fn a_search_without_a_sale_reads_what_it_finds() {
     let db = large().await;
     let any = OrderFilter::default();
     let filters = [
-        (OrderFilter { state: Some(OrderState::Failed), ..any.clone() }, 98),
+        (OrderFilter { state: Some(OrderState::Failed), ..any.clone() }, 99),
         (OrderFilter { state: Some(OrderState::PendingPayment), ..any.clone() }, 100),
         (OrderFilter { state: Some(OrderState::Refunded), ..any.clone() }, 0),
         (OrderFilter { from: at(ORDERS - 500), ..any.clone() }, 100),
