@@ -83,17 +83,9 @@ drill_system() {
   return "$status"
 }
 
-# Everything broken at once, by a seed that is always the same and by one that never is. What could not be
-# carried out is a failure too: it may be that the system does not come back.
+# Everything broken at once, by a seed that is always the same and by one that never is. A promise that
+# does not hold ends it; what could not be carried out (2) is tried once more, as a slow test is.
 drill_chaos() {
-  local seed
-  for seed in 7 "$((RANDOM * 32768 + RANDOM))"; do
-    step "chaos, seed $seed"
-    chaos "$seed" || return 1
-  done
-}
-
-chaos() {
   local seed status
   for seed in 7 "$((RANDOM * 32768 + RANDOM))"; do
     step "chaos, seed $seed"
