@@ -29,6 +29,7 @@ local function with(mark, lines, sign)
     local text = has > 0 and sku .. '=' .. has .. ',' or ''
     if had > 0 then known[sku] = text else new = new .. text end
   end
-  local marked = next(known) and string.gsub(mark .. ',', '([^=,]+)=%d+,', known) or mark .. ','
+  local whole = mark == '' and '' or mark .. ','
+  local marked = next(known) and string.gsub(whole, '([^=,]+)=%d+,', known) or whole
   return string.sub(marked .. new, 1, -2)
 end

@@ -131,7 +131,6 @@ async fn an_edge_does_its_work_and_nothing_else() {
         "SHUTDOWN NOSAVE",
         "REPLICAOF NO ONE",
         "ACL LIST",
-        "DEBUG SLEEP 1",
     ];
     may(&edge, &allowed, &refused).await;
     let topics = ["sluice:sales".to_owned(), "sluice:sale:demo".to_owned()];
