@@ -328,7 +328,7 @@ fn what_our_own_calls_see_is_what_other_proxies_pass_on() {
     let public = edge.public;
     // In one piece the short way reads it, by its first bytes alone a session.
     let ours = |_: u64, parts: &[Vec<u8>]| {
-        let whole = vec![parts.concat()];
+        let whole = [parts.concat()];
         let (head, rest) = whole[0].split_at(9);
         let slow = [head.to_vec(), rest.to_vec()];
         [&whole[..], parts, &slow[..]].iter().map(|parts| own(&send(public, parts))).collect()

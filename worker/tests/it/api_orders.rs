@@ -239,7 +239,7 @@ async fn one_audit_at_a_time_is_made_for_the_back_office_and_shared() {
         let patience = Duration::from_secs(20);
         eventually("the first one is under way", patience, async || waiting().await > 0).await;
         let busy = audit("/sales/b/audit").await;
-        assert_eq!(busy.headers["retry-after"], "1");
+        assert!((1..=4).contains(&busy.headers["retry-after"].parse::<u32>().unwrap()));
         busy.problem(503, "overloaded");
         // Whoever gives up does not take it from the others.
         let gone = tokio::time::timeout(Duration::from_millis(300), audit("/sales/a/audit")).await;
