@@ -18,7 +18,7 @@ use crate::warden_world::{Edge, PATIENCE, Place, Process, user};
 /// Written at once.
 const PAGE: usize = 10_000;
 /// What a warden, or an audit, may take besides what it takes for nothing, however many orders there are.
-const MORE_MIB: u64 = 24;
+const MORE_MIB: u64 = 36;
 
 fn orders() -> usize {
     std::env::var("SLUICE_LARGE_SALE").map_or(60_000, |n| n.parse().expect("a number of orders"))

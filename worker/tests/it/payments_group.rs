@@ -64,11 +64,13 @@ fn draw(random: &mut StdRng, sets: [&[OrderId]; 2]) -> [Vec<PaymentNotice>; 2] {
 }
 
 /// All that the books say of a set of orders, without their names.
+/// What the books tell of orders. The rounds of a refund are left out: a group that ends one and begins another
+/// tells of the last state alone, and needs no second round for it.
 async fn story(db: &TestDatabase, orders: &[OrderId]) -> Vec<String> {
     let mut told = Vec::new();
     for (n, order) in orders.iter().enumerate() {
         let row = db.store.order(order).await.unwrap().unwrap();
-        told.push(format!("{n} {:?} {:?} {} {:?}", row.state, row.refund, row.live, row.lines));
+        told.push(format!("{n} {:?} {} {} {:?}", row.state, row.refund.as_str(), row.live, row.lines));
         for query in [
             "SELECT kind || quantity FROM ledger WHERE order_id = $1 ORDER BY line",
             "SELECT state || step FROM saga WHERE order_id = $1",
