@@ -64,7 +64,7 @@ fn draw(random: &mut StdRng, sets: [&[OrderId]; 2]) -> [Vec<PaymentNotice>; 2] {
 }
 
 /// All that the books say of a set of orders, without their names.
-/// What the books tell of orders. The rounds of a refund are left out: a group that ends one and begins another
+/// The rounds of a refund are left out: a group that ends one and begins another
 /// tells of the last state alone, and needs no second round for it.
 async fn story(db: &TestDatabase, orders: &[OrderId]) -> Vec<String> {
     let mut told = Vec::new();
