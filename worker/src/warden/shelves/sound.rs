@@ -21,13 +21,6 @@ const MISSING: &str = "none";
 /// Whether a segment is as a warden left it, or why that cannot be told.
 pub(super) type Sound = BTreeMap<Shelf, Result<bool, Fault>>;
 
-/// A segment and its keys' types.
-struct Found {
-    shelf: Shelf,
-    epoch: u64,
-    types: Vec<String>,
-}
-
 impl Shelves {
     /// Looks at the segments of sales. One that is known not to be as it was left is not looked at again
     /// in the same epoch: only a re-opening mends it.
@@ -59,29 +52,28 @@ impl Shelves {
     async fn look_at(&mut self, page: &[(Shelf, u64)], sound: &mut Sound) -> Result<(), Fault> {
         let names = page.iter().map(|(shelf, epoch)| self.scripts(shelf, *epoch)).collect::<Vec<_>>();
         let redis = self.warden.redis();
+        // The sequence before the keys: what was sold by then has left its orders and its journal, and a
+        // first order that comes between the two looks is not taken for a loss.
+        let read = page.iter().map(|(shelf, _)| {
+            cmd("HMGET").arg(shelf.meta()).arg(&["fence", "state", "seq"]).arg(&NUMBERS).to_owned()
+        });
+        let fields: Vec<Result<Vec<Option<String>>, Fault>> = redis.run_each("reading fences", read).await?;
         let keys = |shelf: &Shelf| [shelf.meta(), shelf.stock(), shelf.orders(), shelf.journal()];
         let types = page.iter().flat_map(|(shelf, _)| keys(shelf)).map(|key| cmd("TYPE").arg(key).to_owned());
         let types: Vec<Result<String, Fault>> = redis.run_each("looking at keys", types).await?;
         let exist = names.iter().map(|names| cmd("SCRIPT").arg("EXISTS").arg(names).to_owned());
         let loaded: Vec<Result<Vec<bool>, Fault>> = redis.run_each("looking for scripts", exist).await?;
-        let mut found = Vec::new();
-        for (((shelf, epoch), types), loaded) in page.iter().zip(types.chunks(TYPES.len())).zip(loaded) {
+        let found = page.iter().zip(types.chunks(TYPES.len())).zip(loaded).zip(fields);
+        for ((((shelf, epoch), types), loaded), fields) in found {
             let types: Result<Vec<String>, Fault> = types.iter().cloned().collect();
-            match (types, loaded) {
-                (Err(fault), _) | (_, Err(fault)) => drop(sound.insert(shelf.clone(), Err(fault))),
+            let is = match (types, loaded) {
+                (Err(fault), _) | (_, Err(fault)) => Err(fault),
                 (Ok(types), Ok(loaded)) if are_right(&types) && loaded.iter().all(|one| *one) => {
-                    found.push(Found { shelf: shelf.clone(), epoch: *epoch, types });
+                    fields.map(|fields| is_whole(shelf, *epoch, &types, &fields))
                 }
-                _ => drop(sound.insert(shelf.clone(), Ok(false))),
-            }
-        }
-        let read = found.iter().map(|found| {
-            cmd("HMGET").arg(found.shelf.meta()).arg(&["fence", "state", "seq"]).arg(&NUMBERS).to_owned()
-        });
-        let fields: Vec<Result<Vec<Option<String>>, Fault>> = redis.run_each("reading fences", read).await?;
-        for (found, fields) in found.into_iter().zip(fields) {
-            let whole = fields.map(|fields| found.is_whole(&fields));
-            sound.insert(found.shelf, whole);
+                _ => Ok(false),
+            };
+            sound.insert(shelf.clone(), is);
         }
         Ok(())
     }
@@ -106,17 +98,15 @@ fn are_right(types: &[String]) -> bool {
     types.iter().zip(&TYPES).all(right) && !types[..2].iter().any(|found| found == MISSING)
 }
 
-impl Found {
-    fn is_whole(&self, fields: &[Option<String>]) -> bool {
-        let [fence, state, seq, numbers @ ..] = fields else { return false };
-        let is = |field: &Option<String>, good: &dyn Fn(&str) -> bool| field.as_deref().is_some_and(good);
-        let numbers =
-            NUMBERS.iter().zip(numbers).all(|(name, field)| is(field, &|text| is_number(name, text)));
-        let sold = is(seq, &|seq| seq != "0");
-        is(fence, &|fence| fence == self.shelf.fence(self.epoch))
-            && is(state, &|word| SaleStep::parse(word).is_some())
-            && is(seq, &|text| is_number("seq", text))
-            && numbers
-            && !(sold && self.types.iter().any(|found| found == MISSING))
-    }
+/// Whether `meta` says what it must, and every key is there that it speaks of.
+fn is_whole(shelf: &Shelf, epoch: u64, types: &[String], fields: &[Option<String>]) -> bool {
+    let [fence, state, seq, numbers @ ..] = fields else { return false };
+    let is = |field: &Option<String>, good: &dyn Fn(&str) -> bool| field.as_deref().is_some_and(good);
+    let numbers = NUMBERS.iter().zip(numbers).all(|(name, field)| is(field, &|text| is_number(name, text)));
+    let sold = is(seq, &|seq| seq != "0");
+    is(fence, &|fence| fence == shelf.fence(epoch))
+        && is(state, &|word| SaleStep::parse(word).is_some())
+        && is(seq, &|text| is_number("seq", text))
+        && numbers
+        && !(sold && types.iter().any(|found| found == MISSING))
 }
