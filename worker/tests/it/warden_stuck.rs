@@ -34,7 +34,7 @@ async fn a_sale_that_began_before_1970_sells_and_is_reopened_once() {
     assert_eq!(place.epoch().await, 2);
     assert!(warden.metrics().contains("sluice_warden_reopenings_total 1\n"));
     assert!(place.record(&order.order).await.is_some());
-    assert_eq!(place.meta("starts").await.as_deref(), Some("-1360180800000"));
+    assert_eq!(place.meta("starts").await.as_deref(), Some("-1360526400000"));
 }
 
 #[tokio::test]
@@ -110,8 +110,9 @@ async fn a_frozen_sale_with_a_thousand_dead_orders_disturbs_nobody() {
     let up = Instant::now();
     place.until_sells(&edge).await;
     let (_outbox, saga) = (place.outbox(), place.saga());
+    // A message holds up to a hundred of them.
     let tried = "sluice_jobs_total{job=\"release\",outcome=\"later\"}";
-    eventually("the releases wait", PATIENCE, async || counted(&saga, tried) >= f64::from(DEAD)).await;
+    eventually("the releases wait", PATIENCE, async || counted(&saga, tried) >= 10.0).await;
     let put_off = "sluice_job_messages_put_off_total{job=\"release\"}";
     let (before, began) = (counted(&saga, put_off), Instant::now());
     let mut slowest = Duration::ZERO;
