@@ -36,7 +36,7 @@ user edge "$REDIS_EDGE_PASSWORD" "$session +subscribe +unsubscribe &sluice:sales
 # Its roles and the wardens; alone to load scripts: one that is gone must freeze the sale.
 user worker "$REDIS_WORKER_PASSWORD" "$session +publish &sluice:sales &sluice:sale:*" \
   '~sluice:* +get +set +incr +del +unlink +exists +type +rename +expire +pexpire +persist +pttl' \
-  '+hget +hgetall +hkeys +hlen +hmget +hscan +hvals +hset +hdel +xadd +xdel +xlen +xrange' \
+  '+hget +hgetall +hkeys +hlen +hmget +hscan +hvals +hset +hsetnx +hdel +xadd +xdel +xlen +xrange +xrevrange' \
   '+zadd +zrem +zscore +zrangebyscore +evalsha +script|load +script|exists +config|get +info'
 
 # People and audits: they read, and change nothing.

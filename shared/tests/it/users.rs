@@ -194,7 +194,14 @@ async fn a_worker_does_its_work_and_nothing_else() {
     assert!(sale.warden.lead(&worker, "me", Duration::from_secs(9)).await.unwrap());
     let raised = sale.warden.raise(&worker, &sale.shelf, 7, 40).await;
     assert_eq!(raised, Ok(Raised::Raised));
-    let allowed = ["HSET sluice:sales s v", "UNLINK sluice:sales", "CONFIG GET appendfsync", "INFO server"];
+    let allowed = [
+        "HSET sluice:sales s v",
+        "HSETNX sluice:reopening s v",
+        "XREVRANGE sluice:{demo:0}:journal + - COUNT 1",
+        "UNLINK sluice:sales",
+        "CONFIG GET appendfsync",
+        "INFO server",
+    ];
     let refused = [
         "EVAL return{1} 0",
         "SCRIPT FLUSH",
