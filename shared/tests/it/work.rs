@@ -69,7 +69,7 @@ async fn shortest(what: &str, sale: &Sale, told: fn(&Answer) -> bool, orders: im
 }
 
 #[tokio::test]
-async fn the_worst_batch_holds_redis_up_no_longer_than_a_plain_one() {
+async fn the_worst_batch_is_bounded_by_its_work() {
     for length in [3, 64] {
         let names = names(length);
         let last = &names[names.len() - LINES_MAX..];
@@ -103,7 +103,7 @@ async fn the_worst_batch_holds_redis_up_no_longer_than_a_plain_one() {
 }
 
 #[tokio::test]
-async fn the_worst_releases_hold_redis_up_no_longer_than_plain_ones() {
+async fn the_worst_releases_are_bounded_by_their_work() {
     for (length, lines) in [(3, 1), (3, LINES_MAX), (64, 1), (64, LINES_MAX)] {
         let names = names(length);
         let sale = open(&names, 1_000_000).await;
