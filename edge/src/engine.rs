@@ -318,10 +318,10 @@ pub(crate) struct Reader {
 impl Reader {
     async fn record(&self, order: &OrderId) -> Result<Option<Record>, EngineFault> {
         let Running { handle, redis } = self.running.get().ok_or(EngineFault::NotRunning)?;
-        let Some(shelf) = self.book.shelf(order) else { return Ok(None) };
+        let Some(segment) = self.book.segment(order) else { return Ok(None) };
         let doing = "reading a record";
         let (redis, deadline) = (redis.clone(), self.deadline);
-        let get = cmd("HGET").arg(shelf.orders()).arg(order.field()).to_owned();
+        let get = cmd("HGET").arg(segment.orders()).arg(order.field()).to_owned();
         // The client's own tasks belong to the engine's runtime, not to the one that asks.
         let read = handle.spawn(async move {
             let late = |_| Fault::Unknown { doing, why: "too late".to_owned() };

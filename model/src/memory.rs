@@ -9,7 +9,7 @@ use ahash::AHashMap;
 use sluice_edge::engine::held::{Arrival, Held, Parcel};
 use sluice_edge::engine::room::Room;
 use sluice_shared::ids::{OrderId, SaleId};
-use sluice_shared::keys::Shelf;
+use sluice_shared::keys::Segment;
 
 use crate::bounds::ORDERS;
 use crate::state::Memory;
@@ -32,7 +32,7 @@ pub enum Deed {
 /// The edge's memory, and what it said to each deed so far.
 #[derive(Debug)]
 pub struct Holder {
-    shelf: Arc<Shelf>,
+    segment: Arc<Segment>,
     now: Instant,
     known: RefCell<AHashMap<(Memory, Deed), (Memory, bool)>>,
     empty: RefCell<AHashMap<Memory, u8>>,
@@ -46,8 +46,8 @@ fn name(order: usize) -> OrderId {
 impl Holder {
     /// One that was asked nothing yet; `None` should the sale's name be none.
     pub fn new() -> Option<Self> {
-        let shelf = Arc::new(Shelf::new(SaleId::parse("model").ok()?, 0));
-        Some(Self { shelf, now: Instant::now(), known: RefCell::default(), empty: RefCell::default() })
+        let segment = Arc::new(Segment::new(SaleId::parse("model").ok()?, 0));
+        Some(Self { segment, now: Instant::now(), known: RefCell::default(), empty: RefCell::default() })
     }
 
     /// Does something to a memory: what it is then, and whether it agreed.
@@ -59,7 +59,7 @@ impl Holder {
         let agreed = match deed {
             Deed::Accept(order, epoch) => {
                 let arrivals = self.arrival(order, epoch);
-                held.accept(&self.shelf, u64::from(epoch), arrivals, self.now).is_ok()
+                held.accept(&self.segment, u64::from(epoch), arrivals, self.now).is_ok()
             }
             Deed::Adopt(order, epoch) => match self.arrival(order, epoch) {
                 Some(Arrival { parcel, place, .. }) => held.adopt(parcel, place, self.now),
@@ -71,7 +71,7 @@ impl Holder {
                 ticket.is_some_and(|(ticket, ..)| !held.confirmed(&[*ticket]).is_empty())
             }
             Deed::Close(epoch) => {
-                held.close(&self.shelf, u64::from(epoch));
+                held.close(&self.segment, u64::from(epoch));
                 true
             }
             Deed::Recall(order, epoch) => match self.arrival(order, epoch) {
@@ -92,7 +92,7 @@ impl Holder {
         if let Some(known) = self.empty.borrow().get(&memory) {
             return *known;
         }
-        let said = self.make(memory).nothing_held().get(&self.shelf.name()).copied().unwrap_or(0);
+        let said = self.make(memory).nothing_held().get(&self.segment.name()).copied().unwrap_or(0);
         let said = u8::try_from(said).unwrap_or(u8::MAX);
         self.empty.borrow_mut().insert(memory, said);
         said
@@ -102,16 +102,16 @@ impl Holder {
         let mut held = Held::new(1);
         for (order, stamp) in memory.stamps.into_iter().enumerate().filter(|(_, stamp)| *stamp > 0) {
             // Nothing is closed yet, so it cannot refuse.
-            let _ = held.accept(&self.shelf, u64::from(stamp), self.arrival(order, stamp), self.now);
+            let _ = held.accept(&self.segment, u64::from(stamp), self.arrival(order, stamp), self.now);
         }
         if memory.closed > 0 {
-            held.close(&self.shelf, u64::from(memory.closed));
+            held.close(&self.segment, u64::from(memory.closed));
         }
         held
     }
 
     fn read(&self, held: &mut Held) -> Memory {
-        let closed = u8::try_from(held.closed(&self.shelf)).unwrap_or(u8::MAX);
+        let closed = u8::try_from(held.closed(&self.segment)).unwrap_or(u8::MAX);
         held.broken();
         let mut stamps = [0; ORDERS];
         for (.., parcel) in held.take(ORDERS, self.now) {
@@ -123,8 +123,8 @@ impl Holder {
 
     fn arrival(&self, order: usize, epoch: u8) -> Option<Arrival> {
         let (stamp, seq) = (u64::from(epoch), u64::try_from(order).unwrap_or(0));
-        let shelf = Arc::clone(&self.shelf);
-        let parcel = Parcel { order: name(order), shelf, stamp, entry: (stamp, seq), body: Vec::new() };
+        let segment = Arc::clone(&self.segment);
+        let parcel = Parcel { order: name(order), segment, stamp, entry: (stamp, seq), body: Vec::new() };
         Some(Arrival { parcel, place: Room::new(1).take()?, waiter: None })
     }
 }

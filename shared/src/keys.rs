@@ -20,17 +20,17 @@ pub const WARDEN: &str = "sluice:warden";
 
 /// One slice of a sale: one hash slot.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Shelf {
+pub struct Segment {
     /// The sale.
     pub sale: SaleId,
     /// Which of its segments.
-    pub segment: u16,
+    pub index: u16,
 }
 
-impl Shelf {
+impl Segment {
     /// A segment of a sale.
-    pub fn new(sale: SaleId, segment: u16) -> Self {
-        Self { sale, segment }
+    pub fn new(sale: SaleId, index: u16) -> Self {
+        Self { sale, index }
     }
 
     /// Hash: state, window, epoch, lease, sequence, limits, admitted edges.
@@ -66,22 +66,22 @@ impl Shelf {
 
     /// What the scripts of one epoch carry in their text.
     pub fn fence(&self, epoch: u64) -> String {
-        format!("{}:{}:{epoch}", self.sale, self.segment)
+        format!("{}:{}:{epoch}", self.sale, self.index)
     }
 
     /// `sale:segment`, the field of [`REOPENING`] and of heartbeats.
     pub fn name(&self) -> String {
-        format!("{}:{}", self.sale, self.segment)
+        format!("{}:{}", self.sale, self.index)
     }
 
     /// Reads [`Self::name`].
     pub fn parse(name: &str) -> Option<Self> {
-        let (sale, segment) = name.split_once(':')?;
-        Some(Self { sale: SaleId::parse(sale).ok()?, segment: segment.parse().ok()? })
+        let (sale, index) = name.split_once(':')?;
+        Some(Self { sale: SaleId::parse(sale).ok()?, index: index.parse().ok()? })
     }
 
     fn key(&self, what: &str) -> String {
-        format!("sluice:{{{}:{}}}:{what}", self.sale, self.segment)
+        format!("sluice:{{{}:{}}}:{what}", self.sale, self.index)
     }
 }
 

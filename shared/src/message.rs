@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Millis;
 use crate::ids::{OrderId, SaleId, UserId};
-use crate::keys::Shelf;
+use crate::keys::Segment;
 use crate::lines::Lines;
 use crate::record::{OrderState, Record, Refund};
 
@@ -51,11 +51,11 @@ pub struct Accepted {
 
 impl Accepted {
     /// The message of a record, as relay, sweep and warden publish it alike.
-    pub fn of(shelf: &Shelf, number: u32, uuid: [u8; 16], record: &Record) -> Self {
+    pub fn of(segment: &Segment, number: u32, uuid: [u8; 16], record: &Record) -> Self {
         Self {
             v: VERSION,
-            order: OrderId { uuid, sale: number, segment: shelf.segment },
-            sale: shelf.sale.clone(),
+            order: OrderId { uuid, sale: number, segment: segment.index },
+            sale: segment.sale.clone(),
             epoch: record.epoch,
             seq: record.seq,
             user: record.user.clone(),

@@ -1,8 +1,8 @@
 //! The Lua scripts, bound to Rust: what goes in, and a closed enum of what may come out.
 //!
 //! The texts are embedded by the compiler. Scripts that judge by the stock carry a fence (see `lua/README.md`):
-//! [`ShelfScripts`] holds the names that Redis knows them by for one segment and epoch, and only
-//! [`ShelfScripts::load`], called by the warden, makes Redis know them.
+//! [`SegmentScripts`] holds the names that Redis knows them by for one segment and epoch, and only
+//! [`SegmentScripts::load`], called by the warden, makes Redis know them.
 
 mod adjust;
 mod delay;
@@ -20,7 +20,7 @@ pub use warden::{Control, Leased, Preload, Preloaded, Raised, WardenScripts};
 
 use std::sync::LazyLock;
 
-use crate::keys::Shelf;
+use crate::keys::Segment;
 use crate::redis::{Fault, Redis, Value, cmd};
 
 macro_rules! script {
@@ -64,7 +64,7 @@ impl Script {
     ];
 
     /// The text that Redis runs. The fence is the only thing that is ever formatted into a script,
-    /// and its parts come from [`Shelf::fence`], whose alphabet cannot leave the quotes.
+    /// and its parts come from [`Segment::fence`], whose alphabet cannot leave the quotes.
     fn text(self, fence: Option<&str>) -> String {
         let flags = if self.name == "release" { " flags=allow-oom" } else { "" };
         let fence = fence.map(|fence| format!("local FENCE = '{fence}'\n")).unwrap_or_default();
@@ -120,9 +120,9 @@ static FOLLOWING: LazyLock<[Loaded; 2]> =
 
 /// The scripts of one sale segment in one epoch.
 #[derive(Debug, Clone)]
-pub struct ShelfScripts {
+pub struct SegmentScripts {
     /// The segment.
-    pub shelf: Shelf,
+    pub segment: Segment,
     /// The epoch that the scripts are fenced by.
     pub epoch: u64,
     fence: String,
@@ -133,18 +133,18 @@ pub struct ShelfScripts {
     adjust: Loaded,
 }
 
-impl ShelfScripts {
+impl SegmentScripts {
     /// Names the scripts; Redis need not know them yet.
-    pub fn new(shelf: Shelf, epoch: u64) -> Self {
-        let fence = shelf.fence(epoch);
+    pub fn new(segment: Segment, epoch: u64) -> Self {
+        let fence = segment.fence(epoch);
         let fenced = |script| Loaded::new(script, Some(&fence));
         Self {
-            keys: [shelf.meta(), shelf.stock(), shelf.orders(), shelf.journal()],
+            keys: [segment.meta(), segment.stock(), segment.orders(), segment.journal()],
             reserve: fenced(RESERVE),
             release: FOLLOWING[0].clone(),
             settle: FOLLOWING[1].clone(),
             adjust: fenced(ADJUST),
-            shelf,
+            segment,
             epoch,
             fence,
         }

@@ -14,7 +14,7 @@ mod memory;
 pub mod names;
 pub mod print;
 pub mod rows;
-pub mod shelf;
+pub mod segment;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::{OrderId, SaleId};
-use sluice_shared::keys::Shelf;
+use sluice_shared::keys::Segment;
 use sluice_shared::record::Record;
 use sluice_shared::redis::{Fault, Redis, cmd};
 
@@ -71,8 +71,8 @@ pub async fn time_line(store: &Store, redis: &Redis, order: &OrderId) -> Result<
     let token = minted(order);
     let mut seen: Vec<(Option<Millis>, &'static str, String)> = Vec::new();
     if let Some(sale) = &sale {
-        let shelf = Shelf::new(sale.clone(), order.segment);
-        shelved(redis, &shelf, order, &mut seen).await?;
+        let segment = Segment::new(sale.clone(), order.segment);
+        shelved(redis, &segment, order, &mut seen).await?;
     }
     let traces = store.traces(order).await?;
     seen.extend(traces.into_iter().map(|trace| (trace.at, trace.table, trace.what)));
@@ -101,12 +101,12 @@ fn minted(order: &OrderId) -> Millis {
 /// What the segment's record and journal say.
 async fn shelved(
     redis: &Redis,
-    shelf: &Shelf,
+    segment: &Segment,
     order: &OrderId,
     seen: &mut Vec<(Option<Millis>, &'static str, String)>,
 ) -> Result<(), Fault> {
     let mut read = cmd("HGET");
-    read.arg(shelf.orders()).arg(order.field());
+    read.arg(segment.orders()).arg(order.field());
     let text: Option<String> = redis.run("reading the record", &read).await?;
     let Some(text) = text else { return Ok(()) };
     let Some(record) = Record::parse(&text) else {
@@ -119,7 +119,7 @@ async fn shelved(
         seen.push((Some(record.accepted), "redis", what));
         let place = format!("{epoch}-{seq}");
         let mut range = cmd("XRANGE");
-        range.arg(shelf.journal()).arg(&place).arg(&place);
+        range.arg(segment.journal()).arg(&place).arg(&place);
         let entries: Vec<(String, Vec<String>)> = redis.run("reading the journal", &range).await?;
         if !entries.is_empty() {
             let what = format!("journal entry {place} waits for the broker's confirm");

@@ -43,13 +43,13 @@ async fn metrics(State(context): State<Context>) -> impl IntoResponse {
 
 async fn ready(State(context): State<Context>) -> impl IntoResponse {
     let books = tokio::time::timeout(PATIENCE, context.store.now());
-    let shelf = tokio::time::timeout(PATIENCE, context.redis.time());
-    let (books, shelf) = tokio::join!(books, shelf);
+    let segment = tokio::time::timeout(PATIENCE, context.redis.time());
+    let (books, segment) = tokio::join!(books, segment);
     let mut reasons = Vec::new();
     if !matches!(books, Ok(Ok(_))) {
         reasons.push("postgresql does not answer".to_owned());
     }
-    if !matches!(shelf, Ok(Ok(_))) {
+    if !matches!(segment, Ok(Ok(_))) {
         reasons.push("redis does not answer".to_owned());
     }
     let unknown = context.metrics.warden.unknown_sales.get();

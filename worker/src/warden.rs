@@ -31,7 +31,7 @@ pub mod reopening;
 mod restore;
 pub mod roll;
 pub mod scan;
-pub mod shelves;
+pub mod segments;
 mod striking;
 pub mod verify;
 
@@ -40,7 +40,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sluice_shared::ids::InstanceId;
-use sluice_shared::keys::{SALES, Shelf};
+use sluice_shared::keys::{SALES, Segment};
 use sluice_shared::redis::{Fault, Redis, cmd};
 use sluice_shared::sale::SaleView;
 use sluice_shared::script::{Leased, WardenScripts};
@@ -102,9 +102,9 @@ pub struct Warden {
 /// What may sell, and through whom.
 #[derive(Debug, Default)]
 struct Floor {
-    serving: BTreeMap<Shelf, u64>,
+    serving: BTreeMap<Segment, u64>,
     /// How many edges each re-opening waits for.
-    waiting: BTreeMap<Shelf, usize>,
+    waiting: BTreeMap<Segment, usize>,
     admitted: BTreeSet<InstanceId>,
 }
 
@@ -125,7 +125,7 @@ impl Warden {
     /// began.
     pub async fn work(self: &Arc<Self>) {
         let mut tasks = JoinSet::new();
-        tasks.spawn(shelves::run(self.clone()));
+        tasks.spawn(segments::run(self.clone()));
         tasks.spawn(roll::run(self.clone()));
         tasks.spawn(broker::run(self.clone()));
         tasks.spawn(reconcile::run(self.clone()));
@@ -157,25 +157,25 @@ impl Warden {
     /// Renews the lease of a segment for `span`, admitting and striking off edges with it.
     async fn lease(
         &self,
-        shelf: &Shelf,
+        segment: &Segment,
         epoch: u64,
         span: Duration,
         admit: &[InstanceId],
         strike: &[InstanceId],
     ) -> Result<Leased, Fault> {
         let (scripts, redis) = (&self.scripts, self.redis());
-        match scripts.lease(redis, shelf, epoch, span, admit, strike).await {
+        match scripts.lease(redis, segment, epoch, span, admit, strike).await {
             Err(Fault::NoScript { .. }) => {
                 scripts.load(redis).await?;
-                scripts.lease(redis, shelf, epoch, span, admit, strike).await
+                scripts.lease(redis, segment, epoch, span, admit, strike).await
             }
             answer => answer,
         }
     }
 
     /// Takes a segment off the floor for good: no renewal of its lease is under way afterwards.
-    async fn take_off(&self, shelf: &Shelf) {
-        self.floor(|floor| floor.serving.remove(shelf));
+    async fn take_off(&self, segment: &Segment) {
+        self.floor(|floor| floor.serving.remove(segment));
         drop(self.renewing.lock().await);
     }
 

@@ -164,12 +164,12 @@ impl Node {
 
 /// A primary and its replica.
 #[derive(Debug)]
-pub struct Shelves {
+pub struct RedisPair {
     nodes: [Node; 2],
     primary: AtomicUsize,
 }
 
-impl Shelves {
+impl RedisPair {
     /// Over the data of a server that was stopped, which stays the first one's, at its address; the
     /// replica's is made anew.
     pub fn new(folder: &Path, data: &Path, address: SocketAddrV4) -> Result<Self> {
@@ -183,16 +183,16 @@ impl Shelves {
             Node::new(folder, "redis-a", &conf, data.canonicalize()?, address)?,
             Node::new(folder, "redis-b", &conf, second, free_port()?)?,
         ];
-        let shelves = Self { nodes, primary: AtomicUsize::new(0) };
-        for node in &shelves.nodes {
+        let segments = Self { nodes, primary: AtomicUsize::new(0) };
+        for node in &segments.nodes {
             node.start()?;
         }
-        for node in &shelves.nodes {
+        for node in &segments.nodes {
             node.wait()?;
         }
-        shelves.replica().follow(shelves.primary())?;
-        shelves.wait_for_replica()?;
-        Ok(shelves)
+        segments.replica().follow(segments.primary())?;
+        segments.wait_for_replica()?;
+        Ok(segments)
     }
 
     /// The server over the data that was there before.
@@ -271,7 +271,7 @@ impl Shelves {
     }
 }
 
-impl Drop for Shelves {
+impl Drop for RedisPair {
     fn drop(&mut self) {
         if let Err(error) = self.stop() {
             eprintln!("sluice-bench: {error:#}");

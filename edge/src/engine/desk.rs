@@ -11,10 +11,10 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use sluice_shared::failpoint;
 use sluice_shared::ids::UserId;
-use sluice_shared::keys::Shelf;
+use sluice_shared::keys::Segment;
 use sluice_shared::lines::Lines;
 use sluice_shared::redis::{Fault, Redis};
-use sluice_shared::script::{Answer, Ask, Reserved, ShelfScripts, fitting};
+use sluice_shared::script::{Answer, Ask, Reserved, SegmentScripts, fitting};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::Outcome;
@@ -61,7 +61,7 @@ struct Door {
 /// Where buyers of one segment queue. Its clerk ends when the desk is dropped.
 #[derive(Debug)]
 pub(crate) struct Desk {
-    shelf: Arc<Shelf>,
+    segment: Arc<Segment>,
     inbox: mpsc::Sender<Queued>,
     terms: watch::Sender<Terms>,
     door: Arc<Door>,
@@ -72,21 +72,21 @@ impl Desk {
     pub(crate) fn new(
         core: &Arc<Core>,
         redis: Redis,
-        shelf: Shelf,
+        segment: Segment,
         number: u32,
         terms: Terms,
         latch: Arc<Latch>,
     ) -> (Arc<Self>, impl Future<Output = ()> + Send + use<>) {
-        let shelf = Arc::new(shelf);
+        let segment = Arc::new(segment);
         let (inbox, queue) = mpsc::channel(core.config.queue_max.max(1));
         let (frozen, knocked) = (AtomicBool::new(terms.epoch == 0), AtomicBool::new(false));
         let door = Arc::new(Door { frozen, knocked });
-        let scripts = Arc::new(ShelfScripts::new((*shelf).clone(), terms.epoch));
+        let scripts = Arc::new(SegmentScripts::new((*segment).clone(), terms.epoch));
         let (terms, news) = watch::channel(terms);
         let clerk = Clerk {
             core: Arc::clone(core),
             redis,
-            shelf: Arc::clone(&shelf),
+            segment: Arc::clone(&segment),
             number,
             scripts,
             news,
@@ -95,12 +95,12 @@ impl Desk {
             pace: Pace::default(),
             mark: Mark::default(),
         };
-        (Arc::new(Self { shelf, inbox, terms, door }), clerk.serve(queue))
+        (Arc::new(Self { segment, inbox, terms, door }), clerk.serve(queue))
     }
 
     /// The segment.
-    pub(crate) fn shelf(&self) -> &Arc<Shelf> {
-        &self.shelf
+    pub(crate) fn segment(&self) -> &Arc<Segment> {
+        &self.segment
     }
 
     /// Whether the segment sells nothing for now.
@@ -182,9 +182,9 @@ struct Called {
 struct Clerk {
     core: Arc<Core>,
     redis: Redis,
-    shelf: Arc<Shelf>,
+    segment: Arc<Segment>,
     number: u32,
-    scripts: Arc<ShelfScripts>,
+    scripts: Arc<SegmentScripts>,
     news: watch::Receiver<Terms>,
     latch: Arc<Latch>,
     door: Arc<Door>,
@@ -233,13 +233,13 @@ impl Clerk {
     /// re-opening, or Redis said that it is frozen.
     fn shut(&self) -> bool {
         let epoch = self.scripts.epoch;
-        self.pace.is_frozen() || epoch == 0 || epoch <= self.core.held().closed(&self.shelf)
+        self.pace.is_frozen() || epoch == 0 || epoch <= self.core.held().closed(&self.segment)
     }
 
     fn renew(&mut self) {
         let epoch = self.news.borrow_and_update().epoch;
         if epoch != self.scripts.epoch {
-            self.scripts = Arc::new(ShelfScripts::new((*self.shelf).clone(), epoch));
+            self.scripts = Arc::new(SegmentScripts::new((*self.segment).clone(), epoch));
         }
         self.show();
     }
@@ -319,7 +319,10 @@ impl Clerk {
         };
         self.core.touch();
         let Some(after) = mark.after(&answers) else {
-            tracing::error!(shelf = self.shelf.name(), "redis shows older data than before; not sold from");
+            tracing::error!(
+                segment = self.segment.name(),
+                "redis shows older data than before; not sold from"
+            );
             metrics.fault("older");
             self.freeze("older", now);
             return refuse(callers, &Outcome::Unavailable);
@@ -328,9 +331,9 @@ impl Clerk {
         self.pace.thaw();
         self.show();
         let sold = answers.answers.iter().any(|answer| matches!(answer, Answer::Ok(_)));
-        self.latch.told(self.shelf.segment, &answers.left, releases, sold);
+        self.latch.told(self.segment.index, &answers.left, releases, sold);
         let after_broker = self.news.borrow().after_broker;
-        let origin = Origin { shelf: &self.shelf, number: self.number, after_broker };
+        let origin = Origin { segment: &self.segment, number: self.number, after_broker };
         let mut prepared = Prepared::new(origin, answers, &asks, callers);
         let kept = {
             // In one step, like the confirm: each order is found held, or copied, or neither.
@@ -338,7 +341,7 @@ impl Clerk {
             if prepared.has_replays() {
                 prepared.spare(&mut self.core.spares(), now);
             }
-            prepared.hold(&mut held, &self.shelf, now)
+            prepared.hold(&mut held, &self.segment, now)
         };
         if kept.count > 0 {
             let publish = if after_broker { &self.core.publish } else { &self.core.publish_soon };
@@ -351,9 +354,13 @@ impl Clerk {
     fn freeze(&mut self, kind: &'static str, now: Instant) {
         if kind == "unknown_edge" {
             // Every edge's first seconds; readiness says so for as long as it lasts.
-            tracing::debug!(shelf = self.shelf.name(), "not admitted yet");
+            tracing::debug!(segment = self.segment.name(), "not admitted yet");
         } else if !self.pace.is_frozen() {
-            tracing::warn!(shelf = self.shelf.name(), kind, "frozen: nothing is sold until it is put right");
+            tracing::warn!(
+                segment = self.segment.name(),
+                kind,
+                "frozen: nothing is sold until it is put right"
+            );
         }
         self.pace.freeze(now);
         self.show();

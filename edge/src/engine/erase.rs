@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_shared::failpoint;
-use sluice_shared::keys::Shelf;
+use sluice_shared::keys::Segment;
 use sluice_shared::redis::{Redis, cmd};
 
 use super::core::Core;
@@ -21,26 +21,26 @@ const AGAIN: Duration = Duration::from_millis(100);
 const MOST: usize = 1_000_000;
 
 /// Journal entries of one segment that go in one command.
-type Bulk = (Arc<Shelf>, Vec<(u64, u64)>);
+type Bulk = (Arc<Segment>, Vec<(u64, u64)>);
 
 /// Journal entries that are due to be deleted. No I/O and no clock.
 #[derive(Debug, Default)]
 pub(crate) struct Dues {
-    shelves: HashMap<Arc<Shelf>, BTreeSet<(u64, u64)>>,
+    segments: HashMap<Arc<Segment>, BTreeSet<(u64, u64)>>,
     count: usize,
 }
 
 impl Dues {
     /// One more.
-    pub(crate) fn add(&mut self, shelf: &Arc<Shelf>, entry: (u64, u64)) {
-        if self.count < MOST && self.shelves.entry(Arc::clone(shelf)).or_default().insert(entry) {
+    pub(crate) fn add(&mut self, segment: &Arc<Segment>, entry: (u64, u64)) {
+        if self.count < MOST && self.segments.entry(Arc::clone(segment)).or_default().insert(entry) {
             self.count += 1;
         }
     }
 
     /// Whether an entry is about to go.
-    pub(crate) fn contains(&self, shelf: &Shelf, entry: (u64, u64)) -> bool {
-        self.shelves.get(shelf).is_some_and(|entries| entries.contains(&entry))
+    pub(crate) fn contains(&self, segment: &Segment, entry: (u64, u64)) -> bool {
+        self.segments.get(segment).is_some_and(|entries| entries.contains(&entry))
     }
 
     /// How many are due.
@@ -51,16 +51,16 @@ impl Dues {
     /// The next ones of each segment; they stay due until they are [`Self::done`].
     fn next(&self) -> Vec<Bulk> {
         let bulk = |entries: &BTreeSet<(u64, u64)>| entries.iter().take(BULK).copied().collect();
-        self.shelves.iter().map(|(shelf, entries)| (Arc::clone(shelf), bulk(entries))).collect()
+        self.segments.iter().map(|(segment, entries)| (Arc::clone(segment), bulk(entries))).collect()
     }
 
-    fn done(&mut self, shelf: &Arc<Shelf>, gone: &[(u64, u64)]) {
-        let Some(entries) = self.shelves.get_mut(shelf) else { return };
+    fn done(&mut self, segment: &Arc<Segment>, gone: &[(u64, u64)]) {
+        let Some(entries) = self.segments.get_mut(segment) else { return };
         for entry in gone {
             self.count -= usize::from(entries.remove(entry));
         }
         if entries.is_empty() {
-            self.shelves.remove(shelf);
+            self.segments.remove(segment);
         }
     }
 }
@@ -69,7 +69,7 @@ impl Dues {
 pub(crate) fn owe(core: &Core, parcels: &[Arc<Parcel>]) {
     let mut dues = core.dues();
     for parcel in parcels {
-        dues.add(&parcel.shelf, parcel.entry);
+        dues.add(&parcel.segment, parcel.entry);
     }
     drop(dues);
     core.erase.notify_one();
@@ -86,12 +86,12 @@ pub(crate) async fn run(core: Arc<Core>, redis: Redis) {
         }
         let bulks = core.dues().next();
         let mut fault = None;
-        for (shelf, entries) in bulks {
+        for (segment, entries) in bulks {
             failpoint::reach("F9.before-erase");
-            match erase(&redis, &shelf, &entries).await {
+            match erase(&redis, &segment, &entries).await {
                 Ok(()) => {
                     failpoint::reach("F9.after-erase");
-                    core.dues().done(&shelf, &entries);
+                    core.dues().done(&segment, &entries);
                     core.metrics.erased.inc_by(entries.len() as u64);
                 }
                 Err(why) => fault = Some(why),
@@ -106,11 +106,11 @@ pub(crate) async fn run(core: Arc<Core>, redis: Redis) {
 
 async fn erase(
     redis: &Redis,
-    shelf: &Shelf,
+    segment: &Segment,
     entries: &[(u64, u64)],
 ) -> Result<(), sluice_shared::redis::Fault> {
     let mut command = cmd("XDEL");
-    command.arg(shelf.journal());
+    command.arg(segment.journal());
     for (epoch, seq) in entries {
         command.arg(format!("{epoch}-{seq}"));
     }
@@ -125,21 +125,21 @@ mod tests {
 
     #[test]
     fn an_entry_stays_due_until_redis_said_it_is_gone() {
-        let shelf = Arc::new(Shelf::new(SaleId::parse("s").unwrap(), 0));
+        let segment = Arc::new(Segment::new(SaleId::parse("s").unwrap(), 0));
         let mut dues = Dues::default();
         for seq in 0..700 {
-            dues.add(&shelf, (1, seq));
-            dues.add(&shelf, (1, seq));
+            dues.add(&segment, (1, seq));
+            dues.add(&segment, (1, seq));
         }
         assert_eq!(dues.len(), 700);
         let (_, first) = dues.next().remove(0);
         assert_eq!(first.len(), BULK);
         assert_eq!(dues.next().remove(0).1, first);
-        assert!(dues.contains(&shelf, (1, 0)));
-        dues.done(&shelf, &first);
-        assert!(!dues.contains(&shelf, (1, 0)) && dues.len() == 200);
+        assert!(dues.contains(&segment, (1, 0)));
+        dues.done(&segment, &first);
+        assert!(!dues.contains(&segment, (1, 0)) && dues.len() == 200);
         let (_, rest) = dues.next().remove(0);
-        dues.done(&shelf, &rest);
+        dues.done(&segment, &rest);
         assert!(dues.next().is_empty());
     }
 }

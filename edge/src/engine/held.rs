@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use ahash::AHashMap;
 use sluice_shared::ids::{OrderId, SaleId};
-use sluice_shared::keys::Shelf;
+use sluice_shared::keys::Segment;
 use sluice_shared::message::{Accepted, OrderMessage};
 use sluice_shared::topology::write_shard;
 use tokio::sync::oneshot;
@@ -28,7 +28,7 @@ pub struct Parcel {
     /// Which order.
     pub order: OrderId,
     /// The segment that it was taken from.
-    pub shelf: Arc<Shelf>,
+    pub segment: Arc<Segment>,
     /// Epoch of the reply that it was accepted by.
     pub stamp: u64,
     /// Epoch and sequence of its journal entry.
@@ -39,10 +39,10 @@ pub struct Parcel {
 
 impl Parcel {
     /// The parcel of an accepted order; `None` should it not be expressible, which no order is.
-    pub(crate) fn new(shelf: &Arc<Shelf>, entry: (u64, u64), accepted: Accepted) -> Option<Self> {
+    pub(crate) fn new(segment: &Arc<Segment>, entry: (u64, u64), accepted: Accepted) -> Option<Self> {
         let (order, stamp) = (accepted.order, accepted.epoch);
         let body = serde_json::to_vec(&OrderMessage::Accepted(accepted)).ok()?;
-        Some(Self { order, shelf: Arc::clone(shelf), stamp, entry, body })
+        Some(Self { order, segment: Arc::clone(segment), stamp, entry, body })
     }
 }
 
@@ -85,26 +85,26 @@ pub struct Held {
     entries: BTreeMap<Ticket, Entry>,
     tickets: AHashMap<OrderId, Ticket>,
     lanes: Vec<Lane>,
-    shelves: AHashMap<Shelf, Epochs>,
+    segments: AHashMap<Segment, Epochs>,
 }
 
 impl Held {
     /// Nothing is held yet, for so many write queues.
     pub fn new(shards: u16) -> Self {
         let lanes = (0..shards.max(1)).map(|_| Lane::default()).collect();
-        let (entries, tickets, shelves) = Default::default();
-        Self { next: 0, entries, tickets, lanes, shelves }
+        let (entries, tickets, segments) = Default::default();
+        Self { next: 0, entries, tickets, lanes, segments }
     }
 
     /// Holds what one reply of `epoch` accepted: all of it, or nothing when the epoch is closed.
     pub fn accept(
         &mut self,
-        shelf: &Shelf,
+        segment: &Segment,
         epoch: u64,
         arrivals: impl IntoIterator<Item = Arrival>,
         now: Instant,
     ) -> Result<(), Closed> {
-        if epoch <= self.closed(shelf) {
+        if epoch <= self.closed(segment) {
             return Err(Closed);
         }
         for arrival in arrivals {
@@ -116,7 +116,7 @@ impl Held {
     /// Takes in an entry that somebody left in the journal, unless it is held already or its epoch is
     /// closed: those the warden drains, and the closing would never end.
     pub fn adopt(&mut self, parcel: Parcel, place: Place, now: Instant) -> bool {
-        if parcel.stamp <= self.closed(&parcel.shelf) || self.holds(&parcel.order) {
+        if parcel.stamp <= self.closed(&parcel.segment) || self.holds(&parcel.order) {
             return false;
         }
         self.hold(Arrival { parcel, place, waiter: None }, now);
@@ -154,7 +154,7 @@ impl Held {
         let ticket = self.next;
         self.next += 1;
         self.tickets.insert(parcel.order, ticket);
-        let epochs = self.shelves.entry((*parcel.shelf).clone()).or_default();
+        let epochs = self.segments.entry((*parcel.segment).clone()).or_default();
         *epochs.held.entry(parcel.stamp).or_default() += 1;
         let lane = self.lane_of(&parcel.order);
         self.lanes[lane].arrive(ticket);
@@ -173,7 +173,7 @@ impl Held {
         let lane = self.lane_of(&parcel.order);
         self.lanes[lane].leave(ticket);
         self.tickets.remove(&parcel.order);
-        if let Some(epochs) = self.shelves.get_mut(&*parcel.shelf)
+        if let Some(epochs) = self.segments.get_mut(&*parcel.segment)
             && let Some(count) = epochs.held.get_mut(&parcel.stamp)
         {
             *count -= 1;
@@ -227,27 +227,27 @@ impl Held {
     }
 
     /// Closes an epoch and all before it, for good.
-    pub fn close(&mut self, shelf: &Shelf, epoch: u64) {
-        let epochs = self.shelves.entry(shelf.clone()).or_default();
+    pub fn close(&mut self, segment: &Segment, epoch: u64) {
+        let epochs = self.segments.entry(segment.clone()).or_default();
         epochs.closed = epochs.closed.max(epoch);
     }
 
     /// The newest closed epoch of a segment; 0 when none is.
-    pub fn closed(&self, shelf: &Shelf) -> u64 {
-        self.shelves.get(shelf).map_or(0, |epochs| epochs.closed)
+    pub fn closed(&self, segment: &Segment) -> u64 {
+        self.segments.get(segment).map_or(0, |epochs| epochs.closed)
     }
 
     /// Segments whose closed epoch holds nothing any more, with that epoch.
     pub fn nothing_held(&self) -> BTreeMap<String, u64> {
-        let empty = self.shelves.iter().filter(|(_, epochs)| {
+        let empty = self.segments.iter().filter(|(_, epochs)| {
             epochs.closed > 0 && epochs.held.keys().next().is_none_or(|oldest| *oldest > epochs.closed)
         });
-        empty.map(|(shelf, epochs)| (shelf.name(), epochs.closed)).collect()
+        empty.map(|(segment, epochs)| (segment.name(), epochs.closed)).collect()
     }
 
     /// Forgets the epochs of sales that are gone for good, where nothing is held.
     pub(crate) fn prune(&mut self, gone: impl Fn(&SaleId) -> bool) {
-        self.shelves.retain(|shelf, epochs| !epochs.held.is_empty() || !gone(&shelf.sale));
+        self.segments.retain(|segment, epochs| !epochs.held.is_empty() || !gone(&segment.sale));
     }
 
     /// Whether an order is held.

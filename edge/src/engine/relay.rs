@@ -115,7 +115,7 @@ impl Session<'_> {
                         key,
                         id: &id,
                         kind: "order.accepted",
-                        sale: Some(parcel.shelf.sale.as_str()),
+                        sale: Some(parcel.segment.sale.as_str()),
                         body: &parcel.body,
                         ..Outgoing::default()
                     };

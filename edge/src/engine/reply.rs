@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::OrderId;
-use sluice_shared::keys::Shelf;
+use sluice_shared::keys::Segment;
 use sluice_shared::message::{Accepted, VERSION};
 use sluice_shared::record::{OrderState, Record};
 use sluice_shared::redis::Fault;
@@ -41,7 +41,7 @@ impl Reply {
 /// The sale that a reply belongs to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Origin<'a> {
-    pub(crate) shelf: &'a Arc<Shelf>,
+    pub(crate) segment: &'a Arc<Segment>,
     pub(crate) number: u32,
     /// Whether buyers are told of the broker's confirm.
     pub(crate) after_broker: bool,
@@ -149,7 +149,7 @@ impl Prepared {
         let Some((entry, accepted)) = parcel else {
             return self.replies.push((caller.reply, Reply::plain(outcome)));
         };
-        let Some(parcel) = Parcel::new(origin.shelf, entry, accepted) else {
+        let Some(parcel) = Parcel::new(origin.segment, entry, accepted) else {
             // Nothing can be held, so nothing is promised; the journal has the order.
             return self.replies.push((caller.reply, Reply::plain(Outcome::Unavailable)));
         };
@@ -182,9 +182,9 @@ impl Prepared {
 
     /// Holds what was accepted. Under a closed epoch nothing is, and the outcome of every order of the
     /// reply counts as unknown. Only what comes out of here can tell the buyers.
-    pub(crate) fn hold(self, held: &mut Held, shelf: &Shelf, now: Instant) -> Kept {
+    pub(crate) fn hold(self, held: &mut Held, segment: &Segment, now: Instant) -> Kept {
         let count = self.arrivals.len() + self.replays.len();
-        match held.accept(shelf, self.epoch, self.arrivals.into_iter().chain(self.replays), now) {
+        match held.accept(segment, self.epoch, self.arrivals.into_iter().chain(self.replays), now) {
             Ok(()) => Kept { count, replies: self.replies },
             Err(Closed) => {
                 let unknown = |(caller, _)| (caller, Reply::plain(Outcome::Unavailable));
@@ -213,8 +213,8 @@ impl Kept {
 }
 
 fn message(origin: Origin<'_>, ask: &Ask, epoch: u64, seq: u64, at: Millis) -> Accepted {
-    let order = OrderId { uuid: ask.uuid, sale: origin.number, segment: origin.shelf.segment };
-    let (sale, user, lines) = (origin.shelf.sale.clone(), ask.user.clone(), ask.lines.clone());
+    let order = OrderId { uuid: ask.uuid, sale: origin.number, segment: origin.segment.index };
+    let (sale, user, lines) = (origin.segment.sale.clone(), ask.user.clone(), ask.lines.clone());
     Accepted { v: VERSION, order, sale, epoch, seq, user, lines, at }
 }
 
@@ -227,7 +227,7 @@ fn replay(origin: Origin<'_>, ask: &Ask, epoch: u64, record: &Record) -> (Outcom
     if record.state != OrderState::Accepted || record.released {
         return (outcome, None);
     }
-    let first = Accepted::of(origin.shelf, origin.number, ask.uuid, record);
+    let first = Accepted::of(origin.segment, origin.number, ask.uuid, record);
     (outcome, Some(((record.epoch, record.seq), Accepted { epoch, ..first })))
 }
 
@@ -245,8 +245,8 @@ mod tests {
 
     const UUID: [u8; 16] = [7; 16];
 
-    fn shelf() -> Arc<Shelf> {
-        Arc::new(Shelf::new(SaleId::parse("sale").unwrap(), 0))
+    fn segment() -> Arc<Segment> {
+        Arc::new(Segment::new(SaleId::parse("sale").unwrap(), 0))
     }
 
     fn answers(epoch: u64, answer: Answer) -> Answers {
@@ -269,15 +269,15 @@ mod tests {
         after_broker: bool,
         answers: Answers,
     ) -> (Reply, usize) {
-        let (shelf, room) = (shelf(), Room::new(1));
+        let (segment, room) = (segment(), Room::new(1));
         let (user, lines) = (UserId::parse("u").unwrap(), Lines::parse("phone=1").unwrap());
         let ask = Ask { uuid: UUID, user, lines, expired: false };
         let (reply, mut answer) = oneshot::channel();
         let caller = Caller { place: room.take().unwrap(), reply };
-        let origin = Origin { shelf: &shelf, number: 1, after_broker };
+        let origin = Origin { segment: &segment, number: 1, after_broker };
         let mut prepared = Prepared::new(origin, answers, &[ask], vec![caller]);
         prepared.spare(spares, Instant::now());
-        let kept = prepared.hold(held, &shelf, Instant::now());
+        let kept = prepared.hold(held, &segment, Instant::now());
         let count = kept.count;
         assert!(answer.try_recv().is_err(), "told before it was held");
         kept.tell();
@@ -324,7 +324,7 @@ mod tests {
         assert!(matches!(reply.outcome, Outcome::Accepted { replayed: true, seq: 4, .. }));
         assert!(reply.confirm.is_some_and(|mut confirm| confirm.try_recv().is_ok()), "confirmed before");
         assert_eq!(told_with(&mut held, &mut spares, false, answers(5, replay())).1, 1, "another epoch");
-        held.close(&shelf(), 3);
+        held.close(&segment(), 3);
         let (reply, _) = told_with(&mut held, &mut spares, false, answers(3, replay()));
         assert_eq!(reply.outcome, Outcome::Unavailable, "a closed epoch");
     }
@@ -343,9 +343,9 @@ mod tests {
         assert_eq!(reply.outcome, first);
         let (message, entry) = published(&mut held);
         assert_eq!((message.epoch, message.seq, message.at, entry), (5, 4, Millis(20), (3, 4)));
-        held.close(&shelf(), 4);
+        held.close(&segment(), 4);
         assert!(!held.nothing_held().is_empty());
-        held.close(&shelf(), 5);
+        held.close(&segment(), 5);
         assert!(held.nothing_held().is_empty());
     }
 
@@ -361,7 +361,7 @@ mod tests {
     fn a_reply_of_a_closed_epoch_is_an_unknown_outcome_and_nothing_is_held() {
         for answer in [Answer::Ok(9), record("Ah|3|4|20|20|0|-|phone=1|u")] {
             let mut held = Held::new(1);
-            held.close(&shelf(), 3);
+            held.close(&segment(), 3);
             let (reply, count) = told(&mut held, true, answers(3, answer));
             assert_eq!((reply.outcome, count, held.len()), (Outcome::Unavailable, 0, 0));
             assert!(reply.confirm.is_none());

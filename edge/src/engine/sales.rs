@@ -8,7 +8,7 @@ use ahash::AHashMap;
 use arc_swap::ArcSwap;
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::{OrderId, SaleId, SkuId};
-use sluice_shared::keys::{GENERATION, SALES, Shelf};
+use sluice_shared::keys::{GENERATION, SALES, Segment};
 use sluice_shared::lines::Lines;
 use sluice_shared::redis::{Fault, Redis, cmd};
 use sluice_shared::sale::{AcceptAfter, SaleStep, SaleView};
@@ -188,9 +188,9 @@ impl Book {
     }
 
     /// The segment of an order, where its sale is known.
-    pub(crate) fn shelf(&self, order: &OrderId) -> Option<Shelf> {
+    pub(crate) fn segment(&self, order: &OrderId) -> Option<Segment> {
         let sale = self.by_number(order.sale)?;
-        (order.segment < sale.view.segments).then(|| Shelf::new(sale.view.sale.clone(), order.segment))
+        (order.segment < sale.view.segments).then(|| Segment::new(sale.view.sale.clone(), order.segment))
     }
 
     /// Closes every desk: whoever still comes is told that nothing is sold here for now.
@@ -290,8 +290,8 @@ fn open(core: &Arc<Core>, redis: &Redis, view: SaleView, before: Option<&LiveSal
             desk.renew(terms);
             return Arc::clone(desk);
         }
-        let shelf = Shelf::new(view.sale.clone(), segment);
-        let (desk, clerk) = Desk::new(core, redis.clone(), shelf, view.number, terms, Arc::clone(&latch));
+        let segment = Segment::new(view.sale.clone(), segment);
+        let (desk, clerk) = Desk::new(core, redis.clone(), segment, view.number, terms, Arc::clone(&latch));
         tokio::spawn(clerk);
         desk
     };

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use ahash::{AHashMap, AHashSet};
 use sluice_shared::ids::OrderId;
-use sluice_shared::keys::Shelf;
+use sluice_shared::keys::Segment;
 
 use super::held::Parcel;
 
@@ -80,10 +80,10 @@ impl Spares {
 
     /// The copies of a segment that were accepted in this epoch. Those of earlier ones were written
     /// before their epoch ended, and would meet the fence.
-    pub(crate) fn of(&self, shelf: &Shelf, epoch: u64) -> Vec<Arc<Parcel>> {
+    pub(crate) fn of(&self, segment: &Segment, epoch: u64) -> Vec<Arc<Parcel>> {
         let copies = self.copies.iter().filter(|(kept, parcel)| self.is_youngest(*kept, parcel));
         let parcels = copies.map(|(_, parcel)| parcel);
-        parcels.filter(|parcel| parcel.stamp == epoch && *parcel.shelf == *shelf).cloned().collect()
+        parcels.filter(|parcel| parcel.stamp == epoch && *parcel.segment == *segment).cloned().collect()
     }
 
     /// These are held again, and are kept again when they are confirmed.
@@ -109,14 +109,14 @@ mod tests {
     const SPAN: Duration = Duration::from_secs(30);
 
     fn parcel(n: u8, stamp: u64) -> Arc<Parcel> {
-        let shelf = Arc::new(Shelf::new(SaleId::parse("sale").unwrap(), 0));
+        let segment = Arc::new(Segment::new(SaleId::parse("sale").unwrap(), 0));
         let order = OrderId { uuid: [n; 16], sale: 1, segment: 0 };
-        Arc::new(Parcel { order, shelf, stamp, entry: (stamp, u64::from(n)), body: vec![n] })
+        Arc::new(Parcel { order, segment, stamp, entry: (stamp, u64::from(n)), body: vec![n] })
     }
 
     fn names(spares: &Spares, epoch: u64) -> Vec<u8> {
-        let shelf = Shelf::new(SaleId::parse("sale").unwrap(), 0);
-        spares.of(&shelf, epoch).iter().map(|parcel| parcel.order.uuid[0]).collect()
+        let segment = Segment::new(SaleId::parse("sale").unwrap(), 0);
+        spares.of(&segment, epoch).iter().map(|parcel| parcel.order.uuid[0]).collect()
     }
 
     #[test]
@@ -176,7 +176,7 @@ mod tests {
         let (mut spares, now) = (Spares::new(9, SPAN), Instant::now());
         spares.keep(&[parcel(1, 1), parcel(2, 2), parcel(3, 3)], now);
         assert_eq!(names(&spares, 2), [2]);
-        let other = Shelf::new(SaleId::parse("sale").unwrap(), 1);
+        let other = Segment::new(SaleId::parse("sale").unwrap(), 1);
         assert!(spares.of(&other, 9).is_empty());
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use ahash::AHashSet;
 use futures_util::StreamExt;
 use sluice_shared::ids::{SaleId, SkuId, parse_field};
-use sluice_shared::keys::Shelf;
+use sluice_shared::keys::Segment;
 use sluice_shared::redis::{Fault, Redis, cmd};
 
 use super::core::Core;
@@ -65,13 +65,13 @@ pub(crate) async fn run(core: Arc<Core>, book: Arc<Book>, redis: Redis) {
 async fn read(redis: &Redis, sale: &LiveSale) -> bool {
     let mut all = true;
     for desk in sale.desks() {
-        let (shelf, latch) = (desk.shelf(), sale.latch());
+        let (segment, latch) = (desk.segment(), sale.latch());
         let releases = latch.releases();
-        match stock(redis, shelf).await {
-            Ok(Some((left, seq))) => latch.read(shelf.segment, &left, seq, releases),
+        match stock(redis, segment).await {
+            Ok(Some((left, seq))) => latch.read(segment.index, &left, seq, releases),
             Ok(None) => all = false,
             Err(why) => {
-                tracing::debug!(shelf = shelf.name(), %why, "stock not read");
+                tracing::debug!(segment = segment.name(), %why, "stock not read");
                 all = false;
             }
         }
@@ -80,10 +80,10 @@ async fn read(redis: &Redis, sale: &LiveSale) -> bool {
 }
 
 /// Units left by SKU, and the sequence before they were read; `None` where the keys are gone.
-async fn stock(redis: &Redis, shelf: &Shelf) -> Result<Option<(Vec<(SkuId, u64)>, u64)>, Fault> {
+async fn stock(redis: &Redis, segment: &Segment) -> Result<Option<(Vec<(SkuId, u64)>, u64)>, Fault> {
     let doing = "reading the stock";
-    let seq: Option<u64> = redis.run(doing, cmd("HGET").arg(shelf.meta()).arg("seq")).await?;
-    let left: Vec<(String, u64)> = redis.run(doing, cmd("HGETALL").arg(shelf.stock())).await?;
+    let seq: Option<u64> = redis.run(doing, cmd("HGET").arg(segment.meta()).arg("seq")).await?;
+    let left: Vec<(String, u64)> = redis.run(doing, cmd("HGETALL").arg(segment.stock())).await?;
     let known = |(sku, units): (String, u64)| SkuId::parse(&sku).ok().map(|sku| (sku, units));
     Ok(seq.map(|seq| (left.into_iter().filter_map(known).collect(), seq)))
 }
@@ -93,8 +93,8 @@ async fn ids(redis: &Redis, sale: &LiveSale) -> bool {
     let Some(asked) = sale.latch().wants_ids() else { return false };
     let mut ids = AHashSet::new();
     for desk in sale.desks() {
-        if let Err(why) = scan(redis, desk.shelf(), &mut ids).await {
-            tracing::debug!(shelf = desk.shelf().name(), %why, "order ids not read");
+        if let Err(why) = scan(redis, desk.segment(), &mut ids).await {
+            tracing::debug!(segment = desk.segment().name(), %why, "order ids not read");
             return true;
         }
         if ids.len() > IDS {
@@ -108,11 +108,11 @@ async fn ids(redis: &Redis, sale: &LiveSale) -> bool {
     true
 }
 
-async fn scan(redis: &Redis, shelf: &Shelf, ids: &mut AHashSet<[u8; 16]>) -> Result<(), Fault> {
+async fn scan(redis: &Redis, segment: &Segment, ids: &mut AHashSet<[u8; 16]>) -> Result<(), Fault> {
     let mut cursor = "0".to_owned();
     loop {
         let mut step = cmd("HSCAN");
-        step.arg(shelf.orders()).arg(&cursor).arg("COUNT").arg(STEP);
+        step.arg(segment.orders()).arg(&cursor).arg("COUNT").arg(STEP);
         let (next, found): (String, Vec<(String, String)>) = redis.run("reading order ids", &step).await?;
         ids.extend(found.iter().filter_map(|(field, _)| parse_field(field)));
         if next == "0" || ids.len() > IDS {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::{OrderId, parse_field};
-use sluice_shared::keys::Shelf;
+use sluice_shared::keys::Segment;
 use sluice_shared::message::Accepted;
 use sluice_shared::record::{OrderState, Record};
 use sluice_shared::redis::{Fault, Redis, cmd};
@@ -60,7 +60,7 @@ fn resume(page: &[Entry]) -> Option<(u64, u64)> {
 
 /// Sweeps for as long as the engine runs.
 pub(crate) async fn run(core: Arc<Core>, book: Arc<Book>, redis: Redis) {
-    let mut cursors = std::collections::HashMap::<Arc<Shelf>, (u64, u64)>::new();
+    let mut cursors = std::collections::HashMap::<Arc<Segment>, (u64, u64)>::new();
     let mut tick = tokio::time::interval(EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut round = 0_u64;
@@ -71,21 +71,21 @@ pub(crate) async fn run(core: Arc<Core>, book: Arc<Book>, redis: Redis) {
         round += 1;
         for sale in sales.all().filter(|sale| all || on(sale)) {
             for desk in sale.desks() {
-                let (shelf, number) = (desk.shelf(), sale.view.number);
-                match sweep(&core, &redis, shelf, number, cursors.get(shelf).copied()).await {
+                let (segment, number) = (desk.segment(), sale.view.number);
+                match sweep(&core, &redis, segment, number, cursors.get(segment).copied()).await {
                     Ok(swept) => {
                         depth += swept.depth;
                         match swept.resume {
-                            Some(cursor) => cursors.insert(Arc::clone(shelf), cursor),
-                            None => cursors.remove(shelf),
+                            Some(cursor) => cursors.insert(Arc::clone(segment), cursor),
+                            None => cursors.remove(segment),
                         };
                     }
-                    Err(why) => tracing::debug!(shelf = shelf.name(), %why, "journal not swept"),
+                    Err(why) => tracing::debug!(segment = segment.name(), %why, "journal not swept"),
                 }
             }
         }
         core.metrics.journal.set(super::metrics::number(depth));
-        cursors.retain(|shelf, _| sales.all().any(|sale| sale.view.sale == shelf.sale));
+        cursors.retain(|segment, _| sales.all().any(|sale| sale.view.sale == segment.sale));
     }
 }
 
@@ -101,56 +101,56 @@ struct Swept {
 async fn sweep(
     core: &Core,
     redis: &Redis,
-    shelf: &Arc<Shelf>,
+    segment: &Arc<Segment>,
     number: u32,
     from: Option<(u64, u64)>,
 ) -> Result<Swept, Fault> {
-    let depth: usize = redis.run("measuring a journal", cmd("XLEN").arg(shelf.journal())).await?;
+    let depth: usize = redis.run("measuring a journal", cmd("XLEN").arg(segment.journal())).await?;
     if depth == 0 || !core.publishes() || core.draining.load(Ordering::Relaxed) {
         return Ok(Swept { depth, resume: from.filter(|_| depth > 0) });
     }
-    let page = page(redis, shelf, from).await?;
+    let page = page(redis, segment, from).await?;
     let resume = resume(&page);
     let strangers: Vec<Entry> = {
         let (held, dues) = (core.held(), core.dues());
-        let closed = held.closed(shelf);
-        let id = |uuid| OrderId { uuid, sale: number, segment: shelf.segment };
-        let ours = |(entry, uuid): &Entry| held.holds(&id(*uuid)) || dues.contains(shelf, *entry);
+        let closed = held.closed(segment);
+        let id = |uuid| OrderId { uuid, sale: number, segment: segment.index };
+        let ours = |(entry, uuid): &Entry| held.holds(&id(*uuid)) || dues.contains(segment, *entry);
         page.into_iter().filter(|entry| entry.0.0 > closed && !ours(entry)).collect()
     };
     if !strangers.is_empty() {
-        let records = records(redis, shelf, &strangers).await?;
+        let records = records(redis, segment, &strangers).await?;
         let plan = plan(&strangers, records, core.clock.now(), core.config.sweep_after);
-        carry_out(core, shelf, number, plan);
+        carry_out(core, segment, number, plan);
     }
     Ok(Swept { depth, resume })
 }
 
-fn carry_out(core: &Core, shelf: &Arc<Shelf>, number: u32, plan: Plan) {
+fn carry_out(core: &Core, segment: &Arc<Segment>, number: u32, plan: Plan) {
     let mut swept = 0;
     for ((entry, uuid), record) in plan.publish {
-        let message = Accepted::of(shelf, number, uuid, &record);
-        let Some(parcel) = Parcel::new(shelf, entry, message) else { continue };
+        let message = Accepted::of(segment, number, uuid, &record);
+        let Some(parcel) = Parcel::new(segment, entry, message) else { continue };
         let Some(place) = core.room.take() else { break };
         swept += u64::from(core.held().adopt(parcel, place, Instant::now()));
     }
     if swept > 0 {
-        tracing::info!(shelf = shelf.name(), swept, "publishing orders that another edge left behind");
+        tracing::info!(segment = segment.name(), swept, "publishing orders that another edge left behind");
         core.metrics.swept.inc_by(swept);
         core.publish.notify_one();
     }
     if !plan.delete.is_empty() {
         let mut dues = core.dues();
-        plan.delete.into_iter().for_each(|entry| dues.add(shelf, entry));
+        plan.delete.into_iter().for_each(|entry| dues.add(segment, entry));
         drop(dues);
         core.erase.notify_one();
     }
 }
 
-async fn page(redis: &Redis, shelf: &Shelf, from: Option<(u64, u64)>) -> Result<Vec<Entry>, Fault> {
+async fn page(redis: &Redis, segment: &Segment, from: Option<(u64, u64)>) -> Result<Vec<Entry>, Fault> {
     let start = from.map_or_else(|| "-".to_owned(), |(epoch, seq)| format!("({epoch}-{seq}"));
     let mut range = cmd("XRANGE");
-    range.arg(shelf.journal()).arg(start).arg("+").arg("COUNT").arg(PAGE);
+    range.arg(segment.journal()).arg(start).arg("+").arg("COUNT").arg(PAGE);
     let rows: Vec<(String, Vec<String>)> = redis.run("reading a journal", &range).await?;
     let read = |(id, fields): &(String, Vec<String>)| {
         let (epoch, seq) = id.split_once('-')?;
@@ -159,14 +159,14 @@ async fn page(redis: &Redis, shelf: &Shelf, from: Option<(u64, u64)>) -> Result<
     };
     let entries: Vec<Entry> = rows.iter().filter_map(read).collect();
     if entries.len() < rows.len() {
-        tracing::error!(shelf = shelf.name(), "a journal holds entries that no script of ours wrote");
+        tracing::error!(segment = segment.name(), "a journal holds entries that no script of ours wrote");
     }
     Ok(entries)
 }
 
-async fn records(redis: &Redis, shelf: &Shelf, entries: &[Entry]) -> Result<Vec<Option<Record>>, Fault> {
+async fn records(redis: &Redis, segment: &Segment, entries: &[Entry]) -> Result<Vec<Option<Record>>, Fault> {
     let mut get = cmd("HMGET");
-    get.arg(shelf.orders());
+    get.arg(segment.orders());
     for (_, uuid) in entries {
         get.arg(OrderId { uuid: *uuid, sale: 0, segment: 0 }.field());
     }

@@ -11,12 +11,12 @@ use sluice_edge::engine::{Ask, Engine, EngineConfig, Outcome};
 use sluice_shared::amqp::Link;
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::{InstanceId, OrderId, SaleId, SkuId, UserId};
-use sluice_shared::keys::{EDGES, GENERATION, REGISTER, SALES, SALES_CHANNEL, Shelf};
+use sluice_shared::keys::{EDGES, GENERATION, REGISTER, SALES, SALES_CHANNEL, Segment};
 use sluice_shared::lines::Lines;
 use sluice_shared::message::{Accepted, OrderMessage};
 use sluice_shared::redis::{FromRedisValue, Redis, cmd};
 use sluice_shared::sale::{AcceptAfter, Heartbeat, Item, SaleStep, SaleView};
-use sluice_shared::script::{Preload, ShelfScripts, WardenScripts};
+use sluice_shared::script::{Preload, SegmentScripts, WardenScripts};
 use sluice_shared::testing::{PrivateRedis, eventually, required};
 use sluice_shared::topology::{Topology, write_queue};
 use tokio::sync::watch;
@@ -204,14 +204,14 @@ impl World {
     }
 
     /// Opens a sale under epoch 1, with its queues declared.
-    pub(crate) async fn sell(&self, sale: &str, offer: Offer) -> Shelf {
+    pub(crate) async fn sell(&self, sale: &str, offer: Offer) -> Segment {
         self.vhost.declare().await;
         self.sell_without_queues(sale, offer).await
     }
 
-    pub(crate) async fn sell_without_queues(&self, sale: &str, offer: Offer) -> Shelf {
+    pub(crate) async fn sell_without_queues(&self, sale: &str, offer: Offer) -> Segment {
         let view = Self::view(sale, offer, 1);
-        let shelf = Shelf::new(view.sale.clone(), 0);
+        let segment = Segment::new(view.sale.clone(), 0);
         self.warden.load(&self.shop).await.unwrap();
         let items = vec![(view.items[0].sku.clone(), offer.stock, offer.per_user)];
         let new = Preload {
@@ -223,28 +223,28 @@ impl World {
             journal_max: 1_000_000,
             items,
         };
-        self.warden.preload(&self.shop, &shelf, &new).await.unwrap();
-        self.arm(&shelf, 1).await;
+        self.warden.preload(&self.shop, &segment, &new).await.unwrap();
+        self.arm(&segment, 1).await;
         self.list(&view).await;
-        shelf
+        segment
     }
 
     /// Loads the scripts of an epoch and gives a long lease.
-    pub(crate) async fn arm(&self, shelf: &Shelf, epoch: u64) {
+    pub(crate) async fn arm(&self, segment: &Segment, epoch: u64) {
         self.warden.load(&self.shop).await.unwrap();
-        self.lease(shelf, epoch, &[]).await;
-        ShelfScripts::new(shelf.clone(), epoch).load(&self.shop).await.unwrap();
+        self.lease(segment, epoch, &[]).await;
+        SegmentScripts::new(segment.clone(), epoch).load(&self.shop).await.unwrap();
     }
 
-    async fn lease(&self, shelf: &Shelf, epoch: u64, admit: &[InstanceId]) {
+    async fn lease(&self, segment: &Segment, epoch: u64, admit: &[InstanceId]) {
         let span = Duration::from_secs(3600);
-        self.warden.lease(&self.shop, shelf, epoch, span, admit, &[]).await.unwrap().unwrap();
+        self.warden.lease(&self.shop, segment, epoch, span, admit, &[]).await.unwrap().unwrap();
     }
 
     /// Raises a segment from `epoch` to the next, as the end of a re-opening.
-    pub(crate) async fn raise(&self, shelf: &Shelf, epoch: u64) {
-        self.warden.raise(&self.shop, shelf, epoch, 0).await.unwrap();
-        self.arm(shelf, epoch + 1).await;
+    pub(crate) async fn raise(&self, segment: &Segment, epoch: u64) {
+        self.warden.raise(&self.shop, segment, epoch, 0).await.unwrap();
+        self.arm(segment, epoch + 1).await;
     }
 
     /// Publishes a sale's view.
@@ -264,16 +264,16 @@ impl World {
     }
 
     /// Units of `phone` left.
-    pub(crate) async fn left(&self, shelf: &Shelf) -> i64 {
-        self.ask("HGET", &[&shelf.stock(), "phone"]).await
+    pub(crate) async fn left(&self, segment: &Segment) -> i64 {
+        self.ask("HGET", &[&segment.stock(), "phone"]).await
     }
 
-    pub(crate) async fn journal(&self, shelf: &Shelf) -> usize {
-        self.ask("XLEN", &[&shelf.journal()]).await
+    pub(crate) async fn journal(&self, segment: &Segment) -> usize {
+        self.ask("XLEN", &[&segment.journal()]).await
     }
 
-    pub(crate) async fn journal_empties(&self, shelf: &Shelf) {
-        eventually("the journal is empty", SOON, || async { self.journal(shelf).await == 0 }).await;
+    pub(crate) async fn journal_empties(&self, segment: &Segment) {
+        eventually("the journal is empty", SOON, || async { self.journal(segment).await == 0 }).await;
     }
 
     /// What an edge last told.
@@ -284,24 +284,24 @@ impl World {
     }
 
     /// An edge that runs and is admitted to a segment of epoch `epoch`.
-    pub(crate) async fn edge(&self, name: &str, shelf: &Shelf, epoch: u64) -> Edge {
+    pub(crate) async fn edge(&self, name: &str, segment: &Segment, epoch: u64) -> Edge {
         let edge = Edge::start(self, name, |_| {});
-        self.admit(&edge, shelf, epoch).await;
+        self.admit(&edge, segment, epoch).await;
         edge
     }
 
     /// Takes an edge into the register, as a warden does once it hears of it.
-    pub(crate) async fn register(&self, name: &str, shelf: &Shelf, epoch: u64) {
+    pub(crate) async fn register(&self, name: &str, segment: &Segment, epoch: u64) {
         let beats = || async { self.heartbeat(name).await.is_some() };
         eventually("a heartbeat", SOON, beats).await;
         let instance = self.heartbeat(name).await.unwrap().instance;
         self.ask::<u64>("HSET", &[REGISTER, instance.as_str(), "1"]).await;
-        self.lease(shelf, epoch, &[instance]).await;
+        self.lease(segment, epoch, &[instance]).await;
     }
 
-    pub(crate) async fn admit(&self, edge: &Edge, shelf: &Shelf, epoch: u64) {
-        self.register(&edge.name, shelf, epoch).await;
-        let sells = || async { edge.engine.sale(shelf.sale.as_str()).is_some_and(|sale| !sale.frozen()) };
+    pub(crate) async fn admit(&self, edge: &Edge, segment: &Segment, epoch: u64) {
+        self.register(&edge.name, segment, epoch).await;
+        let sells = || async { edge.engine.sale(segment.sale.as_str()).is_some_and(|sale| !sale.frozen()) };
         eventually("the edge sells", SOON, sells).await;
         eventually("its start is over", SOON, || async { edge.engine.has_started() }).await;
     }

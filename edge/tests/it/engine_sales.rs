@@ -12,8 +12,8 @@ use crate::engine_harness::{Offer, SOON, World, accepted};
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_that_is_told_is_known_at_once_and_the_heartbeat_says_so() {
     let world = World::start().await;
-    let shelf = world.sell("sale", Offer::default()).await;
-    let edge = world.edge("edge", &shelf, 1).await;
+    let segment = world.sell("sale", Offer::default()).await;
+    let edge = world.edge("edge", &segment, 1).await;
     let (before, mut view) = (edge.engine.sale("sale").unwrap(), World::view("sale", Offer::default(), 1));
     view.step = SaleStep::Paused;
     view.starts_at = before.view.starts_at;
@@ -30,8 +30,8 @@ async fn a_change_that_is_told_is_known_at_once_and_the_heartbeat_says_so() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_that_nobody_told_of_is_seen_by_its_generation() {
     let world = World::start().await;
-    let shelf = world.sell("sale", Offer::default()).await;
-    let edge = world.edge("edge", &shelf, 1).await;
+    let segment = world.sell("sale", Offer::default()).await;
+    let edge = world.edge("edge", &segment, 1).await;
     let mut view = World::view("sale", Offer::default(), 1);
     view.cfg = 9;
     world.ask::<u64>("HSET", &[SALES, "sale", &serde_json::to_string(&view).unwrap()]).await;
@@ -46,8 +46,8 @@ async fn a_change_that_nobody_told_of_is_seen_by_its_generation() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_that_is_told_by_name_costs_no_reading_of_the_whole_list() {
     let world = World::start().await;
-    let shelf = world.sell("sale", Offer::default()).await;
-    let edge = world.edge("edge", &shelf, 1).await;
+    let segment = world.sell("sale", Offer::default()).await;
+    let edge = world.edge("edge", &segment, 1).await;
     let whole = edge.metric("sluice_sales_whole_lists_total");
     let other = |n: u32| {
         let mut view = World::view(&format!("other-{n}"), Offer::default(), 0);
@@ -75,16 +75,16 @@ async fn a_change_that_is_told_by_name_costs_no_reading_of_the_whole_list() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_is_answered_while_the_sale_is_paused_and_a_new_order_refused() {
     let world = World::start().await;
-    let shelf = world.sell("sale", Offer::default()).await;
-    let edge = world.edge("edge", &shelf, 1).await;
+    let segment = world.sell("sale", Offer::default()).await;
+    let edge = world.edge("edge", &segment, 1).await;
     let (order, outcome) = edge.buy("alice").await;
     assert!(accepted(&outcome));
-    world.ask::<u64>("HSET", &[&shelf.meta(), "state", "paused"]).await;
+    world.ask::<u64>("HSET", &[&segment.meta(), "state", "paused"]).await;
     assert_eq!(edge.buy("bob").await.1, Outcome::Refused(Answer::Paused));
     let again = edge.redeem(&order, "alice").await;
     assert!(matches!(again, Outcome::Accepted { replayed: true, .. }), "{again:?}");
-    world.ask::<u64>("HDEL", &[&shelf.meta(), "state"]).await;
+    world.ask::<u64>("HDEL", &[&segment.meta(), "state"]).await;
     assert_eq!(edge.buy("bob").await.1, Outcome::Frozen, "torn data is no refusal");
-    world.ask::<u64>("HSET", &[&shelf.meta(), "state", "open"]).await;
+    world.ask::<u64>("HSET", &[&segment.meta(), "state", "open"]).await;
     eventually("open again", SOON, || async { accepted(&edge.buy("bob").await.1) }).await;
 }

@@ -9,7 +9,7 @@ use sluice_bench::proxy::Proxy;
 use sluice_bench::proxy::frames::Protocol;
 use sluice_bench::proxy::rules::{Flow, Way};
 use sluice_shared::ids::OrderId;
-use sluice_shared::keys::Shelf;
+use sluice_shared::keys::Segment;
 use sluice_shared::message::Accepted;
 use sluice_shared::testing::eventually;
 
@@ -20,7 +20,7 @@ const ANY: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
 /// A sale, and an edge that reaches the broker through a proxy only.
 struct Scene {
     world: World,
-    shelf: Shelf,
+    segment: Segment,
     proxy: Proxy,
     edge: Edge,
     orders: HashSet<OrderId>,
@@ -29,7 +29,7 @@ struct Scene {
 impl Scene {
     async fn start() -> Self {
         let world = World::start().await;
-        let shelf = world.sell("sale", Offer::default()).await;
+        let segment = world.sell("sale", Offer::default()).await;
         let url = world.vhost.url();
         let (login, place) = url.split_once('@').unwrap();
         let (server, vhost) = place.split_once('/').unwrap();
@@ -37,9 +37,9 @@ impl Scene {
         let edge = Edge::start(&world, "edge", |config| {
             config.amqp_url = format!("{login}@{}/{vhost}", proxy.address());
         });
-        world.admit(&edge, &shelf, 1).await;
+        world.admit(&edge, &segment, 1).await;
         edge.until("sluice_amqp_connected", |up| up == 1.0).await;
-        Self { world, shelf, proxy, edge, orders: HashSet::new() }
+        Self { world, segment, proxy, edge, orders: HashSet::new() }
     }
 
     async fn buy(&mut self, count: usize) {
@@ -55,7 +55,7 @@ impl Scene {
         let orders = |found: &[Accepted]| found.iter().map(|m| m.order).collect::<HashSet<_>>();
         let found = self.world.vhost.orders_until(|found| orders(found).len() >= self.orders.len()).await;
         assert_eq!(orders(&found), self.orders);
-        self.world.journal_empties(&self.shelf).await;
+        self.world.journal_empties(&self.segment).await;
         self.edge.until("sluice_relay_held", |held| held == 0.0).await;
     }
 }
@@ -66,7 +66,7 @@ async fn f41_what_is_lost_on_its_way_to_the_broker_is_sent_again() {
     scene.proxy.flow(Way::Up, Flow::Drop);
     scene.buy(30).await;
     scene.edge.until("sluice_relay_unconfirmed", |out| out > 0.0).await;
-    assert_eq!(scene.world.journal(&scene.shelf).await, 30);
+    assert_eq!(scene.world.journal(&scene.segment).await, 30);
     scene.proxy.heal();
     scene.complete().await;
 }
@@ -78,7 +78,7 @@ async fn f42_an_order_whose_confirm_is_lost_comes_twice_and_is_the_same() {
     scene.buy(30).await;
     // All are there, and the edge does not know it.
     let first = scene.world.vhost.orders(30).await;
-    assert_eq!(scene.world.journal(&scene.shelf).await, 30);
+    assert_eq!(scene.world.journal(&scene.segment).await, 30);
     scene.edge.until("sluice_relay_held", |held| held == 30.0).await;
     scene.proxy.heal();
     let again = scene.world.vhost.orders(30).await;
@@ -86,7 +86,7 @@ async fn f42_an_order_whose_confirm_is_lost_comes_twice_and_is_the_same() {
     let (first, again): (HashSet<_>, HashSet<_>) =
         (first.iter().map(text).collect(), again.iter().map(text).collect());
     assert_eq!(first, again);
-    scene.world.journal_empties(&scene.shelf).await;
+    scene.world.journal_empties(&scene.segment).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -64,8 +64,8 @@ fn f1_a_client_that_leaves_at_any_byte_has_its_order_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn f2_a_token_that_comes_to_two_edges_at_once_is_one_order() {
     let world = World::start().await;
-    let shelf = world.sell("sale", Offer { stock: 900, per_user: 1, ..Offer::default() }).await;
-    let (a, b) = (world.edge("a", &shelf, 1).await, world.edge("b", &shelf, 1).await);
+    let segment = world.sell("sale", Offer { stock: 900, per_user: 1, ..Offer::default() }).await;
+    let (a, b) = (world.edge("a", &segment, 1).await, world.edge("b", &segment, 1).await);
     let orders: Vec<OrderId> = (0..1000).map(|_| OrderId::mint(1, 0)).collect();
     let pairs = orders.iter().enumerate().map(|(n, order)| {
         let user = format!("buyer-{n}");
@@ -87,7 +87,7 @@ async fn f2_a_token_that_comes_to_two_edges_at_once_is_one_order() {
             other => panic!("two answers to one token: {other:?}"),
         }
     }
-    assert_eq!((sold, world.left(&shelf).await), (900, 0));
+    assert_eq!((sold, world.left(&segment).await), (900, 0));
 }
 
 #[test]

@@ -29,8 +29,8 @@ async fn sells_until(inject: &str) {
         words
     };
     let mut world = World::start_on(PrivateRedis::start_under(traced)).await;
-    let shelf = world.sell("sale", Offer::default()).await;
-    let edge = world.edge("edge", &shelf, 1).await;
+    let segment = world.sell("sale", Offer::default()).await;
+    let edge = world.edge("edge", &segment, 1).await;
     let (mut orders, mut synced) = (Vec::new(), 0);
     let last = loop {
         let (order, outcome) = edge.buy("alice").await;
@@ -55,16 +55,16 @@ async fn sells_until(inject: &str) {
     world.redis.crash_and_restart();
     world.shop = world.redis.connect();
     let there =
-        async |order: &OrderId| -> u64 { world.ask("HEXISTS", &[&shelf.orders(), &order.field()]).await };
+        async |order: &OrderId| -> u64 { world.ask("HEXISTS", &[&segment.orders(), &order.field()]).await };
     for order in &orders {
         assert_eq!(there(order).await, 1);
     }
     let taken = i64::try_from(orders.len()).unwrap() + i64::try_from(there(&last).await).unwrap();
-    assert_eq!(world.left(&shelf).await, 1000 - taken);
+    assert_eq!(world.left(&segment).await, 1000 - taken);
     // It forgot its scripts: nothing is sold before a warden has looked.
     eventually("it is found again", SOON, async || edge.redeem(&last, "alice").await == Outcome::Frozen)
         .await;
-    world.arm(&shelf, 1).await;
+    world.arm(&segment, 1).await;
     eventually("it sells again", SOON, async || accepted(&edge.buy("bob").await.1)).await;
 }
 
@@ -86,19 +86,20 @@ async fn f33_a_disk_that_fails_costs_nothing_that_was_accepted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn f14_an_edge_whose_clock_is_wrong_judges_by_that_of_redis() {
     let (directory, world) = (directory(), World::start().await);
-    let shelf = world.sell("sale", Offer::default()).await;
+    let segment = world.sell("sale", Offer::default()).await;
     let clock = ClockStep::new();
     for (n, seconds) in [-300_i64, 300].into_iter().enumerate() {
         clock.set(seconds);
         // The sale began a second ago; it must be open, or the gate does not start to sell.
-        let gate = Gate::start(&world, &directory, &shelf, &format!("edge-{n}"), &clock.environment()).await;
+        let gate =
+            Gate::start(&world, &directory, &segment, &format!("edge-{n}"), &clock.environment()).await;
         let told = Millis::from_text(gate.sale("sale")["server_time"].as_str().unwrap()).unwrap();
         let truth = world.shop.time().await.unwrap();
         assert!((truth.0 - told.0).abs() < 2_000, "{seconds}: {told:?} is not {truth:?}");
         let (token, _) = gate.token("sale", "alice");
         assert_eq!(gate.buy("sale", "alice", &token).unwrap().status, 202, "{seconds}");
     }
-    assert_eq!(world.left(&shelf).await, 998);
+    assert_eq!(world.left(&segment).await, 998);
     std::fs::remove_dir_all(directory).unwrap();
 }
 
@@ -110,8 +111,8 @@ async fn f37_when_redis_clock_jumps_a_sale_stops_or_waits_and_no_unit_moves() {
         ["env".to_owned()].into_iter().chain(words).collect()
     });
     let world = World::start_on(redis).await;
-    let shelf = world.sell("sale", Offer::default()).await;
-    let edge = world.edge("edge", &shelf, 1).await;
+    let segment = world.sell("sale", Offer::default()).await;
+    let edge = world.edge("edge", &segment, 1).await;
     assert!(accepted(&edge.buy("alice").await.1));
     // An hour and more ahead: the lease has run out, and nobody renews it.
     clock.set(4_000);
@@ -120,11 +121,11 @@ async fn f37_when_redis_clock_jumps_a_sale_stops_or_waits_and_no_unit_moves() {
     clock.set(-3_600);
     let early = async || matches!(edge.buy("alice").await.1, Outcome::Refused(Answer::NotStarted));
     eventually("it is too early", SOON, early).await;
-    assert_eq!(world.left(&shelf).await, 999);
+    assert_eq!(world.left(&segment).await, 999);
     clock.set(0);
     let sells = async || accepted(&edge.buy("alice").await.1);
     eventually("it sells again", Duration::from_secs(3), sells).await;
-    assert_eq!(world.left(&shelf).await, 998);
+    assert_eq!(world.left(&segment).await, 998);
 }
 
 /// A node of a Redis Cluster.
@@ -149,8 +150,8 @@ async fn f38_a_slot_that_moves_refuses_the_call_and_takes_nothing() {
     let world = World::start_on(here).await;
     let good = async || cluster(&world.shop, &["INFO"]).await.contains("cluster_state:ok");
     eventually("the cluster is well", SOON, good).await;
-    let shelf = world.sell("sale", Offer::default()).await;
-    let edge = world.edge("edge", &shelf, 1).await;
+    let segment = world.sell("sale", Offer::default()).await;
+    let edge = world.edge("edge", &segment, 1).await;
     assert!(accepted(&edge.buy("alice").await.1));
     let port = |redis: &PrivateRedis| redis.url().rsplit(':').next().unwrap().to_owned();
     let bus: String = cluster(&other, &["MYID"]).await;
@@ -165,12 +166,12 @@ async fn f38_a_slot_that_moves_refuses_the_call_and_takes_nothing() {
         well && seen.contains(&bus) && back.contains(&own)
     };
     eventually("they know each other", SOON, known).await;
-    let slot: u64 = world.ask("CLUSTER", &["KEYSLOT", &shelf.meta()]).await;
+    let slot: u64 = world.ask("CLUSTER", &["KEYSLOT", &segment.meta()]).await;
     let slot = slot.to_string();
     cluster(&other, &["SETSLOT", &slot, "IMPORTING", &own]).await;
     cluster(&world.shop, &["SETSLOT", &slot, "MIGRATING", &bus]).await;
     // One key after the other: first `TRYAGAIN`, then `ASK`, then `MOVED`.
-    for key in [shelf.stock(), shelf.meta(), shelf.orders(), shelf.journal()] {
+    for key in [segment.stock(), segment.meta(), segment.orders(), segment.journal()] {
         let moved: Result<String, _> = world
             .shop
             .run("test", cmd("MIGRATE").arg(&["127.0.0.1", &port(&there), &key, "0", "5000"]))
@@ -182,6 +183,6 @@ async fn f38_a_slot_that_moves_refuses_the_call_and_takes_nothing() {
         cluster(redis, &["SETSLOT", &slot, "NODE", &bus]).await;
     }
     assert_eq!(edge.buy("bob").await.1, Outcome::Frozen);
-    let left: i64 = other.run("test", cmd("HGET").arg(shelf.stock()).arg("phone")).await.unwrap();
+    let left: i64 = other.run("test", cmd("HGET").arg(segment.stock()).arg("phone")).await.unwrap();
     assert_eq!(left, 999);
 }

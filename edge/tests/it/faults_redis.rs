@@ -11,7 +11,7 @@ use sluice_bench::proxy::frames::Protocol;
 use sluice_bench::proxy::rules::{Flow, Trap, Way};
 use sluice_edge::engine::Outcome;
 use sluice_shared::ids::OrderId;
-use sluice_shared::keys::Shelf;
+use sluice_shared::keys::Segment;
 use sluice_shared::redis::cmd;
 use sluice_shared::testing::eventually;
 
@@ -22,7 +22,7 @@ const ANY: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
 /// A sale of 1,000, and an edge that reaches Redis through a proxy only.
 struct Scene {
     world: World,
-    shelf: Shelf,
+    segment: Segment,
     proxy: Proxy,
     edge: Edge,
 }
@@ -30,14 +30,14 @@ struct Scene {
 impl Scene {
     async fn start() -> Self {
         let world = World::start().await;
-        let shelf = world.sell("sale", Offer::default()).await;
+        let segment = world.sell("sale", Offer::default()).await;
         let proxy = Proxy::start(ANY, address(&world), Protocol::Redis, 1).unwrap();
         let edge = Edge::start(&world, "edge", |config| {
             config.redis_url = format!("redis://{}", proxy.address());
             config.redis_deadline = Duration::from_millis(200);
         });
-        world.admit(&edge, &shelf, 1).await;
-        Self { world, shelf, proxy, edge }
+        world.admit(&edge, &segment, 1).await;
+        Self { world, segment, proxy, edge }
     }
 
     /// The same tokens again, until each is answered with its order; how many are replays.
@@ -55,7 +55,7 @@ impl Scene {
             .await;
             replays += usize::from(told.get());
         }
-        assert_eq!(self.world.left(&self.shelf).await, 1000 - i64::try_from(orders.len()).unwrap());
+        assert_eq!(self.world.left(&self.segment).await, 1000 - i64::try_from(orders.len()).unwrap());
         replays
     }
 
@@ -75,7 +75,7 @@ async fn f17_a_call_that_never_reaches_redis_takes_nothing() {
     scene.proxy.flow(Way::Up, Flow::Drop);
     assert_eq!(scene.edge.redeem(&order, "alice").await, Outcome::Unavailable);
     scene.proxy.heal();
-    assert_eq!(scene.world.left(&scene.shelf).await, 1000);
+    assert_eq!(scene.world.left(&scene.segment).await, 1000);
     assert_eq!(scene.resolved(&[order]).await, 0, "not a replay");
     scene.world.vhost.orders(1).await;
 }
@@ -86,12 +86,12 @@ async fn f18_an_order_whose_reply_is_lost_goes_its_way_and_its_token_finds_it() 
     let order = OrderId::mint(1, 0);
     scene.proxy.flow(Way::Down, Flow::Drop);
     assert_eq!(scene.edge.redeem(&order, "alice").await, Outcome::Unavailable);
-    assert_eq!(scene.world.left(&scene.shelf).await, 999, "it was carried out");
+    assert_eq!(scene.world.left(&scene.segment).await, 999, "it was carried out");
     scene.proxy.heal();
     // Nobody asks again: the journal carries it on.
     assert_eq!(scene.world.vhost.orders(1).await[0].order, order);
     assert_eq!(scene.resolved(&[order]).await, 1);
-    scene.world.journal_empties(&scene.shelf).await;
+    scene.world.journal_empties(&scene.segment).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,7 +138,7 @@ async fn f20_a_reset_within_a_pipeline_leaves_each_call_on_its_own() {
         all.extend(orders);
     }
     scene.resolved(&all).await;
-    scene.world.journal_empties(&scene.shelf).await;
+    scene.world.journal_empties(&scene.segment).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -192,7 +192,7 @@ async fn f22_answers_in_pieces_are_read_and_nonsense_is_an_unknown_outcome() {
 #[tokio::test(flavor = "multi_thread")]
 async fn f22_a_login_that_was_refused_is_tried_again() {
     let world = World::start().await;
-    let shelf = world.sell("sale", Offer::default()).await;
+    let segment = world.sell("sale", Offer::default()).await;
     let login = async |words: &[&str]| -> String {
         world.ask("ACL", &[&["SETUSER", "gate", "on", "~*", "&*", "+@all"], words].concat()).await
     };
@@ -201,7 +201,7 @@ async fn f22_a_login_that_was_refused_is_tried_again() {
     let edge = Edge::start(&world, "edge", |config| {
         config.redis_url = format!("redis://gate:secret@{}", proxy.address());
     });
-    world.admit(&edge, &shelf, 1).await;
+    world.admit(&edge, &segment, 1).await;
     login(&["resetpass"]).await;
     proxy.reset();
     for _ in 0..10 {
@@ -215,7 +215,7 @@ async fn f22_a_login_that_was_refused_is_tried_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn f23_an_edge_that_is_cut_off_refuses_and_the_other_sells() {
     let scene = Scene::start().await;
-    let other = scene.world.edge("other", &scene.shelf, 1).await;
+    let other = scene.world.edge("other", &scene.segment, 1).await;
     let order = scene.edge.buy("alice").await.0;
     scene.proxy.flow_both(Flow::Drop);
     scene.proxy.refuse(true);
@@ -238,12 +238,12 @@ fn signal(pid: u32, name: &str) {
 async fn f24_a_redis_that_stands_still_is_waited_for_by_few_and_found_again_at_once() {
     let world = World::start().await;
     let plenty = Offer { stock: 100_000, per_user: 100_000, ..Offer::default() };
-    let shelf = world.sell("sale", plenty).await;
+    let segment = world.sell("sale", plenty).await;
     let edge = Edge::start(&world, "edge", |config| {
         config.redis_deadline = Duration::from_millis(150);
         config.queue_max = 500;
     });
-    world.admit(&edge, &shelf, 1).await;
+    world.admit(&edge, &segment, 1).await;
     for pause in [500, 2_000].map(Duration::from_millis) {
         signal(world.redis.pid(), "STOP");
         let (stopped, mut longest) = (Instant::now(), Duration::ZERO);
@@ -269,8 +269,8 @@ async fn f24_a_redis_that_stands_still_is_waited_for_by_few_and_found_again_at_o
 #[tokio::test(flavor = "multi_thread")]
 async fn f40_while_redis_rewrites_its_file_every_answer_is_good_and_kept() {
     let mut world = World::start().await;
-    let shelf = world.sell("sale", Offer::default()).await;
-    let edge = world.edge("edge", &shelf, 1).await;
+    let segment = world.sell("sale", Offer::default()).await;
+    let edge = world.edge("edge", &segment, 1).await;
     let mut orders = Vec::new();
     for n in 0..300 {
         if n % 100 == 50 {
@@ -290,7 +290,7 @@ async fn f40_while_redis_rewrites_its_file_every_answer_is_good_and_kept() {
     world.redis.crash_and_restart();
     world.shop = world.redis.connect();
     for order in &orders {
-        assert_eq!(world.ask::<u64>("HEXISTS", &[&shelf.orders(), &order.field()]).await, 1);
+        assert_eq!(world.ask::<u64>("HEXISTS", &[&segment.orders(), &order.field()]).await, 1);
     }
-    assert_eq!(world.left(&shelf).await, 700);
+    assert_eq!(world.left(&segment).await, 700);
 }

@@ -6,7 +6,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use sluice_shared::ids::OrderId;
-use sluice_shared::keys::Shelf;
+use sluice_shared::keys::Segment;
 use sluice_shared::testing::free_port;
 
 use crate::client::{Answer, Connection};
@@ -24,7 +24,7 @@ impl Gate {
     pub(crate) async fn start(
         world: &World,
         state: &Path,
-        shelf: &Shelf,
+        segment: &Segment,
         name: &str,
         environment: &[(&str, String)],
     ) -> Self {
@@ -39,9 +39,10 @@ impl Gate {
         edge.envs(environment.iter().map(|(name, value)| (name, value)));
         let public = SocketAddr::from(([127, 0, 0, 1], ports[0]));
         let gate = Self { name: name.to_owned(), public, child: edge.spawn().unwrap() };
-        world.register(name, shelf, 1).await;
+        world.register(name, segment, 1).await;
         eventually(&format!("{name} sells"), || {
-            std::net::TcpStream::connect(public).is_ok() && gate.sale(shelf.sale.as_str())["state"] == "open"
+            std::net::TcpStream::connect(public).is_ok()
+                && gate.sale(segment.sale.as_str())["state"] == "open"
         });
         gate
     }

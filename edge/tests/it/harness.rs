@@ -12,10 +12,10 @@ use serde_json::json;
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::{InstanceId, SaleId, SkuId};
 use sluice_shared::jwt::sign_hs256;
-use sluice_shared::keys::{EDGES, GENERATION, REGISTER, SALES, SALES_CHANNEL, Shelf};
+use sluice_shared::keys::{EDGES, GENERATION, REGISTER, SALES, SALES_CHANNEL, Segment};
 use sluice_shared::redis::{Redis, cmd};
 use sluice_shared::sale::{AcceptAfter, Item, SaleStep, SaleView};
-use sluice_shared::script::{Control, Preload, ShelfScripts, WardenScripts};
+use sluice_shared::script::{Control, Preload, SegmentScripts, WardenScripts};
 use sluice_shared::testing::{PrivateRedis, free_port};
 use tokio::runtime::Runtime;
 
@@ -317,11 +317,11 @@ impl Edge {
     pub(crate) fn admit(&self) {
         let instances = self.instances();
         for view in self.views.values() {
-            let shelf = Shelf::new(view.sale.clone(), 0);
+            let segment = Segment::new(view.sale.clone(), 0);
             self.runtime.block_on(async {
                 let hour = Duration::from_secs(3600);
                 let warden = WardenScripts::default();
-                warden.lease(&self.pen, &shelf, 1, hour, &instances, &[]).await.unwrap().unwrap();
+                warden.lease(&self.pen, &segment, 1, hour, &instances, &[]).await.unwrap().unwrap();
             });
         }
         for instance in &instances {
@@ -345,7 +345,7 @@ impl Edge {
     /// Puts a sale on the shelf and waits until the edge shows it.
     pub(crate) fn put(&mut self, sale: &Sale) {
         let view = view(sale, u32::try_from(self.views.len() + 1).unwrap());
-        let shelf = Shelf::new(view.sale.clone(), 0);
+        let segment = Segment::new(view.sale.clone(), 0);
         let preload = Preload {
             epoch: 1,
             step: view.step,
@@ -358,8 +358,8 @@ impl Edge {
         self.runtime.block_on(async {
             let warden = WardenScripts::default();
             warden.load(&self.pen).await.unwrap();
-            warden.preload(&self.pen, &shelf, &preload).await.unwrap();
-            ShelfScripts::new(shelf.clone(), 1).load(&self.pen).await.unwrap();
+            warden.preload(&self.pen, &segment, &preload).await.unwrap();
+            SegmentScripts::new(segment.clone(), 1).load(&self.pen).await.unwrap();
         });
         self.views.insert(sale.id, view.clone());
         self.admit();
@@ -391,9 +391,9 @@ impl Edge {
             limits: view.items.iter().map(|item| (item.sku.clone(), item.per_user)).collect(),
         };
         self.runtime.block_on(async {
-            let shelf = Shelf::new(view.sale.clone(), 0);
+            let segment = Segment::new(view.sale.clone(), 0);
             let warden = WardenScripts::default();
-            warden.control(&self.pen, &shelf, 1, &control).await.unwrap().unwrap();
+            warden.control(&self.pen, &segment, 1, &control).await.unwrap().unwrap();
         });
         view
     }

@@ -3,7 +3,7 @@
 use serde_json::json;
 use sluice_shared::ids::OrderId;
 use sluice_shared::ids::SaleId;
-use sluice_shared::keys::{Shelf, sale_channel};
+use sluice_shared::keys::{Segment, sale_channel};
 use sluice_shared::redis::cmd;
 
 use crate::client::Connection;
@@ -14,7 +14,7 @@ const TWO: &str = r#"{"sku":"phone","quantity":2}"#;
 /// Moves an order as a worker's script would, and tells.
 fn rewrite(edge: &Edge, id: &str, change: impl Fn(&str) -> String) {
     let (sale, id) = (SaleId::parse("demo").unwrap(), OrderId::parse(id).unwrap());
-    let orders = Shelf::new(sale.clone(), 0).orders();
+    let orders = Segment::new(sale.clone(), 0).orders();
     let record: String = edge.run(cmd("HGET").arg(&orders).arg(id.field()));
     let record = change(&record);
     let _: i64 = edge.run(cmd("HSET").arg(&orders).arg(id.field()).arg(&record));
@@ -86,7 +86,7 @@ fn a_purchase_is_accepted_once_and_told_again() {
         (Some(id.as_str()), Some(url.as_str()))
     );
     let left: String =
-        edge.run(cmd("HGET").arg(Shelf::new(SaleId::parse("demo").unwrap(), 0).stock()).arg("phone"));
+        edge.run(cmd("HGET").arg(Segment::new(SaleId::parse("demo").unwrap(), 0).stock()).arg("phone"));
     assert_eq!(left, "98");
 }
 

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::signature::{ED25519, UnparsedPublicKey};
 use serde_json::{Value, json};
 use sluice_shared::ids::{OrderId, SaleId};
-use sluice_shared::keys::Shelf;
+use sluice_shared::keys::Segment;
 use sluice_shared::receipt::{Receipt, ReceiptKeys};
 use sluice_shared::redis::cmd;
 use sluice_shared::sale::SaleStep;
@@ -47,18 +47,18 @@ fn claim(edge: &Edge, user: &str, receipt: &str) -> Answer {
     edge.connect().call("POST", CLAIM, &[("Authorization", &bearer(user))], &body)
 }
 
-fn shelf() -> Shelf {
-    Shelf::new(SaleId::parse("demo").unwrap(), 0)
+fn segment() -> Segment {
+    Segment::new(SaleId::parse("demo").unwrap(), 0)
 }
 
 fn left(edge: &Edge) -> i64 {
-    edge.run(cmd("HGET").arg(shelf().stock()).arg("phone"))
+    edge.run(cmd("HGET").arg(segment().stock()).arg("phone"))
 }
 
 /// Both stores lose an order; somebody else's stays, so that the segment is not taken for lost.
 fn lose(edge: &Edge, books: &Echo, order: &OrderId, user: &str) {
-    let _: i64 = edge.run(cmd("HDEL").arg(shelf().orders()).arg(order.field()).arg(format!("@{user}")));
-    let _: i64 = edge.run(cmd("HINCRBY").arg(shelf().stock()).arg("phone").arg(1));
+    let _: i64 = edge.run(cmd("HDEL").arg(segment().orders()).arg(order.field()).arg(format!("@{user}")));
+    let _: i64 = edge.run(cmd("HINCRBY").arg(segment().stock()).arg("phone").arg(1));
     books.empty.store(true, Ordering::Relaxed);
 }
 
@@ -87,8 +87,8 @@ fn an_accepted_order_has_a_receipt_that_the_published_keys_verify() {
     );
     assert_eq!(said["lines"], json!([{"sku": "phone", "quantity": 1}]));
     assert_eq!((&said["epoch"], &said["seq"]), (&json!(1), &json!(1)));
-    let record =
-        edge.run::<String>(cmd("HGET").arg(shelf().orders()).arg(keys().verify(text).unwrap().order.field()));
+    let record = edge
+        .run::<String>(cmd("HGET").arg(segment().orders()).arg(keys().verify(text).unwrap().order.field()));
     assert_eq!(record.split('|').nth(3).unwrap(), keys().verify(text).unwrap().accepted.0.to_string());
     // Again, and while nothing is sold: the same.
     let again = edge.buy("demo", "alice", &token, ONE);
@@ -120,7 +120,7 @@ fn a_claim_shows_the_order_while_any_store_knows_it() {
     let claimed = claim(&edge, "alice", &text);
     assert_eq!((claimed.status, claimed.json()), (200, shown.json()));
     // Redis has forgotten it, the books have not.
-    let _: i64 = edge.run(cmd("HDEL").arg(shelf().orders()).arg(receipt.order.field()));
+    let _: i64 = edge.run(cmd("HDEL").arg(segment().orders()).arg(receipt.order.field()));
     let claimed = claim(&edge, "alice", &text);
     assert_eq!((claimed.status, &claimed.json()["state"]), (200, &json!("paid")));
     let asked = books.orders().pop().unwrap();
@@ -150,10 +150,10 @@ fn a_lost_order_is_taken_again_once_by_its_receipt() {
         );
         assert_eq!(left(&edge), 98);
     }
-    let mark: String = edge.run(cmd("HGET").arg(shelf().orders()).arg("@alice"));
+    let mark: String = edge.run(cmd("HGET").arg(segment().orders()).arg("@alice"));
     assert_eq!(mark, "phone=1");
     // It stands where the script put it now.
-    let record: String = edge.run(cmd("HGET").arg(shelf().orders()).arg(receipt.order.field()));
+    let record: String = edge.run(cmd("HGET").arg(segment().orders()).arg(receipt.order.field()));
     assert_eq!(record.split('|').nth(2), Some("3"));
     assert!(edge.log().contains("taken again by its receipt"), "{}", edge.log());
     let metrics = crate::client::Connection::open(edge.admin).call("GET", "/metrics", &[], "");
@@ -180,7 +180,7 @@ fn a_claim_that_the_sale_refuses_is_in_the_books_before_the_buyer_is_told() {
         assert_eq!(body, expected);
     };
     let stock = |edge: &Edge, n: i64| {
-        let _: i64 = edge.run(cmd("HSET").arg(shelf().stock()).arg("phone").arg(n));
+        let _: i64 = edge.run(cmd("HSET").arg(segment().stock()).arg("phone").arg(n));
     };
     stock(&edge, 0);
     refused(&edge, "sold_out");

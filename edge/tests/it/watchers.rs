@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use sluice_shared::ids::{OrderId, SaleId};
-use sluice_shared::keys::Shelf;
+use sluice_shared::keys::Segment;
 use sluice_shared::redis::cmd;
 
 use crate::client::{Connection, Echo};
@@ -22,20 +22,20 @@ fn with_workers(settings: &[(&str, &str)]) -> (Edge, Echo) {
     (Edge::selling(&all), workers)
 }
 
-fn shelf() -> Shelf {
-    Shelf::new(SaleId::parse("demo").unwrap(), 0)
+fn segment() -> Segment {
+    Segment::new(SaleId::parse("demo").unwrap(), 0)
 }
 
 /// Everything that Redis has of the sale is gone.
 fn lose(edge: &Edge) {
-    let shelf = shelf();
-    let keys = [shelf.meta(), shelf.stock(), shelf.orders(), shelf.journal()];
+    let segment = segment();
+    let keys = [segment.meta(), segment.stock(), segment.orders(), segment.journal()];
     let _: i64 = edge.run(cmd("DEL").arg(&keys[..]));
 }
 
 /// Moves an order to another state, as a worker's script would, and tells nobody.
 fn rewrite(edge: &Edge, id: &str, from: &str, to: &str) {
-    let (orders, id) = (shelf().orders(), OrderId::parse(id).unwrap());
+    let (orders, id) = (segment().orders(), OrderId::parse(id).unwrap());
     let record: String = edge.run(cmd("HGET").arg(&orders).arg(id.field()));
     let _: i64 = edge.run(cmd("HSET").arg(&orders).arg(id.field()).arg(record.replacen(from, to, 1)));
 }
@@ -126,7 +126,7 @@ fn an_order_that_there_is_not_costs_the_workers_nothing() {
         edge.connect().call("DELETE", &format!("/v1/orders/{id}"), &[("Authorization", &bearer("bob"))], "");
     assert_eq!((foreign.code().as_str(), workers.orders().len()), ("not_found", 0));
     assert_eq!((call("GET", id, "").status, workers.orders().len()), (200, 0));
-    let left: String = edge.run(cmd("HGET").arg(shelf().stock()).arg("phone"));
+    let left: String = edge.run(cmd("HGET").arg(segment().stock()).arg("phone"));
     assert_eq!(left, "99", "asking takes nothing");
     // A sale that is not served here, and a Redis that has lost orders: the books know.
     assert_eq!(call("GET", &OrderId::mint(99, 0).to_string(), "").status, 200);

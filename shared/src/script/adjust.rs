@@ -1,6 +1,6 @@
 //! `adjust.lua`: add or withdraw units, once per change.
 
-use super::{Frozen, ShelfScripts, Words};
+use super::{Frozen, SegmentScripts, Words};
 use crate::ids::SkuId;
 use crate::redis::{Fault, Redis};
 
@@ -19,7 +19,7 @@ pub enum Adjusted {
     Frozen(Frozen),
 }
 
-impl ShelfScripts {
+impl SegmentScripts {
     /// Adds `delta` units of a SKU (negative withdraws), once per `change`.
     pub async fn adjust(
         &self,

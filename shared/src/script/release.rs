@@ -1,6 +1,6 @@
 //! `release.lua`: put the units of orders back, once each.
 
-use super::{Batch, ShelfScripts, Words};
+use super::{Batch, SegmentScripts, Words};
 use crate::ids::UserId;
 use crate::lines::Lines;
 use crate::record::{OrderState, Record};
@@ -39,7 +39,7 @@ pub enum Released {
     Corrupt(String),
 }
 
-impl ShelfScripts {
+impl SegmentScripts {
     /// Puts the units of orders back. Safe to repeat; runs when Redis is out of memory.
     pub async fn release(&self, redis: &Redis, orders: &[Release]) -> Result<Batch<Released>, Fault> {
         let [meta, stock, map, _] = &self.keys;

@@ -1,6 +1,6 @@
 //! `reserve.lua`: take units for a batch of orders.
 
-use super::{Frozen, ShelfScripts, Words};
+use super::{Frozen, SegmentScripts, Words};
 use crate::clock::Millis;
 use crate::ids::{InstanceId, SkuId, UserId};
 use crate::lines::Lines;
@@ -103,7 +103,7 @@ pub enum Reserved {
     UnknownEdge,
 }
 
-impl ShelfScripts {
+impl SegmentScripts {
     /// Takes units for a batch of orders of this segment, in the order given.
     pub async fn reserve(
         &self,

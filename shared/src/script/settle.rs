@@ -1,6 +1,6 @@
 //! `settle.lua`: move orders forward along their states.
 
-use super::{Batch, ShelfScripts, Words};
+use super::{Batch, SegmentScripts, Words};
 use crate::clock::Millis;
 use crate::record::{OrderState, Record, Refund};
 use crate::redis::{Fault, Redis};
@@ -31,7 +31,7 @@ pub enum Settled {
     Corrupt(String),
 }
 
-impl ShelfScripts {
+impl SegmentScripts {
     /// Moves orders forward; repeats and late messages change nothing.
     pub async fn settle(&self, redis: &Redis, orders: &[Settle]) -> Result<Batch<Settled>, Fault> {
         let [meta, _, map, _] = &self.keys;

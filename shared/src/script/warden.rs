@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{CONTROL, Frozen, LEAD, LEASE, Loaded, PRELOAD, RAISE, RESTORE, Words};
 use crate::clock::Millis;
 use crate::ids::{InstanceId, SkuId};
-use crate::keys::{Shelf, WARDEN};
+use crate::keys::{Segment, WARDEN};
 use crate::redis::{Cmd, Fault, Redis, Value};
 use crate::sale::SaleStep;
 
@@ -105,25 +105,25 @@ impl WardenScripts {
     }
 
     /// Puts a new segment on the shelf; what is there is never written over.
-    pub async fn preload(&self, redis: &Redis, shelf: &Shelf, new: &Preload) -> Result<Preloaded, Fault> {
-        self.preload_as(redis, shelf, &[shelf.meta(), shelf.stock(), shelf.orders()], new).await
+    pub async fn preload(&self, redis: &Redis, segment: &Segment, new: &Preload) -> Result<Preloaded, Fault> {
+        self.preload_as(redis, segment, &[segment.meta(), segment.stock(), segment.orders()], new).await
     }
 
     /// Makes a segment anew beside the shelf, without orders; [`Self::restore`] puts it there.
-    pub async fn stage(&self, redis: &Redis, shelf: &Shelf, new: &Preload) -> Result<Preloaded, Fault> {
-        let [meta, stock, orders, _] = shelf.staged(new.epoch);
-        self.preload_as(redis, shelf, &[meta, stock, orders], new).await
+    pub async fn stage(&self, redis: &Redis, segment: &Segment, new: &Preload) -> Result<Preloaded, Fault> {
+        let [meta, stock, orders, _] = segment.staged(new.epoch);
+        self.preload_as(redis, segment, &[meta, stock, orders], new).await
     }
 
     async fn preload_as(
         &self,
         redis: &Redis,
-        shelf: &Shelf,
+        segment: &Segment,
         [meta, stock, orders]: &[String; 3],
         new: &Preload,
     ) -> Result<Preloaded, Fault> {
         let mut call = self.preload.call(&[meta, stock, orders]);
-        call.arg(shelf.fence(new.epoch)).arg(new.epoch).arg(new.step.as_str());
+        call.arg(segment.fence(new.epoch)).arg(new.epoch).arg(new.step.as_str());
         call.arg(new.starts_at.0).arg(new.ends_at.0).arg(new.cfg).arg(new.journal_max);
         for (sku, units, per_user) in &new.items {
             call.arg(sku.as_str()).arg(*units).arg(*per_user);
@@ -142,12 +142,12 @@ impl WardenScripts {
     pub async fn control(
         &self,
         redis: &Redis,
-        shelf: &Shelf,
+        segment: &Segment,
         epoch: u64,
         new: &Control,
     ) -> Result<Result<u64, Frozen>, Fault> {
-        let mut call = self.control.call(&[&shelf.meta()]);
-        call.arg(shelf.fence(epoch)).arg(new.cfg).arg(new.step.as_str());
+        let mut call = self.control.call(&[&segment.meta()]);
+        call.arg(segment.fence(epoch)).arg(new.cfg).arg(new.step.as_str());
         call.arg(new.starts_at.0).arg(new.ends_at.0);
         for (sku, per_user) in &new.limits {
             call.arg(sku.as_str()).arg(*per_user);
@@ -164,13 +164,13 @@ impl WardenScripts {
     pub async fn lease(
         &self,
         redis: &Redis,
-        shelf: &Shelf,
+        segment: &Segment,
         epoch: u64,
         span: Duration,
         admit: &[InstanceId],
         strike: &[InstanceId],
     ) -> Result<Leased, Fault> {
-        let call = self.lease_call(shelf, epoch, span, admit, strike);
+        let call = self.lease_call(segment, epoch, span, admit, strike);
         leased(redis.run(RENEWING, &call).await?)
     }
 
@@ -178,26 +178,26 @@ impl WardenScripts {
     pub async fn leases(
         &self,
         redis: &Redis,
-        segments: &[(Shelf, u64)],
+        segments: &[(Segment, u64)],
         span: Duration,
         admit: &[InstanceId],
         strike: &[InstanceId],
     ) -> Result<Vec<Result<Leased, Fault>>, Fault> {
-        let call = |(shelf, epoch): &(Shelf, u64)| self.lease_call(shelf, *epoch, span, admit, strike);
+        let call = |(segment, epoch): &(Segment, u64)| self.lease_call(segment, *epoch, span, admit, strike);
         let answers = redis.run_each(RENEWING, segments.iter().map(call)).await?;
         Ok(answers.into_iter().map(|answer| leased(answer?)).collect())
     }
 
     fn lease_call(
         &self,
-        shelf: &Shelf,
+        segment: &Segment,
         epoch: u64,
         span: Duration,
         admit: &[InstanceId],
         strike: &[InstanceId],
     ) -> Cmd {
-        let mut call = self.lease.call(&[&shelf.meta()]);
-        call.arg(shelf.fence(epoch)).arg(u64::try_from(span.as_millis()).unwrap_or(u64::MAX));
+        let mut call = self.lease.call(&[&segment.meta()]);
+        call.arg(segment.fence(epoch)).arg(u64::try_from(span.as_millis()).unwrap_or(u64::MAX));
         for instance in admit {
             call.arg(format!("+{instance}"));
         }
@@ -208,10 +208,16 @@ impl WardenScripts {
     }
 
     /// Puts verified data under the epoch after `epoch`; `seq` is the highest that the books know.
-    pub async fn raise(&self, redis: &Redis, shelf: &Shelf, epoch: u64, seq: u64) -> Result<Raised, Fault> {
+    pub async fn raise(
+        &self,
+        redis: &Redis,
+        segment: &Segment,
+        epoch: u64,
+        seq: u64,
+    ) -> Result<Raised, Fault> {
         let next = epoch + 1;
-        let mut call = self.raise.call(&[&shelf.meta()]);
-        call.arg(shelf.fence(epoch)).arg(shelf.fence(next)).arg(next).arg(seq);
+        let mut call = self.raise.call(&[&segment.meta()]);
+        call.arg(segment.fence(epoch)).arg(segment.fence(next)).arg(next).arg(seq);
         let doing = "raising an epoch";
         let mut words = Words::new(doing, redis.run(doing, &call).await?)?;
         Ok(match words.text()?.as_str() {
@@ -224,15 +230,15 @@ impl WardenScripts {
     pub async fn restore(
         &self,
         redis: &Redis,
-        shelf: &Shelf,
+        segment: &Segment,
         epoch: u64,
         keep: Duration,
     ) -> Result<Raised, Fault> {
-        let (staged, lost) = (shelf.staged(epoch), shelf.lost());
-        let present = [shelf.meta(), shelf.stock(), shelf.orders(), shelf.journal()];
+        let (staged, lost) = (segment.staged(epoch), segment.lost());
+        let present = [segment.meta(), segment.stock(), segment.orders(), segment.journal()];
         let keys: Vec<&str> = present.iter().chain(&staged).chain(&lost).map(String::as_str).collect();
         let mut call = self.restore.call(&keys);
-        call.arg(shelf.fence(epoch)).arg(epoch).arg(u64::try_from(keep.as_millis()).unwrap_or(u64::MAX));
+        call.arg(segment.fence(epoch)).arg(epoch).arg(u64::try_from(keep.as_millis()).unwrap_or(u64::MAX));
         let doing = "restoring a segment";
         let mut words = Words::new(doing, redis.run(doing, &call).await?)?;
         Ok(match words.text()?.as_str() {

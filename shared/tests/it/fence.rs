@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use sluice_shared::redis::{Fault, cmd};
-use sluice_shared::script::{Frozen, Preload, Preloaded, Raised, Reserved, ShelfScripts};
+use sluice_shared::script::{Frozen, Preload, Preloaded, Raised, Reserved, SegmentScripts};
 
-use crate::shelf::{Sale, ask, edge};
+use crate::segment::{Sale, ask, edge};
 
 #[tokio::test]
 async fn after_a_restart_the_scripts_are_gone_and_the_data_is_not() {
@@ -28,20 +28,20 @@ async fn after_a_restart_the_scripts_are_gone_and_the_data_is_not() {
 async fn scripts_of_another_epoch_are_fenced() {
     let sale = Sale::open(&[("phone", 3, 1)]).await;
     sale.reserve(&ask("s", "phone=1")).await;
-    let raised = sale.warden.raise(&sale.redis, &sale.shelf, 7, 40).await.unwrap();
+    let raised = sale.warden.raise(&sale.redis, &sale.segment, 7, 40).await.unwrap();
     assert_eq!(raised, Raised::Raised);
     assert_eq!(sale.reserved(&[ask("u", "phone=1")]).await, Reserved::Frozen(Frozen::Fenced(8)));
-    let next = ShelfScripts::new(sale.shelf.clone(), 8);
+    let next = SegmentScripts::new(sale.segment.clone(), 8);
     next.load(&sale.redis).await.unwrap();
     let lapsed = next.reserve(&sale.redis, &edge(), &[ask("u", "phone=1")]).await.unwrap();
     assert_eq!(lapsed, Reserved::Frozen(Frozen::Because("lease".to_owned())));
     let long = Duration::from_secs(60);
-    sale.warden.lease(&sale.redis, &sale.shelf, 8, long, &[], &[]).await.unwrap().unwrap();
+    sale.warden.lease(&sale.redis, &sale.segment, 8, long, &[], &[]).await.unwrap().unwrap();
     let answer = next.reserve(&sale.redis, &edge(), &[ask("u", "phone=1")]).await.unwrap();
     let Reserved::Answers(answers) = answer else { panic!("{answer:?}") };
     assert_eq!(answers.epoch, 8);
     assert_eq!(sale.whole().await.journal[1].0, "8-41");
-    let again = sale.warden.raise(&sale.redis, &sale.shelf, 7, 0).await.unwrap();
+    let again = sale.warden.raise(&sale.redis, &sale.segment, 7, 0).await.unwrap();
     assert_eq!(again, Raised::Raised, "a repeat says so and changes nothing");
     assert_eq!(sale.whole().await.seq, 41);
 }
@@ -49,7 +49,7 @@ async fn scripts_of_another_epoch_are_fenced() {
 #[tokio::test]
 async fn a_lapsed_lease_freezes_and_a_renewed_one_thaws() {
     let sale = Sale::open(&[("phone", 2, 1)]).await;
-    sale.set(&sale.shelf.meta(), "lease", "1").await;
+    sale.set(&sale.segment.meta(), "lease", "1").await;
     let lapsed = Reserved::Frozen(Frozen::Because("lease".to_owned()));
     assert_eq!(sale.reserved(&[ask("u", "phone=1")]).await, lapsed);
     sale.lease(Duration::from_secs(60)).await;
@@ -62,7 +62,7 @@ async fn an_edge_that_was_not_admitted_sells_nothing() {
     let before = sale.whole().await;
     let span = Duration::from_secs(60);
     let struck = [edge()];
-    sale.warden.lease(&sale.redis, &sale.shelf, 7, span, &[], &struck).await.unwrap().unwrap();
+    sale.warden.lease(&sale.redis, &sale.segment, 7, span, &[], &struck).await.unwrap().unwrap();
     assert_eq!(sale.reserved(&[ask("u", "phone=1")]).await, Reserved::UnknownEdge);
     assert_eq!(sale.whole().await, before);
 }
@@ -101,7 +101,7 @@ async fn a_torn_number_in_meta_freezes_before_any_write() {
     for field in ["starts", "ends", "lease", "seq", "jmax"] {
         let sale = Sale::open(&[("phone", 2, 1)]).await;
         let before = sale.whole().await;
-        sale.set(&sale.shelf.meta(), field, "soon").await;
+        sale.set(&sale.segment.meta(), field, "soon").await;
         let answer = sale.reserved(&[ask("v", "phone=1")]).await;
         assert_eq!(answer, Reserved::Frozen(Frozen::Because("meta".to_owned())), "{field}");
         if field != "seq" {
@@ -113,7 +113,7 @@ async fn a_torn_number_in_meta_freezes_before_any_write() {
 #[tokio::test]
 async fn a_journal_of_a_later_epoch_refuses_and_leaves_nothing_behind() {
     let sale = Sale::open(&[("phone", 2, 1)]).await;
-    let foreign = cmd("XADD").arg(sale.shelf.journal()).arg("8-1").arg("o").arg("x").to_owned();
+    let foreign = cmd("XADD").arg(sale.segment.journal()).arg("8-1").arg("o").arg("x").to_owned();
     sale.redis.run::<String>("test", &foreign).await.unwrap();
     let before = sale.whole().await;
     let answer = sale.scripts.reserve(&sale.redis, &edge(), &[ask("v", "phone=1")]).await;
@@ -132,13 +132,13 @@ async fn a_preload_never_writes_over_a_sale() {
         ends_at: sluice_shared::clock::Millis(1),
         cfg: 9,
         journal_max: 1,
-        items: vec![(crate::shelf::sku("phone"), 99, 9)],
+        items: vec![(crate::segment::sku("phone"), 99, 9)],
     };
-    let again = sale.warden.preload(&sale.redis, &sale.shelf, &preload).await.unwrap();
+    let again = sale.warden.preload(&sale.redis, &sale.segment, &preload).await.unwrap();
     assert_eq!(again, Preloaded::Exists("demo:0:7".to_owned()));
     assert_eq!(sale.whole().await, before);
-    let meta = cmd("DEL").arg(sale.shelf.meta()).to_owned();
+    let meta = cmd("DEL").arg(sale.segment.meta()).to_owned();
     sale.redis.run::<u64>("test", &meta).await.unwrap();
-    let half = sale.warden.preload(&sale.redis, &sale.shelf, &preload).await.unwrap();
+    let half = sale.warden.preload(&sale.redis, &sale.segment, &preload).await.unwrap();
     assert!(matches!(half, Preloaded::Corrupt(_)), "{half:?}");
 }

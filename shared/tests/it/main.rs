@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod address;
+mod circles;
 mod compose;
 mod delay;
 mod failures;
@@ -9,7 +10,7 @@ mod fence;
 mod model;
 mod orders;
 mod restore;
-mod shelf;
+mod segment;
 mod tidy;
 mod traps;
 mod users;

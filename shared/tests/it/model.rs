@@ -8,7 +8,7 @@ use sluice_shared::record::{OrderState, Refund};
 use sluice_shared::sale::SaleStep;
 use sluice_shared::script::{Adjusted, Answer, Ask, Released, Settle, Settled};
 
-use crate::shelf::{Sale, Whole, ask, sku};
+use crate::segment::{Sale, Whole, ask, sku};
 
 const SKUS: [&str; 2] = ["a", "b"];
 const USERS: usize = 3;

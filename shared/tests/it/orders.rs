@@ -7,7 +7,7 @@ use sluice_shared::redis::cmd;
 use sluice_shared::sale::SaleStep;
 use sluice_shared::script::{Adjusted, Answer, Ask, Released, Settle, Settled};
 
-use crate::shelf::{Sale, ask, sku};
+use crate::segment::{Sale, ask, sku};
 
 const FOREVER: i64 = i64::MAX / 2;
 
@@ -138,7 +138,7 @@ async fn a_full_journal_refuses_new_orders_and_answers_replays() {
     let batch = [first.clone(), ask("u", "phone=1"), ask("u", "phone=1")];
     assert_eq!(sale.answers(&batch).await.answers, [Answer::Ok(1), Answer::Ok(2), Answer::Overloaded]);
     assert!(matches!(sale.reserve(&first).await, Answer::Replay(_)));
-    let delete = cmd("XDEL").arg(sale.shelf.journal()).arg("7-1").to_owned();
+    let delete = cmd("XDEL").arg(sale.segment.journal()).arg("7-1").to_owned();
     assert_eq!(sale.redis.run::<u64>("test", &delete).await.unwrap(), 1);
     assert_eq!(sale.reserve(&ask("u", "phone=1")).await, Answer::Ok(3));
 }
@@ -199,7 +199,7 @@ async fn a_release_runs_when_redis_is_full_and_a_reserve_does_not() {
     sale.reserve(&order).await;
     let full = cmd("CONFIG").arg("SET").arg("maxmemory").arg("1mb").to_owned();
     sale.redis.run::<String>("test", &full).await.unwrap();
-    let refused = sale.scripts.reserve(&sale.redis, &crate::shelf::edge(), &[ask("v", "phone=1")]).await;
+    let refused = sale.scripts.reserve(&sale.redis, &crate::segment::edge(), &[ask("v", "phone=1")]).await;
     let refused = refused.unwrap_err();
     assert!(!refused.is_unknown() && refused.to_string().contains("OOM"), "{refused}");
     assert!(matches!(sale.release(&order, OrderState::Expired).await, Released::Released(_)));

@@ -6,7 +6,7 @@ use sluice_shared::redis::cmd;
 use sluice_shared::sale::SaleStep;
 use sluice_shared::script::{Frozen, Preload, Preloaded, Raised};
 
-use crate::shelf::{Sale, ask, sku};
+use crate::segment::{Sale, ask, sku};
 
 const KEPT: Duration = Duration::from_secs(60);
 
@@ -21,11 +21,11 @@ impl Sale {
             journal_max: 10,
             items: vec![(sku("phone"), 9, 1)],
         };
-        assert_eq!(self.warden.stage(&self.redis, &self.shelf, &new).await, Ok(Preloaded::Preloaded));
+        assert_eq!(self.warden.stage(&self.redis, &self.segment, &new).await, Ok(Preloaded::Preloaded));
     }
 
     async fn stage_journal(&self, epoch: u64) {
-        let [meta, .., journal] = self.shelf.staged(epoch);
+        let [meta, .., journal] = self.segment.staged(epoch);
         let mut add = cmd("XADD");
         add.arg(&journal).arg(format!("{epoch}-0")).arg("o").arg("-");
         let _: String = self.redis.run("test", &add).await.unwrap();
@@ -37,7 +37,7 @@ impl Sale {
     }
 
     async fn restore(&self, epoch: u64) -> Raised {
-        self.warden.restore(&self.redis, &self.shelf, epoch, KEPT).await.unwrap()
+        self.warden.restore(&self.redis, &self.segment, epoch, KEPT).await.unwrap()
     }
 
     async fn lives(&self, key: &str) -> i64 {
@@ -55,15 +55,15 @@ async fn what_was_made_anew_is_put_there_and_what_was_there_is_kept_for_a_while(
     let whole = sale.whole().await;
     assert_eq!((whole.stock["phone"], whole.seq), (9, 0));
     assert!(whole.orders.is_empty() && whole.marks.is_empty() && whole.journal.is_empty());
-    let shelf = &sale.shelf;
-    for key in [shelf.meta(), shelf.stock(), shelf.journal()] {
+    let segment = &sale.segment;
+    for key in [segment.meta(), segment.stock(), segment.journal()] {
         assert_eq!(sale.lives(&key).await, -1, "{key}");
     }
-    assert_eq!(sale.lives(&shelf.orders()).await, -2);
-    for key in shelf.lost() {
+    assert_eq!(sale.lives(&segment.orders()).await, -2);
+    for key in segment.lost() {
         assert!((1..=60).contains(&sale.lives(&key).await), "{key}");
     }
-    for key in shelf.staged(8) {
+    for key in segment.staged(8) {
         assert_eq!(sale.lives(&key).await, -2, "{key}");
     }
     // Told again it says so and changes nothing; an older epoch never replaces it.
@@ -84,7 +84,7 @@ async fn what_is_not_wholly_there_replaces_nothing() {
     sale.stage(8).await;
     assert_eq!(sale.restore(8).await, frozen("stock"), "there is no journal yet");
     assert_eq!(sale.whole().await, before);
-    for key in sale.shelf.lost() {
+    for key in sale.segment.lost() {
         assert_eq!(sale.lives(&key).await, -2, "{key}");
     }
 }
@@ -93,7 +93,7 @@ async fn what_is_not_wholly_there_replaces_nothing() {
 #[tokio::test]
 async fn a_large_segment_that_is_replaced_is_not_freed_while_others_wait() {
     let sale = Sale::open(&[("phone", 3, 1)]).await;
-    let [.., orders, _] = sale.shelf.lost();
+    let [.., orders, _] = sale.segment.lost();
     let run = async |command: &str, words: &[&str]| {
         sale.redis.run::<sluice_shared::redis::Value>("test", cmd(command).arg(words)).await.unwrap()
     };
@@ -105,7 +105,7 @@ async fn a_large_segment_that_is_replaced_is_not_freed_while_others_wait() {
         }
     };
     fill(&orders).await;
-    fill(&sale.shelf.orders()).await;
+    fill(&sale.segment.orders()).await;
     sale.stage(8).await;
     sale.stage_journal(8).await;
     run("CONFIG", &["RESETSTAT"]).await;

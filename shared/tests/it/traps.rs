@@ -7,7 +7,7 @@ use sluice_shared::redis::cmd;
 use sluice_shared::sale::SaleStep;
 use sluice_shared::script::{Answer, Released, Script};
 
-use crate::shelf::{Sale, ask, sku};
+use crate::segment::{Sale, ask, sku};
 
 #[tokio::test]
 async fn t1_a_replay_after_sell_out_gets_its_order_and_not_a_refusal() {
@@ -76,7 +76,7 @@ async fn t6_one_batch_with_the_same_release_twice_counts_it_once() {
 async fn t7_t13_no_key_of_a_sale_ever_runs_out() {
     let sale = Sale::open(&[("phone", 2, 2)]).await;
     sale.reserve(&ask("u", "phone=1")).await;
-    for key in [sale.shelf.meta(), sale.shelf.stock(), sale.shelf.orders(), sale.shelf.journal()] {
+    for key in [sale.segment.meta(), sale.segment.stock(), sale.segment.orders(), sale.segment.journal()] {
         let ttl: i64 = sale.redis.run("test", cmd("PTTL").arg(&key)).await.unwrap();
         assert_eq!(ttl, -1, "{key}");
     }
@@ -134,7 +134,7 @@ async fn a_record_that_does_not_fit_its_mark_is_reported_and_left_alone() {
     let sale = Sale::open(&[("phone", 2, 2)]).await;
     let order = ask("u", "phone=2");
     sale.reserve(&order).await;
-    sale.set(&sale.shelf.orders(), "@u", "phone=1").await;
+    sale.set(&sale.segment.orders(), "@u", "phone=1").await;
     let before = sale.whole().await;
     let corrupt = sale.release(&order, OrderState::Expired).await;
     assert_eq!(corrupt, Released::Corrupt("mark".to_owned()));

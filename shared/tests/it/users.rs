@@ -10,7 +10,7 @@ use sluice_shared::script::{Adjusted, Answer, DelayQueue, Raised, Release, Reser
 use sluice_shared::testing::{PrivateRedis, eventually, required};
 use sluice_shared::topology::{EVENTS, ORDERS, Topology, write_key, write_queue};
 
-use crate::shelf::Sale;
+use crate::segment::Sale;
 
 /// A Redis with the users, and an open sale in it.
 struct Users {
@@ -71,8 +71,8 @@ async fn may(redis: &Redis, allowed: &[&str], refused: &[&str]) {
 async fn an_edge_does_its_work_and_nothing_else() {
     let users = Users::new().await;
     let edge = users.connect("edge");
-    let order = crate::shelf::ask("u", "phone=1");
-    let sold = users.sale.scripts.reserve(&edge, &crate::shelf::edge(), &[order]).await;
+    let order = crate::segment::ask("u", "phone=1");
+    let sold = users.sale.scripts.reserve(&edge, &crate::segment::edge(), &[order]).await;
     assert!(
         matches!(&sold, Ok(Reserved::Answers(answers)) if answers.answers == [Answer::Ok(1)]),
         "{sold:?}"
@@ -156,8 +156,8 @@ async fn an_edge_without_a_right_of_its_script_sells_nothing() {
         "+evalsha)",
     ];
     users.sale.redis.run::<String>("test", cmd("ACL").arg(&words[..])).await.unwrap();
-    let order = crate::shelf::ask("u", "phone=1");
-    let sold = users.sale.scripts.reserve(&users.connect("edge"), &crate::shelf::edge(), &[order]).await;
+    let order = crate::segment::ask("u", "phone=1");
+    let sold = users.sale.scripts.reserve(&users.connect("edge"), &crate::segment::edge(), &[order]).await;
     assert!(
         sold.as_ref().is_err_and(|fault| fault.to_string().contains("user executing the script")),
         "{sold:?}"
@@ -171,7 +171,7 @@ async fn a_worker_does_its_work_and_nothing_else() {
     let (worker, sale) = (users.connect("worker"), &users.sale);
     sale.warden.load(&worker).await.unwrap();
     sale.scripts.load(&worker).await.unwrap();
-    let order = crate::shelf::ask("u", "phone=1");
+    let order = crate::segment::ask("u", "phone=1");
     assert_eq!(sale.reserve(&order).await, Answer::Ok(1));
     let settle = Settle {
         uuid: order.uuid,
@@ -183,7 +183,7 @@ async fn a_worker_does_its_work_and_nothing_else() {
     let release =
         Release { uuid: order.uuid, state: OrderState::Expired, lines: order.lines, user: order.user };
     assert!(sale.scripts.release(&worker, &[release]).await.unwrap().is_ok());
-    let adjusted = sale.scripts.adjust(&worker, "c1", &crate::shelf::sku("phone"), 1).await;
+    let adjusted = sale.scripts.adjust(&worker, "c1", &crate::segment::sku("phone"), 1).await;
     assert_eq!(adjusted, Ok(Adjusted::Adjusted(11)));
     let queue = DelayQueue::new(0);
     queue.load(&worker).await.unwrap();
@@ -192,7 +192,7 @@ async fn a_worker_does_its_work_and_nothing_else() {
     assert_eq!(queue.claim(&worker, "me", Duration::from_secs(9), 9).await.unwrap(), ["t"]);
     queue.finish(&worker, "me", &["t".to_owned()]).await.unwrap();
     assert!(sale.warden.lead(&worker, "me", Duration::from_secs(9)).await.unwrap());
-    let raised = sale.warden.raise(&worker, &sale.shelf, 7, 40).await;
+    let raised = sale.warden.raise(&worker, &sale.segment, 7, 40).await;
     assert_eq!(raised, Ok(Raised::Raised));
     let allowed = [
         "HSET sluice:sales s v",

@@ -6,7 +6,7 @@ use sluice_shared::record::OrderState;
 use sluice_shared::redis::cmd;
 use sluice_shared::script::{Answer, Ask, Release, Released, fitting, mark_work};
 
-use crate::shelf::{Sale, ask, sku};
+use crate::segment::{Sale, ask, sku};
 
 /// What a call may take: four times its five milliseconds, for other programs run on the same machine. The
 /// shortest of some is printed. A call that is not bounded by its work takes half a second and more.
@@ -82,7 +82,7 @@ async fn the_worst_batch_is_bounded_by_its_work() {
         let sale = open(&names, 1).await;
         let most = text(&names[..80], |_| 1);
         for n in 0..150 {
-            sale.set(&sale.shelf.orders(), &format!("@u{n}"), &most).await;
+            sale.set(&sale.segment.orders(), &format!("@u{n}"), &most).await;
         }
         let orders = || batch(&names, |n| ask("u0", &refused(n)));
         shortest(&format!("one buyer refused, names of {length}"), &sale, limit, orders).await;
@@ -91,7 +91,7 @@ async fn the_worst_batch_is_bounded_by_its_work() {
 
         let sale = open(&names, 1_000_000).await;
         for n in 0..150 {
-            sale.set(&sale.shelf.orders(), &format!("@u{n}"), &text(&names, |_| 1)).await;
+            sale.set(&sale.segment.orders(), &format!("@u{n}"), &text(&names, |_| 1)).await;
         }
         let orders = || batch(&names, |n| ask("u0", &text(last, |at| if at == 0 { 1 + n } else { 1 })));
         shortest(&format!("one buyer served, names of {length}"), &sale, taken, orders).await;
@@ -112,7 +112,7 @@ async fn the_worst_releases_are_bounded_by_their_work() {
         for _ in 0..TRIES {
             let orders = batch(&names, |n| ask(&format!("u{n}"), &taken));
             for n in 0..orders.len() {
-                sale.set(&sale.shelf.orders(), &format!("@u{n}"), &text(&names, |_| 1)).await;
+                sale.set(&sale.segment.orders(), &format!("@u{n}"), &text(&names, |_| 1)).await;
             }
             assert!(sale.answers(&orders).await.answers.iter().all(|answer| matches!(answer, Answer::Ok(_))));
             let release = |ask: Ask| Release {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use sluice_shared::ids::OrderId;
-use sluice_shared::keys::Shelf;
+use sluice_shared::keys::Segment;
 use sluice_shared::message::Accepted;
 use sluice_shared::verdict::{Code, Rejection};
 
@@ -92,8 +92,8 @@ impl Cancels {
     fn accepted(wish: &Wish, found: Located) -> Option<Accepted> {
         let Located::Record(sale, record) = found else { return None };
         let Wish { order, user } = wish;
-        let shelf = Shelf::new(sale, order.segment);
-        (record.user == *user).then(|| Accepted::of(&shelf, order.sale, order.uuid, &record))
+        let segment = Segment::new(sale, order.segment);
+        (record.user == *user).then(|| Accepted::of(&segment, order.sale, order.uuid, &record))
     }
 
     /// Those that the books do not have: cancelled before they are written, or nobody's.

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use sluice_shared::ids::{OrderId, SaleId};
-use sluice_shared::keys::Shelf;
+use sluice_shared::keys::Segment;
 use sluice_shared::record::Record;
 use sluice_shared::redis::{Redis, cmd};
-use sluice_shared::script::ShelfScripts;
+use sluice_shared::script::SegmentScripts;
 use sluice_shared::verdict::{Code, Rejection};
 
 use super::reply;
@@ -53,7 +53,7 @@ pub struct Locator {
     store: Store,
     redis: Redis,
     numbers: Numbers,
-    scripts: Mutex<HashMap<Shelf, Arc<ShelfScripts>>>,
+    scripts: Mutex<HashMap<Segment, Arc<SegmentScripts>>>,
 }
 
 type Found = BTreeMap<OrderId, Result<Located, Rejection>>;
@@ -81,8 +81,8 @@ impl Locator {
             Err(why) => Err(why),
         };
         let left: Vec<OrderId> = orders.iter().filter(|order| !found.contains_key(order)).copied().collect();
-        let shelves = self.shelves(&left, &mut found).await;
-        let absent = self.records(shelves, &mut found).await;
+        let segments = self.segments(&left, &mut found).await;
+        let absent = self.records(segments, &mut found).await;
         match books {
             Ok(()) => self.nowhere(absent, &mut found).await,
             Err(why) => {
@@ -93,7 +93,7 @@ impl Locator {
     }
 
     /// The segments of orders; an order of no sale is nowhere.
-    async fn shelves(&self, orders: &[OrderId], found: &mut Found) -> BTreeMap<Shelf, Vec<OrderId>> {
+    async fn segments(&self, orders: &[OrderId], found: &mut Found) -> BTreeMap<Segment, Vec<OrderId>> {
         let mut new: Vec<u32> = orders.iter().map(|order| order.sale).collect();
         new.retain(|number| self.numbers.get(*number).is_none());
         new.sort_unstable();
@@ -105,28 +105,30 @@ impl Locator {
                 Err(error) => why = Some(reply::store(error)),
             }
         }
-        let mut shelves: BTreeMap<Shelf, Vec<OrderId>> = BTreeMap::new();
+        let mut segments: BTreeMap<Segment, Vec<OrderId>> = BTreeMap::new();
         for order in orders {
             match (self.numbers.get(order.sale), &why) {
-                (Some(sale), _) => shelves.entry(Shelf::new(sale, order.segment)).or_default().push(*order),
+                (Some(sale), _) => {
+                    segments.entry(Segment::new(sale, order.segment)).or_default().push(*order)
+                }
                 (None, Some(why)) => drop(found.insert(*order, Err(why.clone()))),
                 (None, None) => drop(found.insert(*order, Ok(Located::Nowhere))),
             }
         }
-        shelves
+        segments
     }
 
     /// The orders' records on the shelf; answers those that have none.
     async fn records(
         &self,
-        shelves: BTreeMap<Shelf, Vec<OrderId>>,
+        segments: BTreeMap<Segment, Vec<OrderId>>,
         found: &mut Found,
-    ) -> BTreeMap<Shelf, Vec<OrderId>> {
-        let mut absent: BTreeMap<Shelf, Vec<OrderId>> = BTreeMap::new();
+    ) -> BTreeMap<Segment, Vec<OrderId>> {
+        let mut absent: BTreeMap<Segment, Vec<OrderId>> = BTreeMap::new();
         let mut away = None;
-        for (shelf, orders) in shelves {
+        for (segment, orders) in segments {
             let mut ask = cmd("HMGET");
-            ask.arg(shelf.orders());
+            ask.arg(segment.orders());
             for order in &orders {
                 ask.arg(order.field());
             }
@@ -139,8 +141,8 @@ impl Locator {
                 Ok(texts) => {
                     for (order, text) in orders.into_iter().zip(texts) {
                         match text {
-                            Some(text) => drop(found.insert(order, record(&shelf, &order, &text))),
-                            None => absent.entry(shelf.clone()).or_default().push(order),
+                            Some(text) => drop(found.insert(order, record(&segment, &order, &text))),
+                            None => absent.entry(segment.clone()).or_default().push(order),
                         }
                     }
                 }
@@ -155,15 +157,15 @@ impl Locator {
 
     /// A shelf that has lost its data, or may have, knows nothing: then an edge or the broker may still
     /// hold the order.
-    async fn nowhere(&self, absent: BTreeMap<Shelf, Vec<OrderId>>, found: &mut Found) {
+    async fn nowhere(&self, absent: BTreeMap<Segment, Vec<OrderId>>, found: &mut Found) {
         if absent.is_empty() {
             return;
         }
-        let shelves: Vec<&Shelf> = absent.keys().collect();
-        let standings = self.store.bounded(self.store.standings(&shelves)).await.map_err(reply::store);
-        for (shelf, orders) in &absent {
+        let segments: Vec<&Segment> = absent.keys().collect();
+        let standings = self.store.bounded(self.store.standings(&segments)).await.map_err(reply::store);
+        for (segment, orders) in &absent {
             let knows = match &standings {
-                Ok(standings) => self.knows(shelf, standings.get(shelf)).await,
+                Ok(standings) => self.knows(segment, standings.get(segment)).await,
                 Err(why) => Err(why.clone()),
             };
             let outcome = knows.map(|()| Located::Nowhere);
@@ -172,9 +174,9 @@ impl Locator {
     }
 
     /// Fails where a shelf cannot know.
-    async fn knows(&self, shelf: &Shelf, standing: Option<&Standing>) -> Result<(), Rejection> {
+    async fn knows(&self, segment: &Segment, standing: Option<&Standing>) -> Result<(), Rejection> {
         let Some(standing) = standing else { return Ok(()) };
-        let scripts = self.scripts(shelf, standing.epoch);
+        let scripts = self.scripts(segment, standing.epoch);
         if scripts.loaded(&self.redis).await.map_err(reply::redis)? || standing.cleared {
             return Ok(());
         }
@@ -182,23 +184,23 @@ impl Locator {
         Err(Rejection::new(Code::Unavailable, detail))
     }
 
-    fn scripts(&self, shelf: &Shelf, epoch: u64) -> Arc<ShelfScripts> {
+    fn scripts(&self, segment: &Segment, epoch: u64) -> Arc<SegmentScripts> {
         let mut known = self.scripts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(scripts) = known.get(shelf).filter(|scripts| scripts.epoch == epoch) {
+        if let Some(scripts) = known.get(segment).filter(|scripts| scripts.epoch == epoch) {
             return scripts.clone();
         }
         if known.len() >= SCRIPTS_MAX {
             known.clear();
         }
-        let scripts = Arc::new(ShelfScripts::new(shelf.clone(), epoch));
-        known.insert(shelf.clone(), scripts.clone());
+        let scripts = Arc::new(SegmentScripts::new(segment.clone(), epoch));
+        known.insert(segment.clone(), scripts.clone());
         scripts
     }
 }
 
-fn record(shelf: &Shelf, order: &OrderId, text: &str) -> Result<Located, Rejection> {
+fn record(segment: &Segment, order: &OrderId, text: &str) -> Result<Located, Rejection> {
     match Record::parse(text) {
-        Some(record) => Ok(Located::Record(shelf.sale.clone(), Box::new(record))),
+        Some(record) => Ok(Located::Record(segment.sale.clone(), Box::new(record))),
         None => {
             tracing::error!(%order, "the order's record is torn");
             Err(Rejection::new(Code::Unavailable, "the order cannot be read now"))

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use sluice_shared::ids::{SaleId, SkuId};
-use sluice_shared::keys::Shelf;
+use sluice_shared::keys::Segment;
 use sluice_shared::redis::{Fault, Redis};
-use sluice_shared::script::{Adjusted, ShelfScripts};
+use sluice_shared::script::{Adjusted, SegmentScripts};
 use sluice_shared::verdict::{Code, Rejection};
 
 use super::Api;
@@ -55,7 +55,7 @@ pub async fn complete(store: &Store, redis: &Redis, sale: &SaleId, key: &str) ->
 
 async fn adjust(redis: &Redis, completing: Completing) -> Result<Completed, Trouble> {
     let change = &completing.change;
-    let scripts = ShelfScripts::new(Shelf::new(change.sale.clone(), SEGMENT), completing.epoch);
+    let scripts = SegmentScripts::new(Segment::new(change.sale.clone(), SEGMENT), completing.epoch);
     match scripts.adjust(redis, &change.key, &change.sku, change.delta).await {
         Ok(Adjusted::Adjusted(left) | Adjusted::Already(left)) => {
             Ok(Completed::Done(completing.done(left).await?))

@@ -4,7 +4,7 @@
 mod across;
 mod books;
 mod claims;
-mod shelf;
+mod segment;
 
 use sluice_shared::sale::SaleStep;
 
@@ -23,7 +23,7 @@ pub fn judge(gathered: &Gathered, depths: Option<Depths>) -> SaleReport {
     }
     let (across, units, under_way) = across::judge(gathered, depths);
     let mut sheet = Sheet::default();
-    for side in [shelf::judge(gathered), books::judge(gathered), across, claims::judge(gathered)] {
+    for side in [segment::judge(gathered), books::judge(gathered), across, claims::judge(gathered)] {
         sheet.equations.extend(side.equations);
     }
     report(gathered, sheet, units, under_way)
@@ -38,7 +38,7 @@ fn report(gathered: &Gathered, sheet: Sheet, units: Vec<Units>, under_way: usize
         let some = gathered.fenced.iter().take(5).cloned().collect::<Vec<_>>().join(" ");
         notes.push(format!("{} messages of an ended epoch left no order: {some}", gathered.fenced.len()));
     }
-    if gathered.shelves.is_empty() {
+    if gathered.segments.is_empty() {
         notes.push("redis has no keys of this sale; only PostgreSQL was judged".to_owned());
     }
     if under_way > 0 {
@@ -49,7 +49,7 @@ fn report(gathered: &Gathered, sheet: Sheet, units: Vec<Units>, under_way: usize
         state: gathered.sale.step.as_str(),
         balanced: sheet.equations.iter().all(|equation| equation.holds),
         at_rest: under_way == 0,
-        in_redis: !gathered.shelves.is_empty(),
+        in_redis: !gathered.segments.is_empty(),
         units,
         equations: sheet.equations,
         notes,

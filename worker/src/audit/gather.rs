@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use ahash::RandomState;
 use sluice_shared::ids::{OrderId, SaleId, SkuId};
-use sluice_shared::keys::{REOPENING, Shelf};
+use sluice_shared::keys::{REOPENING, Segment};
 use sluice_shared::redis::{Fault, Redis, cmd};
 use sluice_shared::sale::SaleStep;
 use tokio::sync::mpsc;
@@ -15,7 +15,7 @@ use super::AuditError;
 use super::chain::Chain;
 use super::names::Names;
 use super::rows::{About, Page, Rows, SKEW_MS};
-use super::shelf::Seen;
+use super::segment::Seen;
 use crate::store::books::{Books, ChangeFact, ClaimFacts, OfferFact, PaymentTotals, SaleFact};
 use crate::store::{Store, StoreError};
 
@@ -57,7 +57,7 @@ pub struct Gathered {
     /// Claims by receipt.
     pub claims: ClaimFacts,
     /// Its segments in Redis; none when only PostgreSQL answers for the sale.
-    pub shelves: Vec<Seen>,
+    pub segments: Vec<Seen>,
     /// Segments that are being re-opened.
     pub reopening: Vec<String>,
 }
@@ -70,56 +70,56 @@ pub async fn gather(store: &Store, redis: &Redis, sale: &SaleId) -> Result<Gathe
     books.close().await?;
     let fact = fact.ok_or_else(|| AuditError::UnknownSale(sale.clone()))?;
     let (hashes, began) = (RandomState::new(), Instant::now());
-    let (shelves, reopening) = shelves(redis, &fact, &hashes, &limits).await?;
+    let (segments, reopening) = segments(redis, &fact, &hashes, &limits).await?;
     let redis_took = began.elapsed();
-    if shelves.iter().any(|seen| !seen.journal.is_empty()) {
+    if segments.iter().any(|seen| !seen.journal.is_empty()) {
         // What was taken while the shelf was read is written by then, and the books can tell of it.
         tokio::time::sleep(WRITTEN).await;
     }
     let began = Instant::now();
-    let mut gathered = read(store, sale, &hashes, shelves).await?;
+    let mut gathered = read(store, sale, &hashes, segments).await?;
     gathered.reopening = reopening;
     let until = sluice_shared::clock::Millis(gathered.sale.now.0 + SKEW_MS);
-    for (seen, of) in gathered.shelves.iter_mut().zip(&mut gathered.rows.segments) {
+    for (seen, of) in gathered.segments.iter_mut().zip(&mut gathered.rows.segments) {
         seen.name(redis, &hashes, std::mem::take(&mut of.busy), until).await?;
     }
     tracing::debug!(%sale, orders = gathered.rows.count, ?redis_took, postgres_took = ?began.elapsed(), "read");
     Ok(gathered)
 }
 
-async fn shelves(
+async fn segments(
     redis: &Redis,
     sale: &SaleFact,
     hashes: &RandomState,
     limits: &BTreeMap<SkuId, u64>,
 ) -> Result<(Vec<Seen>, Vec<String>), Fault> {
-    let mut shelves = Vec::new();
+    let mut segments = Vec::new();
     for segment in 0..sale.epochs.len() {
-        let shelf = Shelf::new(sale.sale.clone(), u16::try_from(segment).unwrap_or(u16::MAX));
-        shelves.push(Seen::read(redis, shelf, hashes, limits).await?);
+        let segment = Segment::new(sale.sale.clone(), u16::try_from(segment).unwrap_or(u16::MAX));
+        segments.push(Seen::read(redis, segment, hashes, limits).await?);
     }
     let asked: Vec<String> = redis.run("reading", cmd("HKEYS").arg(REOPENING)).await?;
-    let ours = |name: &String| Shelf::parse(name).is_some_and(|shelf| shelf.sale == sale.sale);
+    let ours = |name: &String| Segment::parse(name).is_some_and(|segment| segment.sale == sale.sale);
     let asked = asked.into_iter().filter(ours).collect();
     let kept = i64::try_from(KEYS_KEPT.as_millis()).unwrap_or(i64::MAX);
     let over = sale.step == SaleStep::Closed && sale.now.0 - sale.over.0 > kept;
-    let gone = shelves.iter().all(|seen| seen.image.keys() == 0);
+    let gone = segments.iter().all(|seen| seen.image.keys() == 0);
     if gone && (over || !sale.shelved) {
-        shelves.clear();
+        segments.clear();
     }
-    Ok((shelves, asked))
+    Ok((segments, asked))
 }
 
 async fn read(
     store: &Store,
     sale: &SaleId,
     hashes: &RandomState,
-    mut shelves: Vec<Seen>,
+    mut segments: Vec<Seen>,
 ) -> Result<Gathered, AuditError> {
     let mut books = store.books(sale).await?;
     let fact = books.sale().await?.ok_or_else(|| AuditError::UnknownSale(sale.clone()))?;
-    for seen in &mut shelves {
-        seen.epoch = fact.epochs.get(usize::from(seen.shelf.segment)).copied().unwrap_or(1);
+    for seen in &mut segments {
+        seen.epoch = fact.epochs.get(usize::from(seen.segment.index)).copied().unwrap_or(1);
     }
     let offers = books.offers().await?;
     let limits = books.limits().await?.into_iter().collect();
@@ -139,7 +139,7 @@ async fn read(
         sale: &fact,
         offers: &offers,
         limits: &limits,
-        shelves: &shelves,
+        segments: &segments,
         unsent_releases: &unsent_releases,
         unsent_changes: &unsent_changes,
         hashes,
@@ -164,7 +164,7 @@ async fn read(
         changes,
         stock_changes,
         claims,
-        shelves,
+        segments,
         reopening: Vec::new(),
     })
 }

@@ -11,7 +11,7 @@ use sluice_shared::record::OrderState;
 
 use super::chain::Moves;
 use super::names::Names;
-use super::shelf::Seen;
+use super::segment::Seen;
 use crate::store::books::{MoveFact, OfferFact, OrderFact, PaymentFact, SaleFact};
 
 pub use shelved::{Followed, OfSegment, SKEW_MS};
@@ -39,7 +39,7 @@ pub struct About<'a> {
     /// The most units a user was ever allowed.
     pub limits: &'a BTreeMap<SkuId, u64>,
     /// Its segments in Redis.
-    pub shelves: &'a [Seen],
+    pub segments: &'a [Seen],
     /// Orders whose release has not left the outbox.
     pub unsent_releases: &'a HashSet<OrderId>,
     /// Orders of which a change has not.
@@ -110,7 +110,7 @@ impl Rows {
     pub fn new(about: &About<'_>) -> Self {
         Self {
             skus: about.offers.iter().map(|offer| (offer.sku.clone(), OfSku::default())).collect(),
-            segments: about.shelves.iter().map(OfSegment::new).collect(),
+            segments: about.segments.iter().map(OfSegment::new).collect(),
             ..Self::default()
         }
     }
@@ -130,8 +130,8 @@ impl Rows {
             self.paid(order, row, payments.get(order).map_or(&[][..], Vec::as_slice));
             let mut is_newer = false;
             let mut on_its_way_back = false;
-            if let Some(at) = about.shelves.iter().position(|seen| seen.shelf.segment == order.segment) {
-                let (seen, of) = (&about.shelves[at], &mut self.segments[at]);
+            if let Some(at) = about.segments.iter().position(|seen| seen.segment.index == order.segment) {
+                let (seen, of) = (&about.segments[at], &mut self.segments[at]);
                 let entry = of.find(seen, &order.uuid);
                 of.take(about, seen, entry.as_ref(), order, row);
                 is_newer = shelved::is_newer(seen, row, about.sale.now);

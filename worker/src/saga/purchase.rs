@@ -15,13 +15,13 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use sluice_shared::ids::{OrderId, SaleId};
-use sluice_shared::keys::{Shelf, sale_channel};
+use sluice_shared::keys::{Segment, sale_channel};
 use sluice_shared::message::{OrderEvent, OrderEvents};
 use sluice_shared::record::{OrderState, Record, Refund};
 use sluice_shared::redis::{Fault, Redis, cmd};
 use sluice_shared::script::{Batch, Frozen, Release, Released, Settle, Settled, fitting};
 
-use super::Shelves;
+use super::KnownSegments;
 use super::deadlines::{DeadlineError, Deadlines};
 use super::pauses::Pauses;
 use crate::store::orders::Deadline;
@@ -156,7 +156,7 @@ impl Work {
 pub struct Purchase {
     redis: Redis,
     store: Store,
-    shelves: Shelves,
+    segments: KnownSegments,
     deadlines: Deadlines,
     pauses: Pauses,
 }
@@ -164,47 +164,47 @@ pub struct Purchase {
 impl Purchase {
     /// Works on this Redis and these books.
     pub fn new(redis: Redis, store: Store) -> Self {
-        let shelves = Shelves::new(redis.clone());
+        let segments = KnownSegments::new(redis.clone());
         let deadlines = Deadlines::new(redis.clone(), store.clone());
-        Self { redis, store, shelves, deadlines, pauses: Pauses::default() }
+        Self { redis, store, segments, deadlines, pauses: Pauses::default() }
     }
 
     /// Takes the steps of messages together, segment by segment; answers what became of each message.
     /// Once more is as good as once.
     pub async fn step(&self, messages: &[&OrderEvents]) -> Vec<Result<(), StepError>> {
-        let mut shelves: BTreeMap<Shelf, BTreeMap<usize, Vec<&OrderEvent>>> = BTreeMap::new();
+        let mut segments: BTreeMap<Segment, BTreeMap<usize, Vec<&OrderEvent>>> = BTreeMap::new();
         for (message, events) in messages.iter().enumerate() {
             for event in &events.events {
-                let shelf = Shelf::new(event.sale.clone(), event.order.segment);
-                shelves.entry(shelf).or_default().entry(message).or_default().push(event);
+                let segment = Segment::new(event.sale.clone(), event.order.segment);
+                segments.entry(segment).or_default().entry(message).or_default().push(event);
             }
         }
         let mut done = vec![Ok(()); messages.len()];
-        for (shelf, parts) in shelves {
-            if let Some(pause) = self.pauses.left(&shelf, Instant::now()) {
-                let why = format!("{} takes no steps for now", shelf.name());
+        for (segment, parts) in segments {
+            if let Some(pause) = self.pauses.left(&segment, Instant::now()) {
+                let why = format!("{} takes no steps for now", segment.name());
                 parts.keys().for_each(|at| done[*at] = Err(StepError::Frozen { why: why.clone(), pause }));
                 continue;
             }
             let all = Work::of(parts.values().flatten().copied());
-            let together = self.on_shelf(&shelf, &all).await;
+            let together = self.on_shelf(&segment, &all).await;
             let alone = parts.len() > 1 && together.as_ref().is_err_and(StepError::is_local);
             let mut refused = 0;
             for (message, events) in &parts {
                 let taken = if alone {
-                    self.on_shelf(&shelf, &Work::of(events.iter().copied())).await
+                    self.on_shelf(&segment, &Work::of(events.iter().copied())).await
                 } else {
                     together.clone()
                 };
                 refused += usize::from(matches!(taken, Err(StepError::Refused(_))));
                 // One segment that is frozen does not hold up the others of a message.
-                if let Err(error) = taken.and_then(|torn| whole(&shelf, &torn, events)) {
+                if let Err(error) = taken.and_then(|torn| whole(&segment, &torn, events)) {
                     done[*message] = Err(error);
                 }
             }
             // It is the segment that refuses: one by one again would be as much in vain.
             if refused == parts.len() {
-                self.pauses.longer(&shelf, Instant::now());
+                self.pauses.longer(&segment, Instant::now());
             }
         }
         done
@@ -217,21 +217,21 @@ impl Purchase {
     }
 
     /// Takes steps on one segment; answers the orders that are torn in Redis, and what of them is.
-    async fn on_shelf(&self, shelf: &Shelf, work: &Work) -> Result<Torn, StepError> {
-        let Some(known) = self.shelves.find(shelf).await? else {
-            return self.without_shelf(shelf, work).await;
+    async fn on_shelf(&self, segment: &Segment, work: &Work) -> Result<Torn, StepError> {
+        let Some(known) = self.segments.find(segment).await? else {
+            return self.without_segment(segment, work).await;
         };
         let (scripts, mut news) = (&known.scripts, News::default());
         for releases in calls(&work.releases, known.mark_work) {
-            let answers = self.thawed(shelf, scripts.release(&self.redis, releases).await)?;
+            let answers = self.thawed(segment, scripts.release(&self.redis, releases).await)?;
             news.released(releases, answers);
         }
         for settles in work.settles.chunks(CALL_MAX) {
-            let answers = self.thawed(shelf, scripts.settle(&self.redis, settles).await)?;
+            let answers = self.thawed(segment, scripts.settle(&self.redis, settles).await)?;
             news.settled(settles, answers);
         }
-        self.pauses.over(shelf);
-        self.publish(&shelf.sale, &news).await;
+        self.pauses.over(segment);
+        self.publish(&segment.sale, &news).await;
         self.deadlines.schedule(&work.deadlines).await?;
         // One order that is torn does not hold up the others.
         self.note(work, &news.torn, "done").await?;
@@ -240,18 +240,18 @@ impl Purchase {
 
     /// Redis has no such segment. Once a sale is over its keys are deleted, and there is no shelf to
     /// bring behind the books any more; else the warden is about to restore it.
-    async fn without_shelf(&self, shelf: &Shelf, work: &Work) -> Result<Torn, StepError> {
-        if self.store.sale_is_over(&shelf.sale).await? {
-            self.pauses.over(shelf);
+    async fn without_segment(&self, segment: &Segment, work: &Work) -> Result<Torn, StepError> {
+        if self.store.sale_is_over(&segment.sale).await? {
+            self.pauses.over(segment);
             self.note(work, &Torn::new(), "no shelf").await?;
             return Ok(Torn::new());
         }
-        Err(self.frozen(shelf, "it is not in redis"))
+        Err(self.frozen(segment, "it is not in redis"))
     }
 
-    fn frozen(&self, shelf: &Shelf, why: &str) -> StepError {
-        let pause = self.pauses.longer(shelf, Instant::now());
-        StepError::Frozen { why: format!("{} is frozen: {why}", shelf.name()), pause }
+    fn frozen(&self, segment: &Segment, why: &str) -> StepError {
+        let pause = self.pauses.longer(segment, Instant::now());
+        StepError::Frozen { why: format!("{} is frozen: {why}", segment.name()), pause }
     }
 
     async fn note(&self, work: &Work, but: &Torn, outcome: &'static str) -> Result<(), StepError> {
@@ -263,15 +263,15 @@ impl Purchase {
         Ok(self.store.saga_undone("release", &done(&work.undone)).await?)
     }
 
-    fn thawed<T>(&self, shelf: &Shelf, batch: Result<Batch<T>, Fault>) -> Result<Vec<T>, StepError> {
+    fn thawed<T>(&self, segment: &Segment, batch: Result<Batch<T>, Fault>) -> Result<Vec<T>, StepError> {
         if matches!(batch, Err(Fault::NoScript { .. }) | Ok(Err(_))) {
-            self.shelves.forget(shelf);
+            self.segments.forget(segment);
         }
         match batch {
             Ok(Ok(answers)) => Ok(answers),
-            Ok(Err(Frozen::Fenced(epoch))) => Err(self.frozen(shelf, &format!("it is in epoch {epoch}"))),
-            Ok(Err(Frozen::Because(why))) => Err(self.frozen(shelf, &why)),
-            Err(fault @ Fault::NoScript { .. }) => Err(self.frozen(shelf, &fault.to_string())),
+            Ok(Err(Frozen::Fenced(epoch))) => Err(self.frozen(segment, &format!("it is in epoch {epoch}"))),
+            Ok(Err(Frozen::Because(why))) => Err(self.frozen(segment, &why)),
+            Err(fault @ Fault::NoScript { .. }) => Err(self.frozen(segment, &fault.to_string())),
             Err(fault) => Err(fault.into()),
         }
     }
@@ -305,11 +305,11 @@ fn calls(mut releases: &[Release], mark_work: usize) -> Vec<&[Release]> {
 }
 
 /// Fails a message in which an order is torn.
-fn whole(shelf: &Shelf, torn: &Torn, events: &[&OrderEvent]) -> Result<(), StepError> {
+fn whole(segment: &Segment, torn: &Torn, events: &[&OrderEvent]) -> Result<(), StepError> {
     let mine = events.iter().filter(|event| torn.contains_key(&event.order.uuid));
     let orders: Vec<OrderId> = mine.map(|event| event.order).collect();
     let Some(what) = orders.first().and_then(|order| torn.get(&order.uuid)) else { return Ok(()) };
-    Err(StepError::Failed { why: format!("{}: corrupt {what} in redis", shelf.name()), orders })
+    Err(StepError::Failed { why: format!("{}: corrupt {what} in redis", segment.name()), orders })
 }
 
 /// Orders that a script found torn, and what of them is.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_shared::ids::{OrderId, SaleId};
-use sluice_shared::keys::Shelf;
+use sluice_shared::keys::Segment;
 
 use super::ledger::id;
 use super::orders::{OrderRow, RawOrder, columns};
@@ -44,21 +44,21 @@ impl Store {
     }
 
     /// How segments stand; one that the books do not have is left out.
-    pub async fn standings(&self, shelves: &[&Shelf]) -> Result<BTreeMap<Shelf, Standing>, StoreError> {
-        let segment = |shelf: &&Shelf| i32::from(shelf.segment);
+    pub async fn standings(&self, segments: &[&Segment]) -> Result<BTreeMap<Segment, Standing>, StoreError> {
+        let segment = |segment: &&Segment| i32::from(segment.index);
         let rows: Vec<(String, i16, i64, bool)> = sqlx::query_as(
             "SELECT sale, segment, epoch,
                     step = 'closed' AND greatest(ends_at, updated_at) < now() - interval '24 hours'
              FROM segments JOIN sales USING (sale)
              WHERE (sale, segment) IN (SELECT * FROM unnest($1::text[], $2::integer[]))",
         )
-        .bind(shelves.iter().map(|shelf| shelf.sale.as_str().to_owned()).collect::<Vec<_>>())
-        .bind(shelves.iter().map(segment).collect::<Vec<_>>())
+        .bind(segments.iter().map(|segment| segment.sale.as_str().to_owned()).collect::<Vec<_>>())
+        .bind(segments.iter().map(segment).collect::<Vec<_>>())
         .fetch_all(&self.pool)
         .await?;
         let read = |(sale, segment, epoch, cleared): (String, i16, i64, bool)| {
-            let shelf = Shelf::new(id(SaleId::parse(&sale))?, segment.unsigned_abs());
-            Ok((shelf, Standing { epoch: unsigned(epoch), cleared }))
+            let segment = Segment::new(id(SaleId::parse(&sale))?, segment.unsigned_abs());
+            Ok((segment, Standing { epoch: unsigned(epoch), cleared }))
         };
         rows.into_iter().map(read).collect()
     }

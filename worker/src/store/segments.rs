@@ -8,7 +8,7 @@ use sqlx::{Postgres, Transaction};
 
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::{OrderId, SaleId, SkuId};
-use sluice_shared::keys::Shelf;
+use sluice_shared::keys::Segment;
 use sluice_shared::lines::LinesPool;
 use sluice_shared::sale::{AcceptAfter, Item, SaleStep};
 
@@ -33,14 +33,14 @@ pub struct Projection {
     /// Configuration version.
     pub cfg: u64,
     /// Epoch of each segment, and whether it was ever put on the shelf.
-    pub segments: Vec<Segment>,
+    pub segments: Vec<SegmentRow>,
     /// What is sold, with its stock.
     pub items: Vec<(Item, u64)>,
 }
 
 /// One segment's row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Segment {
+pub struct SegmentRow {
     /// The epoch that fences it.
     pub epoch: u64,
     /// Whether it was ever put on the shelf.
@@ -49,8 +49,8 @@ pub struct Segment {
 
 impl Projection {
     /// The segment of that number.
-    pub fn shelf(&self, segment: usize) -> Shelf {
-        Shelf::new(self.sale.clone(), u16::try_from(segment).unwrap_or(u16::MAX))
+    pub fn segment(&self, segment: usize) -> Segment {
+        Segment::new(self.sale.clone(), u16::try_from(segment).unwrap_or(u16::MAX))
     }
 }
 
@@ -193,11 +193,11 @@ impl Store {
 
     /// Notes, once for ever, that a segment is put on the shelf now. `false`: it was before, or it
     /// has an epoch or orders already, so that nothing may be preloaded from nothing.
-    pub async fn shelve(&self, shelf: &Shelf) -> Result<bool, StoreError> {
+    pub async fn shelve(&self, segment: &Segment) -> Result<bool, StoreError> {
         let mut writing = self.pool.begin().await?;
         sqlx::query("INSERT INTO segments (sale, segment) VALUES ($1, $2) ON CONFLICT DO NOTHING")
-            .bind(shelf.sale.as_str())
-            .bind(segment_number(shelf))
+            .bind(segment.sale.as_str())
+            .bind(segment_number(segment))
             .execute(&mut *writing)
             .await?;
         let done = sqlx::query(
@@ -205,8 +205,8 @@ impl Store {
              WHERE sale = $1 AND segment = $2 AND shelved_at IS NULL AND epoch = 1
                AND NOT EXISTS (SELECT 1 FROM orders WHERE sale = $1)",
         )
-        .bind(shelf.sale.as_str())
-        .bind(segment_number(shelf))
+        .bind(segment.sale.as_str())
+        .bind(segment_number(segment))
         .execute(&mut *writing)
         .await?;
         writing.commit().await?;
@@ -214,11 +214,11 @@ impl Store {
     }
 
     /// The epoch of a segment.
-    pub async fn epoch(&self, shelf: &Shelf) -> Result<Option<u64>, StoreError> {
+    pub async fn epoch(&self, segment: &Segment) -> Result<Option<u64>, StoreError> {
         let epoch: Option<i64> =
             sqlx::query_scalar("SELECT epoch FROM segments WHERE sale = $1 AND segment = $2")
-                .bind(shelf.sale.as_str())
-                .bind(segment_number(shelf))
+                .bind(segment.sale.as_str())
+                .bind(segment_number(segment))
                 .fetch_optional(&self.pool)
                 .await?;
         Ok(epoch.map(unsigned))
@@ -226,10 +226,10 @@ impl Store {
 
     /// Begins to end an epoch: nothing of it is written from here on, unless the transaction is
     /// given up. `None`: another warden was faster.
-    pub async fn begin_raise(&self, shelf: &Shelf, epoch: u64) -> Result<Option<Raising>, StoreError> {
+    pub async fn begin_raise(&self, segment: &Segment, epoch: u64) -> Result<Option<Raising>, StoreError> {
         let mut writing = self.pool.begin().await?;
         sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))")
-            .bind(format!("sluice:epoch:{}", shelf.name()))
+            .bind(format!("sluice:epoch:{}", segment.name()))
             .execute(&mut *writing)
             .await?;
         // Waits for every writer that has the present epoch in its hands (FOR SHARE).
@@ -237,14 +237,14 @@ impl Store {
             "UPDATE segments SET epoch = epoch + 1, shelved_at = coalesce(shelved_at, now())
              WHERE sale = $1 AND segment = $2 AND epoch = $3",
         )
-        .bind(shelf.sale.as_str())
-        .bind(segment_number(shelf))
+        .bind(segment.sale.as_str())
+        .bind(segment_number(segment))
         .bind(signed(epoch))
         .execute(&mut *writing)
         .await?;
         Ok((raised.rows_affected() == 1).then(|| Raising {
             writing,
-            shelf: shelf.clone(),
+            segment: segment.clone(),
             store: self.clone(),
             pool: LinesPool::default(),
         }))
@@ -255,7 +255,7 @@ impl Store {
 #[derive(Debug)]
 pub struct Raising {
     writing: Transaction<'static, Postgres>,
-    shelf: Shelf,
+    segment: Segment,
     store: Store,
     pool: LinesPool,
 }
@@ -263,7 +263,7 @@ pub struct Raising {
 impl Raising {
     /// The next page of the sale's orders after an id (empty: from the first).
     pub async fn orders_after(&mut self, after: &str) -> Result<Vec<(OrderId, OrderFact)>, StoreError> {
-        let page = books::orders_after(&mut self.writing, &self.shelf.sale, after, &mut self.pool);
+        let page = books::orders_after(&mut self.writing, &self.segment.sale, after, &mut self.pool);
         self.store.bounded(page).await
     }
 
@@ -280,7 +280,7 @@ impl Raising {
     pub async fn stocks(&mut self) -> Result<Vec<(SkuId, u64)>, StoreError> {
         let rows: Vec<(String, i64)> =
             sqlx::query_as("SELECT sku, stock FROM offers WHERE sale = $1 ORDER BY sku")
-                .bind(self.shelf.sale.as_str())
+                .bind(self.segment.sale.as_str())
                 .fetch_all(&mut *self.writing)
                 .await?;
         rows.into_iter().map(|(sku, stock)| Ok((id(SkuId::parse(&sku))?, unsigned(stock)))).collect()
@@ -288,7 +288,7 @@ impl Raising {
 
     /// Stock changes that are not finished: key, SKU, units, whether the ledger has them.
     pub async fn pending_changes(&mut self) -> Result<Vec<(String, SkuId, i64, bool)>, StoreError> {
-        books::pending_changes(&mut self.writing, &self.shelf.sale).await
+        books::pending_changes(&mut self.writing, &self.segment.sale).await
     }
 
     /// Whether stock was ever added or withdrawn: then the shares of segments are not even.
@@ -296,7 +296,7 @@ impl Raising {
         Ok(sqlx::query_scalar(
             "SELECT EXISTS (SELECT 1 FROM ledger WHERE sale = $1 AND kind IN ('add', 'withdraw'))",
         )
-        .bind(self.shelf.sale.as_str())
+        .bind(self.segment.sale.as_str())
         .fetch_one(&mut *self.writing)
         .await?)
     }
@@ -327,11 +327,11 @@ fn projection(
     epochs: &[(String, i16, i64, bool)],
 ) -> Result<Projection, StoreError> {
     let (sale, number, step, starts_at, ends_at, accept_after, cfg, segments) = line;
-    let fresh = Segment { epoch: 1, shelved: false };
+    let fresh = SegmentRow { epoch: 1, shelved: false };
     let mut rows = vec![fresh; usize::try_from(*segments).unwrap_or(1)];
     for (_, segment, epoch, shelved) in epochs {
         if let Some(row) = usize::try_from(*segment).ok().and_then(|at| rows.get_mut(at)) {
-            *row = Segment { epoch: unsigned(*epoch), shelved: *shelved };
+            *row = SegmentRow { epoch: unsigned(*epoch), shelved: *shelved };
         }
     }
     let items = items.iter().map(|item| {
@@ -371,6 +371,6 @@ pub(super) fn signed(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
 
-fn segment_number(shelf: &Shelf) -> i16 {
-    i16::try_from(shelf.segment).unwrap_or(i16::MAX)
+fn segment_number(segment: &Segment) -> i16 {
+    i16::try_from(segment.index).unwrap_or(i16::MAX)
 }

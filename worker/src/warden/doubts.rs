@@ -5,22 +5,22 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use sluice_shared::keys::Shelf;
+use sluice_shared::keys::Segment;
 use tokio::sync::Notify;
 
 /// Segments in doubt.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Doubt {
     all: bool,
-    shelves: BTreeSet<Shelf>,
+    segments: BTreeSet<Segment>,
     /// When the last loss was noticed that it is about.
     since: Option<Instant>,
 }
 
 impl Doubt {
     /// The same doubt, about these segments only.
-    pub fn about(self, shelves: BTreeSet<Shelf>) -> Self {
-        Self { all: false, shelves, ..self }
+    pub fn about(self, segments: BTreeSet<Segment>) -> Self {
+        Self { all: false, segments, ..self }
     }
 
     /// When the last loss was noticed that it is about.
@@ -29,8 +29,8 @@ impl Doubt {
     }
 
     /// Whether it is about this segment.
-    pub fn covers(&self, shelf: &Shelf) -> bool {
-        self.all || self.shelves.contains(shelf)
+    pub fn covers(&self, segment: &Segment) -> bool {
+        self.all || self.segments.contains(segment)
     }
 }
 
@@ -52,16 +52,16 @@ impl Doubts {
     }
 
     /// A segment was re-opened: Redis may have lost its end.
-    pub fn note_shelf(&self, shelf: &Shelf) {
-        let shelves = BTreeSet::from([shelf.clone()]);
-        self.note(Doubt { all: false, shelves, since: Some(Instant::now()) });
+    pub fn note_segment(&self, segment: &Segment) {
+        let segments = BTreeSet::from([segment.clone()]);
+        self.note(Doubt { all: false, segments, since: Some(Instant::now()) });
     }
 
     /// What could not be looked at is in doubt still.
     pub fn note(&self, doubt: Doubt) {
         let mut noted = self.noted();
         noted.all |= doubt.all;
-        noted.shelves.extend(doubt.shelves);
+        noted.segments.extend(doubt.segments);
         noted.since = noted.since.max(doubt.since);
         drop(noted);
         self.bell.notify_one();
@@ -86,23 +86,23 @@ mod tests {
 
     use super::*;
 
-    fn shelf(segment: u16) -> Shelf {
-        Shelf::new(SaleId::parse("demo").unwrap(), segment)
+    fn of(index: u16) -> Segment {
+        Segment::new(SaleId::parse("demo").unwrap(), index)
     }
 
     #[tokio::test]
     async fn what_is_noted_in_turn_is_taken_over_at_once() {
         let doubts = Doubts::default();
-        doubts.note_shelf(&shelf(0));
-        doubts.note_shelf(&shelf(2));
+        doubts.note_segment(&of(0));
+        doubts.note_segment(&of(2));
         let doubt = doubts.next().await;
-        assert_eq!([0, 1, 2].map(|segment| doubt.covers(&shelf(segment))), [true, false, true]);
+        assert_eq!([0, 1, 2].map(|index| doubt.covers(&of(index))), [true, false, true]);
         // Looking failed, and meanwhile the broker lost everything.
         doubts.note_all();
         let first = doubt.since();
         doubts.note(doubt);
         let both = doubts.next().await;
-        assert!(both.covers(&shelf(1)) && both.since() > first);
+        assert!(both.covers(&of(1)) && both.since() > first);
         assert_eq!(*doubts.noted(), Doubt::default());
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::SkuId;
-use sluice_shared::keys::Shelf;
+use sluice_shared::keys::Segment;
 use sluice_shared::record::Record;
 use sluice_shared::redis::{Fault, Redis, cmd};
 use sluice_shared::sale::SaleStep;
@@ -76,12 +76,12 @@ pub struct Control {
 impl Head {
     /// Reads it: what two looks in one go agree about stood so at one moment. They seldom differ, because
     /// Redis answers what comes in one go in one go.
-    pub async fn read(redis: &Redis, shelf: &Shelf) -> Result<Self, Fault> {
+    pub async fn read(redis: &Redis, segment: &Segment) -> Result<Self, Fault> {
         let ask = |key: String| cmd("HGETALL").arg(key).to_owned();
         let mut looks = 0;
         loop {
             looks += 1;
-            let asked = [shelf.meta(), shelf.stock(), shelf.meta(), shelf.stock()].map(ask);
+            let asked = [segment.meta(), segment.stock(), segment.meta(), segment.stock()].map(ask);
             let (meta, stock, meta_again, stock_again): (Fields, Fields, Fields, Fields) =
                 redis.run_all("reading meta and stock", asked).await?;
             if looks == LOOKS || (&meta, &stock) == (&meta_again, &stock_again) {
@@ -126,10 +126,10 @@ impl Head {
 
 impl Image {
     /// Reads it.
-    pub async fn read(redis: &Redis, shelf: &Shelf) -> Result<Self, Fault> {
+    pub async fn read(redis: &Redis, segment: &Segment) -> Result<Self, Fault> {
         let mut image =
-            Self { at: redis.time().await?, kinds: kinds(redis, shelf).await?, ..Self::default() };
-        for (key, kind) in keys(shelf).into_iter().zip(image.kinds) {
+            Self { at: redis.time().await?, kinds: kinds(redis, segment).await?, ..Self::default() };
+        for (key, kind) in keys(segment).into_iter().zip(image.kinds) {
             if kind == Kind::Wrong {
                 image.torn.push(format!("{key}, which has another type,"));
             }
@@ -140,7 +140,7 @@ impl Image {
             }
         }
         if !image.kinds[..2].contains(&Kind::Wrong) {
-            image.head = Head::read(redis, shelf).await?;
+            image.head = Head::read(redis, segment).await?;
             image.torn.extend(image.head.torn.iter().map(|field| format!("meta {field}")));
         }
         Ok(image)
@@ -196,14 +196,14 @@ pub enum Kind {
     Wrong,
 }
 
-fn keys(shelf: &Shelf) -> [String; 4] {
-    [shelf.meta(), shelf.stock(), shelf.orders(), shelf.journal()]
+fn keys(segment: &Segment) -> [String; 4] {
+    [segment.meta(), segment.stock(), segment.orders(), segment.journal()]
 }
 
 /// What is found under `meta`, `stock`, `orders` and `journal`.
-pub async fn kinds(redis: &Redis, shelf: &Shelf) -> Result<[Kind; 4], Fault> {
+pub async fn kinds(redis: &Redis, segment: &Segment) -> Result<[Kind; 4], Fault> {
     let ask = |key: String| cmd("TYPE").arg(key).to_owned();
-    let found: [String; 4] = redis.run_all("looking at its keys", keys(shelf).map(ask)).await?;
+    let found: [String; 4] = redis.run_all("looking at its keys", keys(segment).map(ask)).await?;
     let mut kinds = [Kind::Missing; 4];
     for ((kind, found), right) in kinds.iter_mut().zip(&found).zip(TYPES) {
         *kind = match found.as_str() {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sluice_shared::ids::InstanceId;
-use sluice_shared::keys::{REGISTER, REOPENING, Shelf};
+use sluice_shared::keys::{REGISTER, REOPENING, Segment};
 use sluice_shared::redis::{Fault, cmd};
 use sluice_shared::script::Leased;
 use tokio::sync::watch;
@@ -90,9 +90,9 @@ impl Warden {
         let mut serving = std::collections::BTreeMap::new();
         for view in views {
             for (segment, epoch) in (0..).zip(&view.epochs) {
-                let shelf = Shelf::new(view.sale.clone(), segment);
-                if *epoch > 0 && !asked.contains(&shelf.name()) {
-                    serving.insert(shelf, *epoch);
+                let segment = Segment::new(view.sale.clone(), segment);
+                if *epoch > 0 && !asked.contains(&segment.name()) {
+                    serving.insert(segment, *epoch);
                 }
             }
         }
@@ -108,7 +108,7 @@ impl Warden {
             (floor.serving.clone(), admitted)
         });
         self.metrics().serving.set(i64::try_from(serving.len()).unwrap_or(i64::MAX));
-        let serving: Vec<(Shelf, u64)> = serving.into_iter().collect();
+        let serving: Vec<(Segment, u64)> = serving.into_iter().collect();
         let mut asked = true;
         for page in serving.chunks(PAGE) {
             match self.leases(page, &admitted, &[]).await {
@@ -117,14 +117,14 @@ impl Warden {
                     asked = false;
                 }
                 Ok(answers) => {
-                    for ((shelf, _), answer) in page.iter().zip(answers) {
+                    for ((segment, _), answer) in page.iter().zip(answers) {
                         match answer {
                             Ok(Ok(_)) => {}
                             Ok(Err(frozen)) => {
-                                tracing::warn!(shelf = shelf.name(), ?frozen, "no lease for a segment");
+                                tracing::warn!(segment = segment.name(), ?frozen, "no lease for a segment");
                             }
                             Err(fault) => {
-                                tracing::warn!(shelf = shelf.name(), %fault, "no lease for a segment")
+                                tracing::warn!(segment = segment.name(), %fault, "no lease for a segment")
                             }
                         }
                     }
@@ -137,7 +137,7 @@ impl Warden {
     /// Leases of segments in one go.
     async fn leases(
         &self,
-        page: &[(Shelf, u64)],
+        page: &[(Segment, u64)],
         admit: &[InstanceId],
         strike: &[InstanceId],
     ) -> Result<Vec<Result<Leased, Fault>>, Fault> {
@@ -152,11 +152,15 @@ impl Warden {
 
     /// Admits edges in every segment that serves, and strikes others off there.
     pub(super) async fn admit(&self, admit: &[InstanceId], strike: &[InstanceId]) -> Result<(), Fault> {
-        let serving: Vec<(Shelf, u64)> = self.floor(|floor| floor.serving.clone()).into_iter().collect();
+        let serving: Vec<(Segment, u64)> = self.floor(|floor| floor.serving.clone()).into_iter().collect();
         for page in serving.chunks(PAGE) {
-            for ((shelf, _), answer) in page.iter().zip(self.leases(page, admit, strike).await?) {
+            for ((segment, _), answer) in page.iter().zip(self.leases(page, admit, strike).await?) {
                 if let Err(frozen) = answer? {
-                    tracing::debug!(shelf = shelf.name(), ?frozen, "admitted when the segment is open again");
+                    tracing::debug!(
+                        segment = segment.name(),
+                        ?frozen,
+                        "admitted when the segment is open again"
+                    );
                 }
             }
         }

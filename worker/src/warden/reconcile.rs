@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::{OrderId, SaleId, SkuId};
-use sluice_shared::keys::Shelf;
+use sluice_shared::keys::Segment;
 use sluice_shared::message::Accepted;
 use sluice_shared::sale::{SaleStep, SaleView};
 
@@ -106,9 +106,9 @@ enum About<'a> {
 #[derive(Default)]
 struct Undone {
     /// Segments that cannot be read.
-    unread: BTreeSet<Shelf>,
+    unread: BTreeSet<Segment>,
     /// Segments of closed sales that there was no time for.
-    late: BTreeSet<Shelf>,
+    late: BTreeSet<Segment>,
 }
 
 struct Reconciler {
@@ -121,9 +121,9 @@ struct Reconciler {
     /// When the order maps of a sale were read last.
     read: HashMap<SaleId, Instant>,
     /// Segments of closed sales that have not had their turn.
-    rest: BTreeSet<Shelf>,
+    rest: BTreeSet<Segment>,
     /// Segments that could not be read when they were looked at last.
-    unread: BTreeSet<Shelf>,
+    unread: BTreeSet<Segment>,
 }
 
 /// What one sale's segments hold together.
@@ -184,26 +184,26 @@ impl Reconciler {
         views.sort_by_key(|view| (view.step == SaleStep::Closed, view.number));
         for view in &views {
             let closed = view.step == SaleStep::Closed;
-            let shelves = (0..view.segments).map(|segment| Shelf::new(view.sale.clone(), segment));
-            let mut wanted: Vec<(Shelf, u64)> = shelves
-                .filter(|shelf| match about {
+            let segments = (0..view.segments).map(|segment| Segment::new(view.sale.clone(), segment));
+            let mut wanted: Vec<(Segment, u64)> = segments
+                .filter(|segment| match about {
                     About::Selling => !closed,
-                    About::Closed => closed && self.rest.contains(shelf),
-                    About::Doubtful(doubt) => doubt.covers(shelf),
+                    About::Closed => closed && self.rest.contains(segment),
+                    About::Doubtful(doubt) => doubt.covers(segment),
                 })
-                .filter_map(|shelf| serving.get(&shelf).map(|epoch| (shelf.clone(), *epoch)))
+                .filter_map(|segment| serving.get(&segment).map(|epoch| (segment.clone(), *epoch)))
                 .collect();
             if closed && began.elapsed() > SLICE {
-                undone.late.extend(wanted.drain(..).map(|(shelf, _)| shelf));
+                undone.late.extend(wanted.drain(..).map(|(segment, _)| segment));
             }
             self.sale(view, &wanted, look, &mut undone).await?;
         }
         let known: BTreeSet<&SaleId> = views.iter().map(|view| &view.sale).collect();
         self.compared.retain(|sale, _| known.contains(sale));
         self.read.retain(|sale, _| known.contains(sale));
-        self.unread.retain(|shelf| serving.contains_key(shelf));
+        self.unread.retain(|segment| serving.contains_key(segment));
         if matches!(about, About::Closed) {
-            self.rest.retain(|shelf| undone.late.contains(shelf));
+            self.rest.retain(|segment| undone.late.contains(segment));
         }
         let (store, redis) = (&self.warden.context.store, self.warden.redis());
         if let Err(trouble) = store.bounded(crate::api::stock::complete_pending(store, redis)).await {
@@ -218,7 +218,7 @@ impl Reconciler {
     async fn sale(
         &mut self,
         view: &SaleView,
-        wanted: &[(Shelf, u64)],
+        wanted: &[(Segment, u64)],
         look: Look,
         undone: &mut Undone,
     ) -> Result<(), Trouble> {
@@ -230,18 +230,18 @@ impl Reconciler {
             return self.compare(view, wanted, look).await;
         }
         let (mut tally, mut readable) = (Tally::default(), Vec::with_capacity(wanted.len()));
-        for (shelf, epoch) in wanted {
-            self.unread.remove(shelf);
-            match self.segment(view, shelf, *epoch, look, &mut tally).await {
+        for (segment, epoch) in wanted {
+            self.unread.remove(segment);
+            match self.segment(view, segment, *epoch, look, &mut tally).await {
                 Err(trouble) if trouble.is_local() => {
-                    tracing::warn!(shelf = shelf.name(), %trouble, "not reconciled");
+                    tracing::warn!(segment = segment.name(), %trouble, "not reconciled");
                     whole = false;
-                    self.unread.insert(shelf.clone());
-                    undone.unread.insert(shelf.clone());
+                    self.unread.insert(segment.clone());
+                    undone.unread.insert(segment.clone());
                 }
                 done => {
                     done?;
-                    readable.push((shelf.clone(), *epoch));
+                    readable.push((segment.clone(), *epoch));
                 }
             }
         }
@@ -256,14 +256,14 @@ impl Reconciler {
     /// Whether every unit that is off the shelves is taken in the books too. Then no order that holds units
     /// is without a row, and no dead one holds any, and nobody has to read the maps: but for errors that
     /// make up for each other, which is why they are read now and then.
-    async fn is_proven(&self, view: &SaleView, wanted: &[(Shelf, u64)]) -> Result<bool, Trouble> {
+    async fn is_proven(&self, view: &SaleView, wanted: &[(Segment, u64)]) -> Result<bool, Trouble> {
         let fresh = self.read.get(&view.sale).is_some_and(|at| at.elapsed() < PROVEN);
-        if !fresh || wanted.iter().any(|(shelf, _)| self.unread.contains(shelf)) {
+        if !fresh || wanted.iter().any(|(segment, _)| self.unread.contains(segment)) {
             return Ok(false);
         }
         let mut held: BTreeMap<SkuId, i64> = BTreeMap::new();
-        for (shelf, _) in wanted {
-            let head = match Head::read(self.warden.redis(), shelf).await {
+        for (segment, _) in wanted {
+            let head = match Head::read(self.warden.redis(), segment).await {
                 Err(fault) if fault.is_local() => return Ok(false),
                 head => head?,
             };
@@ -287,17 +287,17 @@ impl Reconciler {
     async fn segment(
         &mut self,
         view: &SaleView,
-        shelf: &Shelf,
+        segment: &Segment,
         epoch: u64,
         look: Look,
         tally: &mut Tally,
     ) -> Result<(), Trouble> {
-        let image = Image::read(self.warden.redis(), shelf).await?;
+        let image = Image::read(self.warden.redis(), segment).await?;
         let mut held_then: BTreeMap<SkuId, i64> = BTreeMap::new();
-        let mut scan = Scan::of(self.warden.redis(), shelf, Wanted::Orders);
+        let mut scan = Scan::of(self.warden.redis(), segment, Wanted::Orders);
         while let Some(page) = scan.next_orders().await? {
-            let unwritten = reopen::unwritten(&self.warden, shelf, view.number, &page, |_| true).await?;
-            self.publish(shelf, epoch, image.at, look, &unwritten).await?;
+            let unwritten = reopen::unwritten(&self.warden, segment, view.number, &page, |_| true).await?;
+            self.publish(segment, epoch, image.at, look, &unwritten).await?;
             for (sku, n) in unwritten.iter().flat_map(|order| order.lines.iter()) {
                 add(&mut tally.unwritten, sku, n);
             }
@@ -323,7 +323,7 @@ impl Reconciler {
     /// Publishes again those that are old enough.
     async fn publish(
         &mut self,
-        shelf: &Shelf,
+        segment: &Segment,
         epoch: u64,
         now: Millis,
         look: Look,
@@ -334,7 +334,7 @@ impl Reconciler {
         let (due, lost): (Vec<_>, Vec<_>) =
             unwritten.iter().filter(old).cloned().partition(|order| order.epoch == epoch);
         if !due.is_empty() {
-            tracing::warn!(shelf = shelf.name(), orders = due.len(), "published again: no rows");
+            tracing::warn!(segment = segment.name(), orders = due.len(), "published again: no rows");
             self.outlet.orders(&due).await?;
             self.warden.metrics().republished.inc_by(due.len() as u64);
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use sluice_shared::clock::Millis;
 use sluice_shared::failpoint;
 use sluice_shared::ids::InstanceId;
-use sluice_shared::keys::{EDGES, REOPENING, Shelf};
+use sluice_shared::keys::{EDGES, REOPENING, Segment};
 use sluice_shared::redis::{Fault, cmd};
 use sluice_shared::sale::{Heartbeat, Question};
 
@@ -28,7 +28,7 @@ const TOLD: Duration = Duration::from_secs(10);
 /// One segment on its way back.
 pub struct Reopen {
     warden: Arc<Warden>,
-    shelf: Shelf,
+    segment: Segment,
     rows: Projection,
     machine: Reopening,
     outlet: Outlet,
@@ -58,11 +58,11 @@ pub enum Ended {
 }
 
 /// Re-opens a segment.
-pub async fn run(warden: Arc<Warden>, shelf: Shelf, rows: Projection) -> (Shelf, Ended) {
+pub async fn run(warden: Arc<Warden>, segment: Segment, rows: Projection) -> (Segment, Ended) {
     let outlet = Outlet::new(&warden, "rebuild");
     let mut reopen = Reopen {
         warden,
-        shelf,
+        segment,
         rows,
         machine: Reopening::begin(),
         outlet,
@@ -80,7 +80,7 @@ pub async fn run(warden: Arc<Warden>, shelf: Shelf, rows: Projection) -> (Shelf,
         command = match command {
             // Elsewhere: it would keep its place from those that can be re-opened.
             Command::Rest(pause) if reopen.machine.stage() == Stage::Frozen => {
-                return (reopen.shelf, Ended::Frozen(pause));
+                return (reopen.segment, Ended::Frozen(pause));
             }
             Command::Rest(pause) => {
                 tokio::time::sleep(pause).await;
@@ -89,7 +89,7 @@ pub async fn run(warden: Arc<Warden>, shelf: Shelf, rows: Projection) -> (Shelf,
             other => {
                 let event = reopen.carry_out(other, &mut epoch).await;
                 if reopen.stuck {
-                    return (reopen.shelf, Ended::Frozen(Duration::ZERO));
+                    return (reopen.segment, Ended::Frozen(Duration::ZERO));
                 }
                 let next = reopen.machine.next(event, Instant::now());
                 reopen.tell();
@@ -98,7 +98,7 @@ pub async fn run(warden: Arc<Warden>, shelf: Shelf, rows: Projection) -> (Shelf,
         };
     }
     failpoint::reach("F85.done");
-    (reopen.shelf, Ended::Raised(epoch))
+    (reopen.segment, Ended::Raised(epoch))
 }
 
 impl Reopen {
@@ -121,8 +121,8 @@ impl Reopen {
         done.unwrap_or_else(|trouble| {
             let (stage, now) = (self.machine.stage(), Instant::now());
             if self.held_up.is_none_or(|(told, at)| told != stage || now.duration_since(at) >= TOLD) {
-                let (shelf, stage) = (self.shelf.name(), stage.as_str());
-                tracing::warn!(shelf, stage, %trouble, "a re-opening is held up");
+                let (segment, stage) = (self.segment.name(), stage.as_str());
+                tracing::warn!(segment, stage, %trouble, "a re-opening is held up");
                 self.held_up = Some((self.machine.stage(), now));
             }
             self.stuck = trouble.is_local();
@@ -135,8 +135,8 @@ impl Reopen {
         failpoint::reach("F85.close");
         let redis = self.warden.redis();
         self.redis = run_id(redis).await?;
-        self.warden.take_off(&self.shelf).await;
-        let read = cmd("HGET").arg(self.shelf.meta()).arg("epoch").to_owned();
+        self.warden.take_off(&self.segment).await;
+        let read = cmd("HGET").arg(self.segment.meta()).arg("epoch").to_owned();
         let shelved: Option<u64> = match redis.run("reading the epoch", &read).await {
             // What nobody can read is restored, and sells nothing meanwhile.
             Err(fault) if fault.is_local() => None,
@@ -144,11 +144,11 @@ impl Reopen {
         };
         if let Some(shelved) = shelved {
             // Whatever it answers: a segment in another epoch has no lease of ours to end.
-            let ended = self.warden.lease(&self.shelf, shelved, Duration::ZERO, &[], &[]).await?;
-            tracing::debug!(shelf = self.shelf.name(), ?ended, "the lease is ended");
+            let ended = self.warden.lease(&self.segment, shelved, Duration::ZERO, &[], &[]).await?;
+            tracing::debug!(segment = self.segment.name(), ?ended, "the lease is ended");
         }
         let store = &self.warden.context.store;
-        let booked = store.bounded(store.epoch(&self.shelf)).await?.unwrap_or(1);
+        let booked = store.bounded(store.epoch(&self.segment)).await?.unwrap_or(1);
         self.booked = booked;
         let epoch = booked.max(shelved.unwrap_or(0));
         self.question = Question { epoch, asked: redis.time().await? };
@@ -160,7 +160,7 @@ impl Reopen {
     /// Puts the question: over whatever is asked (`HSET`), or where nothing is (`HSETNX`).
     async fn ask(&self, how: &str) -> Result<(), Fault> {
         let mut ask = cmd(how);
-        ask.arg(REOPENING).arg(self.shelf.name()).arg(self.question.to_string());
+        ask.arg(REOPENING).arg(self.segment.name()).arg(self.question.to_string());
         self.warden.redis().run::<u64>("asking the edges", &ask).await.map(drop)
     }
 
@@ -173,7 +173,7 @@ impl Reopen {
         let store = &self.warden.context.store;
         let registered = store.bounded(store.registered_edges()).await?;
         let beats = heartbeats(&self.warden).await?;
-        let name = self.shelf.name();
+        let name = self.segment.name();
         let word = |instance: &InstanceId| -> Option<(Millis, u64)> {
             let Question { epoch, asked } = beats.get(instance)?.closed.get(&name)?;
             Some((*asked, *epoch))
@@ -191,7 +191,7 @@ impl Reopen {
     async fn push_barrier(&mut self) -> Result<Event, Trouble> {
         failpoint::reach("F85.push-barrier");
         self.same_redis().await?;
-        self.barrier = format!("{}@{}", self.shelf.name(), uuid::Uuid::now_v7());
+        self.barrier = format!("{}@{}", self.segment.name(), uuid::Uuid::now_v7());
         self.outlet.barrier(&self.barrier).await?;
         Ok(Event::BarrierPushed)
     }
@@ -217,9 +217,9 @@ impl Reopen {
     /// Tells where it stands: each new stage once, and whom it waits for every ten seconds.
     fn tell(&mut self) {
         let (stage, now) = (self.machine.stage(), Instant::now());
-        let (shelf, edges) = (self.shelf.name(), self.machine.waited_for());
+        let (segment, edges) = (self.segment.name(), self.machine.waited_for());
         let waiting = self.warden.floor(|floor| {
-            floor.waiting.insert(self.shelf.clone(), edges.len());
+            floor.waiting.insert(self.segment.clone(), edges.len());
             floor.waiting.values().sum::<usize>()
         });
         self.warden.metrics().waiting_for_edges.set(i64::try_from(waiting).unwrap_or(i64::MAX));
@@ -229,9 +229,9 @@ impl Reopen {
         }
         self.told = Some((state, now));
         if edges.is_empty() {
-            tracing::info!(shelf, stage = stage.as_str(), "re-opening");
+            tracing::info!(segment, stage = stage.as_str(), "re-opening");
         } else {
-            tracing::warn!(shelf, ?edges, "a re-opening waits for edges that may hold accepted orders");
+            tracing::warn!(segment, ?edges, "a re-opening waits for edges that may hold accepted orders");
         }
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use sluice_shared::ids::{OrderId, SkuId};
-use sluice_shared::keys::Shelf;
+use sluice_shared::keys::Segment;
 use sluice_shared::record::Record;
 use sluice_shared::redis::{Cmd, Fault, Redis, cmd};
 use sluice_shared::script::{Preload, Preloaded, Raised};
@@ -32,7 +32,7 @@ const KEPT: Duration = Duration::from_secs(24 * 3600);
 /// the highest sequence that anybody has seen.
 pub(super) async fn restore(
     warden: &Warden,
-    shelf: &Shelf,
+    segment: &Segment,
     mut new: Preload,
     books: &Ledgered,
     seq: u64,
@@ -41,12 +41,12 @@ pub(super) async fn restore(
     for (sku, units, _) in &mut new.items {
         *units = given.get(sku).copied().unwrap_or(0);
     }
-    stage(warden, shelf, &new).await?;
-    let [meta, stock, orders, journal] = shelf.staged(new.epoch);
+    stage(warden, segment, &new).await?;
+    let [meta, stock, orders, journal] = segment.staged(new.epoch);
     for key in [&meta, &stock] {
         expire(warden, key).await?;
     }
-    let (held, restored) = restore_orders(warden, shelf, &orders).await?;
+    let (held, restored) = restore_orders(warden, segment, &orders).await?;
     let mut left = BTreeMap::new();
     for (sku, units, _) in &new.items {
         left.insert(sku.clone(), remaining(sku, *units, &held)?.to_string());
@@ -62,7 +62,7 @@ pub(super) async fn restore(
     redis.run::<String>("restoring", cmd("XADD").arg(&journal).arg(&begins).arg("o").arg("-")).await?;
     expire(warden, &journal).await?;
     redis.run::<u64>("restoring", cmd("XDEL").arg(&journal).arg(&begins)).await?;
-    match warden.scripts.restore(redis, shelf, new.epoch, KEPT).await? {
+    match warden.scripts.restore(redis, segment, new.epoch, KEPT).await? {
         Raised::Raised => Ok(()),
         Raised::Frozen(why) => Err(Trouble::Odd(format!("the restored segment: {why:?}"))),
     }
@@ -71,16 +71,16 @@ pub(super) async fn restore(
 /// Writes the records of all rows, and what their buyers hold, page by page; answers the units that are held,
 /// and how many orders there are. All rows are of one instant: what becomes of an order later is told by its
 /// message, as ever.
-async fn restore_orders(warden: &Warden, shelf: &Shelf, key: &str) -> Result<(Mark, usize), Trouble> {
+async fn restore_orders(warden: &Warden, segment: &Segment, key: &str) -> Result<(Mark, usize), Trouble> {
     let store = &warden.context.store;
-    let mut snapshot = store.bounded(store.books(&shelf.sale)).await?;
+    let mut snapshot = store.bounded(store.books(&segment.sale)).await?;
     let (mut held, mut restored, mut after) = (Mark::default(), 0, String::new());
     loop {
         let page = store.bounded(snapshot.orders_after(&after)).await?;
         let Some((last, _)) = page.last() else { break };
         after = last.to_string();
         let ours: Vec<(OrderId, OrderFact)> =
-            page.into_iter().filter(|(id, _)| id.segment == shelf.segment).collect();
+            page.into_iter().filter(|(id, _)| id.segment == segment.index).collect();
         let mut marks = BTreeMap::<&str, Mark>::new();
         for (_, row) in ours.iter().filter(|(_, row)| row.live) {
             held.add(&row.lines);
@@ -118,18 +118,18 @@ async fn add_marks(redis: &Redis, key: &str, marks: &mut BTreeMap<&str, Mark>) -
 }
 
 /// Deletes what was made anew for an epoch and is not on the shelf.
-pub(super) async fn forget(warden: &Warden, shelf: &Shelf, epoch: u64) -> Result<(), Fault> {
-    let unlink = cmd("UNLINK").arg(&shelf.staged(epoch)[..]).to_owned();
+pub(super) async fn forget(warden: &Warden, segment: &Segment, epoch: u64) -> Result<(), Fault> {
+    let unlink = cmd("UNLINK").arg(&segment.staged(epoch)[..]).to_owned();
     warden.redis().run::<u64>("forgetting a copy", &unlink).await.map(|_| ())
 }
 
 /// The segment beside the shelf, without orders.
-async fn stage(warden: &Warden, shelf: &Shelf, new: &Preload) -> Result<(), Trouble> {
+async fn stage(warden: &Warden, segment: &Segment, new: &Preload) -> Result<(), Trouble> {
     let (scripts, redis) = (&warden.scripts, warden.redis());
-    let staged = match scripts.stage(redis, shelf, new).await {
+    let staged = match scripts.stage(redis, segment, new).await {
         Err(Fault::NoScript { .. }) => {
             scripts.load(redis).await?;
-            scripts.stage(redis, shelf, new).await?
+            scripts.stage(redis, segment, new).await?
         }
         answer => answer?,
     };

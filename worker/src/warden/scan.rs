@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use sluice_shared::ids::{UserId, parse_field};
-use sluice_shared::keys::Shelf;
+use sluice_shared::keys::Segment;
 use sluice_shared::lines::LinesPool;
 use sluice_shared::record::Record;
 use sluice_shared::redis::{Fault, Redis, cmd};
@@ -53,9 +53,9 @@ pub struct Scan {
 
 impl Scan {
     /// From the first page.
-    pub fn of(redis: &Redis, shelf: &Shelf, wanted: Wanted) -> Self {
+    pub fn of(redis: &Redis, segment: &Segment, wanted: Wanted) -> Self {
         let (next, pool) = (JoinSet::new(), LinesPool::default());
-        let mut scan = Self { redis: redis.clone(), key: shelf.orders(), wanted, next, pool };
+        let mut scan = Self { redis: redis.clone(), key: segment.orders(), wanted, next, pool };
         scan.ask(0);
         scan
     }
@@ -109,11 +109,15 @@ impl Scan {
 }
 
 /// The records of these orders, in their order; none where there is no such field, or it is torn.
-pub async fn records(redis: &Redis, shelf: &Shelf, uuids: &[[u8; 16]]) -> Result<Vec<Option<Record>>, Fault> {
+pub async fn records(
+    redis: &Redis,
+    segment: &Segment,
+    uuids: &[[u8; 16]],
+) -> Result<Vec<Option<Record>>, Fault> {
     let (mut pool, mut records) = (LinesPool::default(), Vec::with_capacity(uuids.len()));
     for page in uuids.chunks(PAGE) {
         let mut ask = cmd("HMGET");
-        ask.arg(shelf.orders());
+        ask.arg(segment.orders());
         for uuid in page {
             ask.arg(hex::encode(uuid));
         }
@@ -145,16 +149,16 @@ pub struct Journal {
 
 impl Journal {
     /// From the first entry.
-    pub fn of(redis: &Redis, shelf: &Shelf) -> Self {
-        Self { redis: redis.clone(), key: shelf.journal(), from: "-".to_owned(), to: "+".to_owned() }
+    pub fn of(redis: &Redis, segment: &Segment) -> Self {
+        Self { redis: redis.clone(), key: segment.journal(), from: "-".to_owned(), to: "+".to_owned() }
     }
 
     /// Of the entries that are there now; `None` when there are none.
-    pub async fn of_now(redis: &Redis, shelf: &Shelf) -> Result<Option<Self>, Fault> {
+    pub async fn of_now(redis: &Redis, segment: &Segment) -> Result<Option<Self>, Fault> {
         let mut last = cmd("XREVRANGE");
-        last.arg(shelf.journal()).arg("+").arg("-").arg("COUNT").arg(1);
+        last.arg(segment.journal()).arg("+").arg("-").arg("COUNT").arg(1);
         let last: Vec<(String, Vec<String>)> = redis.run("reading the journal", &last).await?;
-        Ok(last.into_iter().next().map(|(to, _)| Self { to, ..Self::of(redis, shelf) }))
+        Ok(last.into_iter().next().map(|(to, _)| Self { to, ..Self::of(redis, segment) }))
     }
 
     /// The next entries, and the ids of those that cannot be read; `None` after the last.

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::InstanceId;
-use sluice_shared::keys::Shelf;
+use sluice_shared::keys::Segment;
 use sluice_shared::redis::{Fault, cmd};
 
 use super::Warden;
@@ -21,7 +21,7 @@ type Place = (u64, u64);
 /// The edges that every segment refuses, with the last entry of each journal at that time.
 #[derive(Debug, Default)]
 pub(super) struct Striking {
-    refused: BTreeMap<InstanceId, BTreeMap<Shelf, Place>>,
+    refused: BTreeMap<InstanceId, BTreeMap<Segment, Place>>,
 }
 
 impl Striking {
@@ -46,8 +46,8 @@ impl Striking {
         let Some(serving) = all_served(warden).await? else { return Ok(Vec::new()) };
         let mut commands = Vec::new();
         for instance in silent {
-            let fits = |places: &BTreeMap<Shelf, Place>| {
-                places.iter().map(|(shelf, (epoch, _))| (shelf, epoch)).eq(&serving)
+            let fits = |places: &BTreeMap<Segment, Place>| {
+                places.iter().map(|(segment, (epoch, _))| (segment, epoch)).eq(&serving)
             };
             match self.refused.get(&instance).filter(|places| fits(places)) {
                 Some(places) if nothing_left(warden, places).await? => {
@@ -81,7 +81,7 @@ impl Striking {
 }
 
 /// The segments that are served and their epochs, when those are all there are.
-async fn all_served(warden: &Warden) -> Result<Option<BTreeMap<Shelf, u64>>, Fault> {
+async fn all_served(warden: &Warden) -> Result<Option<BTreeMap<Segment, u64>>, Fault> {
     let serving = warden.floor(|floor| floor.serving.clone());
     let segments: usize = warden.views().await?.iter().map(|view| view.epochs.len()).sum();
     Ok((segments == serving.len()).then_some(serving))
@@ -91,26 +91,26 @@ async fn all_served(warden: &Warden) -> Result<Option<BTreeMap<Shelf, u64>>, Fau
 async fn refuse(
     warden: &Warden,
     instance: &InstanceId,
-    serving: &BTreeMap<Shelf, u64>,
-) -> Result<BTreeMap<Shelf, Place>, Fault> {
+    serving: &BTreeMap<Segment, u64>,
+) -> Result<BTreeMap<Segment, Place>, Fault> {
     warden.floor(|floor| floor.admitted.remove(instance));
     // A renewal that is under way would admit it again.
     drop(warden.renewing.lock().await);
     warden.admit(&[], std::slice::from_ref(instance)).await?;
     let mut places = BTreeMap::new();
-    for (shelf, epoch) in serving {
-        let read = cmd("HGET").arg(shelf.meta()).arg("seq").to_owned();
+    for (segment, epoch) in serving {
+        let read = cmd("HGET").arg(segment.meta()).arg("seq").to_owned();
         let seq: Option<u64> = warden.redis().run("reading the sequence", &read).await?;
-        places.insert(shelf.clone(), (*epoch, seq.unwrap_or(0)));
+        places.insert(segment.clone(), (*epoch, seq.unwrap_or(0)));
     }
     Ok(places)
 }
 
 /// Second step: whether every journal begins behind its place.
-async fn nothing_left(warden: &Warden, places: &BTreeMap<Shelf, Place>) -> Result<bool, Fault> {
-    for (shelf, (epoch, seq)) in places {
+async fn nothing_left(warden: &Warden, places: &BTreeMap<Segment, Place>) -> Result<bool, Fault> {
+    for (segment, (epoch, seq)) in places {
         let mut range = cmd("XRANGE");
-        range.arg(shelf.journal()).arg("-").arg(format!("{epoch}-{seq}")).arg("COUNT").arg(1);
+        range.arg(segment.journal()).arg("-").arg(format!("{epoch}-{seq}")).arg("COUNT").arg(1);
         let left: Vec<(String, Vec<String>)> = warden.redis().run("reading a journal", &range).await?;
         if !left.is_empty() {
             return Ok(false);

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use sluice_shared::ids::{OrderId, SaleId};
-use sluice_shared::keys::Shelf;
+use sluice_shared::keys::Segment;
 use sluice_shared::message::Accepted;
 use sluice_shared::redis::cmd;
 use sluice_shared::sale::SaleStep;
@@ -18,12 +18,12 @@ async fn world() -> World {
 /// An order that was accepted and that no store knows any more.
 async fn lost(world: &World, user: &str) -> Accepted {
     let accepted = world.accept("a", user).await;
-    let shelf = Shelf::new(SaleId::parse("a").unwrap(), 0);
+    let segment = Segment::new(SaleId::parse("a").unwrap(), 0);
     let mut forget = cmd("HDEL");
-    forget.arg(shelf.orders()).arg(accepted.order.field());
+    forget.arg(segment.orders()).arg(accepted.order.field());
     let _: i64 = world.redis.run("test", &forget).await.unwrap();
     let mut back = cmd("HINCRBY");
-    back.arg(shelf.stock()).arg("phone").arg(1);
+    back.arg(segment.stock()).arg("phone").arg(1);
     let _: i64 = world.redis.run("test", &back).await.unwrap();
     accepted
 }
@@ -104,10 +104,10 @@ async fn an_order_that_has_its_row_after_all_has_resolved_its_claim() {
     let accepted = lost(&world, "alice").await;
     world.claim(&accepted.order, "alice", &note(&accepted, "sold_out")).await.problem(409, "not_honoured");
     // Taken again: on the shelf at first, then in the books.
-    let shelf = Shelf::new(accepted.sale.clone(), 0);
+    let segment = Segment::new(accepted.sale.clone(), 0);
     let at = accepted.at.0;
     let mut put = cmd("HSET");
-    put.arg(shelf.orders())
+    put.arg(segment.orders())
         .arg(accepted.order.field())
         .arg(format!("Ah|1|{}|{at}|{at}|0|-|phone=1|alice", accepted.seq));
     let _: i64 = world.redis.run("test", &put).await.unwrap();

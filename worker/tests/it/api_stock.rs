@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use sluice_shared::ids::{SaleId, SkuId};
-use sluice_shared::keys::Shelf;
+use sluice_shared::keys::Segment;
 use sluice_shared::redis::cmd;
 use sluice_shared::sale::SaleStep;
 use sluice_shared::testing::eventually;
@@ -195,7 +195,7 @@ async fn with_a_warden_every_answer_is_on_the_shelf_already() {
     let broker = Vhost::new().await;
     let mut world = World::start().await;
     world.warden(&broker.url);
-    let meta = Shelf::new(SaleId::parse("a").unwrap(), 0).meta();
+    let meta = Segment::new(SaleId::parse("a").unwrap(), 0).meta();
     let state = async |world: &World| {
         let read = cmd("HGET").arg(&meta).arg("state").to_owned();
         world.redis.run::<Option<String>>("test", &read).await.unwrap().unwrap_or_default()
@@ -235,7 +235,7 @@ async fn a_sale_that_cannot_be_read_holds_no_others_change_up() {
         world.sale_in(sale, SaleStep::Open).await;
         crash_after_intent_of(&world, sale, "k", 5).await;
     }
-    let stock = Shelf::new(SaleId::parse("a").unwrap(), 0).stock();
+    let stock = Segment::new(SaleId::parse("a").unwrap(), 0).stock();
     let _: String = world.redis.run("test", cmd("SET").arg(&stock).arg("no map")).await.unwrap();
     assert_eq!(complete_pending(&world.store, &world.redis).await.unwrap(), 1);
     let open: Vec<String> = sqlx::query_scalar("SELECT sale FROM stock_changes WHERE state = 'pending'")

@@ -14,12 +14,12 @@ use sluice_shared::clock::Millis;
 use sluice_shared::config::Settings;
 use sluice_shared::ids::{InstanceId, OrderId, SaleId, SkuId, UserId};
 use sluice_shared::jwt::sign_hs256;
-use sluice_shared::keys::{self, Shelf};
+use sluice_shared::keys::{self, Segment};
 use sluice_shared::lines::Lines;
 use sluice_shared::message::Accepted;
 use sluice_shared::redis::{Fault, Redis, cmd};
 use sluice_shared::sale::{AcceptAfter, Heartbeat, SaleStep, SaleView};
-use sluice_shared::script::{Preload, ShelfScripts, WardenScripts};
+use sluice_shared::script::{Preload, SegmentScripts, WardenScripts};
 use sluice_shared::testing::{PrivateRedis, eventually, free_port};
 use sluice_worker::config::{Config, DEFAULTS};
 use sluice_worker::role::{self, Context};
@@ -219,18 +219,18 @@ impl World {
     }
 
     /// Puts a sale on its shelf and loads the scripts, as the warden would.
-    pub async fn shelve(&self, sale: &str) -> ShelfScripts {
+    pub async fn shelve(&self, sale: &str) -> SegmentScripts {
         let row = self.store.sale(&SaleId::parse(sale).unwrap()).await.unwrap().unwrap();
-        let shelf = Shelf::new(row.sale.clone(), 0);
-        self.store.shelve(&shelf).await.unwrap();
+        let segment = Segment::new(row.sale.clone(), 0);
+        self.store.shelve(&segment).await.unwrap();
         let warden = WardenScripts::default();
         warden.load(&self.redis).await.unwrap();
         let items = row.items.iter().map(|item| (item.sku.clone(), item.stock, item.per_user)).collect();
         let (starts_at, ends_at) = (row.starts_at, row.ends_at);
         let new =
             Preload { epoch: 1, step: row.step, starts_at, ends_at, cfg: row.cfg, journal_max: 1000, items };
-        warden.preload(&self.redis, &shelf, &new).await.unwrap();
-        let scripts = ShelfScripts::new(shelf, 1);
+        warden.preload(&self.redis, &segment, &new).await.unwrap();
+        let scripts = SegmentScripts::new(segment, 1);
         scripts.load(&self.redis).await.unwrap();
         scripts
     }
@@ -250,14 +250,14 @@ impl World {
             lines: Lines::parse("phone=1").unwrap(),
             at: Millis::now(),
         };
-        let shelf = Shelf::new(row.sale, 0);
+        let segment = Segment::new(row.sale, 0);
         let (at, lines) = (accepted.at.0, &accepted.lines);
         let record = format!("Ah|1|{seq}|{at}|{at}|0|-|{lines}|{user}");
         let mut set = cmd("HSET");
-        set.arg(shelf.orders()).arg(accepted.order.field()).arg(record);
+        set.arg(segment.orders()).arg(accepted.order.field()).arg(record);
         let _: i64 = self.redis.run("test", &set).await.unwrap();
         let mut take = cmd("HINCRBY");
-        take.arg(shelf.stock()).arg("phone").arg(-1);
+        take.arg(segment.stock()).arg("phone").arg(-1);
         let _: i64 = self.redis.run("test", &take).await.unwrap();
         accepted
     }
@@ -280,7 +280,7 @@ impl World {
     /// Units left on the shelf.
     pub async fn left(&self, sale: &str, sku: &str) -> i64 {
         let mut get = cmd("HGET");
-        get.arg(Shelf::new(SaleId::parse(sale).unwrap(), 0).stock()).arg(sku);
+        get.arg(Segment::new(SaleId::parse(sale).unwrap(), 0).stock()).arg(sku);
         // A connection whose server was killed breaks with the first command after it.
         match self.redis.run("test", &get).await {
             Err(Fault::Unknown { .. }) => self.redis.run("test", &get).await.unwrap(),

@@ -3,7 +3,7 @@
 use sluice_shared::ids::OrderId;
 use sluice_shared::record::{OrderState, Refund};
 use sluice_shared::redis::{Redis, cmd};
-use sluice_shared::script::{Release, Settle, ShelfScripts};
+use sluice_shared::script::{Release, SegmentScripts, Settle};
 use sluice_shared::testing::{PrivateRedis, eventually};
 use sluice_worker::audit::broker::Depths;
 use sluice_worker::audit::equations::judge;
@@ -37,7 +37,7 @@ async fn notice(place: &Place, order: &OrderId, payment: &str, status: NoticeSta
 
 /// What outbox and saga do with every change.
 async fn settle(place: &Place) {
-    let scripts = ShelfScripts::new(place.shelf.clone(), place.epoch().await);
+    let scripts = SegmentScripts::new(place.segment.clone(), place.epoch().await);
     let rows: Vec<(String, String, String)> =
         sqlx::query_as("SELECT id, state, refund FROM orders").fetch_all(&place.db.pool).await.unwrap();
     let of = |(id, state, refund): &(String, String, String)| {
@@ -56,7 +56,7 @@ async fn settle(place: &Place) {
 
 /// What they do with every release.
 async fn release(place: &Place, orders: &[(&OrderId, &str, OrderState)]) {
-    let scripts = ShelfScripts::new(place.shelf.clone(), place.epoch().await);
+    let scripts = SegmentScripts::new(place.segment.clone(), place.epoch().await);
     let lines = sluice_shared::lines::Lines::parse("phone=1").unwrap();
     let of = |(order, who, state): &(&OrderId, &str, OrderState)| Release {
         uuid: order.uuid,
@@ -88,7 +88,7 @@ pub async fn books() -> Books {
 impl Books {
     pub async fn judge(&self, depths: Option<Depths>) -> SaleReport {
         let place = &self.place;
-        let seen = gather(&place.db.store, &place.redis, &place.shelf.sale).await.unwrap();
+        let seen = gather(&place.db.store, &place.redis, &place.segment.sale).await.unwrap();
         judge(&seen, depths)
     }
 
@@ -130,15 +130,15 @@ async fn a_replica_tells_the_audit_as_much_as_its_primary() {
     let port = place.server.port().to_string();
     let follow = cmd("REPLICAOF").arg(&["127.0.0.1", &port]).to_owned();
     replica.run::<String>("test", &follow).await.unwrap();
-    let orders = async |redis: &Redis| redis.run("test", cmd("HLEN").arg(place.shelf.orders())).await;
+    let orders = async |redis: &Redis| redis.run("test", cmd("HLEN").arg(place.segment.orders())).await;
     let all: Result<u64, _> = orders(&place.redis).await;
     eventually("it has followed", PATIENCE, async || orders(&replica).await == all).await;
     let judged = |redis| sluice_worker::audit::judge(&place.db.store, redis, None);
     let report = judged(&replica).await.unwrap();
     assert!(report.balanced && report.at_rest && report.sales[0].in_redis, "{report:#?}");
-    place.run(&["HINCRBY", &place.shelf.stock(), "phone", "1"]).await;
+    place.run(&["HINCRBY", &place.segment.stock(), "phone", "1"]).await;
     let left =
-        async |redis: &Redis| redis.run("test", cmd("HGET").arg(place.shelf.stock()).arg("phone")).await;
+        async |redis: &Redis| redis.run("test", cmd("HGET").arg(place.segment.stock()).arg("phone")).await;
     let one_more: Result<u64, _> = left(&place.redis).await;
     eventually("it has followed", PATIENCE, async || left(&replica).await == one_more).await;
     let report = judged(&replica).await.unwrap();
@@ -151,7 +151,8 @@ async fn every_corruption_of_redis_is_named_by_its_equation() {
     for case in 0..cases {
         let books = books().await;
         let place = &books.place;
-        let (stock, orders, journal) = (place.shelf.stock(), place.shelf.orders(), place.shelf.journal());
+        let (stock, orders, journal) =
+            (place.segment.stock(), place.segment.orders(), place.segment.journal());
         let unpaid = books.unpaid.field();
         let record = place.record(&books.unpaid).await.unwrap();
         let (named, also): (&str, &str) = match case {
@@ -197,16 +198,16 @@ async fn every_corruption_of_redis_is_named_by_its_equation() {
                 let field = "cd".repeat(16);
                 place.run(&["HSET", &orders, &field, &ghost.to_string(), "@ghost", "phone=1"]).await;
                 place.run(&["HINCRBY", &stock, "phone", "-1"]).await;
-                place.run(&["HSET", &place.shelf.meta(), "seq", "99"]).await;
+                place.run(&["HSET", &place.segment.meta(), "seq", "99"]).await;
                 ("X2", "R2s")
             }
             8 => {
-                place.run(&["HINCRBY", &place.shelf.meta(), "init:phone", "2"]).await;
+                place.run(&["HINCRBY", &place.segment.meta(), "init:phone", "2"]).await;
                 place.run(&["HINCRBY", &stock, "phone", "2"]).await;
                 ("X3", "C")
             }
             9 => {
-                place.run(&["DEL", &place.shelf.meta(), &stock, &orders, &journal]).await;
+                place.run(&["DEL", &place.segment.meta(), &stock, &orders, &journal]).await;
                 ("R0", "X1")
             }
             10 => {
@@ -224,11 +225,11 @@ async fn every_corruption_of_redis_is_named_by_its_equation() {
                 ("X7", "")
             }
             12 => {
-                place.run(&["HSET", &place.shelf.meta(), "limit:phone", "99"]).await;
+                place.run(&["HSET", &place.segment.meta(), "limit:phone", "99"]).await;
                 ("X8", "")
             }
             13 => {
-                place.run(&["HINCRBY", &place.shelf.meta(), "ends", "60000"]).await;
+                place.run(&["HINCRBY", &place.segment.meta(), "ends", "60000"]).await;
                 ("X8", "")
             }
             14 => {
@@ -242,7 +243,7 @@ async fn every_corruption_of_redis_is_named_by_its_equation() {
                 let before = (record.seq - 1).to_string();
                 place.run(&["HDEL", &orders, &unpaid, "@ann"]).await;
                 place.run(&["HINCRBY", &stock, "phone", "1"]).await;
-                place.run(&["HSET", &place.shelf.meta(), "seq", &before]).await;
+                place.run(&["HSET", &place.segment.meta(), "seq", &before]).await;
                 books.sql("UPDATE orders SET created_at = created_at - interval '10 s'".to_owned()).await;
                 ("X1", "")
             }
@@ -348,10 +349,10 @@ async fn an_order_that_is_nowhere_is_lost_unless_the_broker_may_have_it() {
     let edge = sluice_shared::ids::InstanceId::parse("edge.1.a").unwrap();
     let order = place.ask(&edge, "kim").await.unwrap();
     let mut record = place.record(&order.order).await.unwrap();
-    place.run(&["XTRIM", &place.shelf.journal(), "MAXLEN", "0"]).await;
+    place.run(&["XTRIM", &place.segment.journal(), "MAXLEN", "0"]).await;
     assert!(books.judge(None).await.balanced, "young");
     record.accepted.0 -= 10_000;
-    place.run(&["HSET", &place.shelf.orders(), &order.order.field(), &record.to_string()]).await;
+    place.run(&["HSET", &place.segment.orders(), &order.order.field(), &record.to_string()]).await;
     assert_eq!(broken(&books.judge(None).await), ["X2"]);
     let depths = Depths { orders: 1, releases: 0, changes: 0 };
     let report = books.judge(Some(depths)).await;
@@ -380,7 +381,7 @@ async fn a_state_that_buyers_are_not_told_is_a_difference_unless_the_broker_may_
 async fn a_sale_that_left_redis_is_judged_by_the_books_alone() {
     let books = books().await;
     let place = &books.place;
-    let keys = [place.shelf.meta(), place.shelf.stock(), place.shelf.orders(), place.shelf.journal()];
+    let keys = [place.segment.meta(), place.segment.stock(), place.segment.orders(), place.segment.journal()];
     place.run(&["DEL", &keys[0], &keys[1], &keys[2], &keys[3]]).await;
     books
         .sql(

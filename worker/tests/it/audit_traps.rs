@@ -36,15 +36,15 @@ async fn t1_a_unit_of_a_buyer_who_was_told_that_there_is_none() {
     let order = place.ask(&edge, "kim").await.unwrap().order;
     let mut record = place.record(&order).await.unwrap();
     record.accepted.0 -= 60_000;
-    books.redis(&["XTRIM", &place.shelf.journal(), "MAXLEN", "0"]).await;
-    books.redis(&["HSET", &place.shelf.orders(), &order.field(), &record.to_string()]).await;
+    books.redis(&["XTRIM", &place.segment.journal(), "MAXLEN", "0"]).await;
+    books.redis(&["HSET", &place.segment.orders(), &order.field(), &record.to_string()]).await;
     named(&books.judged().await, "X2", Some(&order.to_string()));
 }
 
 #[tokio::test]
 async fn t2_the_last_unit_that_nobody_got() {
     let books = books().await;
-    books.redis(&["HINCRBY", &books.place.shelf.stock(), "phone", "-1"]).await;
+    books.redis(&["HINCRBY", &books.place.segment.stock(), "phone", "-1"]).await;
     named(&books.judged().await, "R1", None);
 }
 
@@ -67,9 +67,9 @@ async fn t5_a_unit_that_went_back_while_its_order_was_written() {
     let place = &books.place;
     let mut record = place.record(&books.unpaid).await.unwrap();
     (record.released, record.state) = (true, OrderState::Cancelled);
-    books.redis(&["HSET", &place.shelf.orders(), &books.unpaid.field(), &record.to_string()]).await;
-    books.redis(&["HINCRBY", &place.shelf.stock(), "phone", "1"]).await;
-    books.redis(&["HDEL", &place.shelf.orders(), "@ann"]).await;
+    books.redis(&["HSET", &place.segment.orders(), &books.unpaid.field(), &record.to_string()]).await;
+    books.redis(&["HINCRBY", &place.segment.stock(), "phone", "1"]).await;
+    books.redis(&["HDEL", &place.segment.orders(), "@ann"]).await;
     let report = books.judged().await;
     named(&report, "X5", Some(&books.unpaid.to_string()));
     named(&report, "X1", Some(&books.unpaid.to_string()));
@@ -78,14 +78,14 @@ async fn t5_a_unit_that_went_back_while_its_order_was_written() {
 #[tokio::test]
 async fn t6_a_unit_that_went_back_twice() {
     let books = books().await;
-    books.redis(&["HINCRBY", &books.place.shelf.stock(), "phone", "1"]).await;
+    books.redis(&["HINCRBY", &books.place.segment.stock(), "phone", "1"]).await;
     named(&books.judged().await, "R1", None);
 }
 
 #[tokio::test]
 async fn t7_a_buyers_mark_that_ran_out_while_his_unit_did_not_come_back() {
     let books = books().await;
-    books.redis(&["HDEL", &books.place.shelf.orders(), "@ann"]).await;
+    books.redis(&["HDEL", &books.place.segment.orders(), "@ann"]).await;
     named(&books.judged().await, "R3", Some("ann"));
 }
 
@@ -117,28 +117,28 @@ async fn t9_an_order_whose_time_is_over_and_that_nobody_ends() {
 async fn t11_t12_units_that_were_put_on_no_shelf() {
     // A share that nobody asks, or a remainder that was dropped.
     let books = books().await;
-    let shelf = &books.place.shelf;
-    books.redis(&["HINCRBY", &shelf.meta(), "init:phone", "-1"]).await;
-    books.redis(&["HINCRBY", &shelf.stock(), "phone", "-1"]).await;
+    let segment = &books.place.segment;
+    books.redis(&["HINCRBY", &segment.meta(), "init:phone", "-1"]).await;
+    books.redis(&["HINCRBY", &segment.stock(), "phone", "-1"]).await;
     named(&books.judged().await, "X3", None);
 }
 
 #[tokio::test]
 async fn t13_stock_that_runs_out_with_time() {
     let books = books().await;
-    let shelf = &books.place.shelf;
-    for key in [shelf.meta(), shelf.stock(), shelf.orders(), shelf.journal()] {
+    let segment = &books.place.segment;
+    for key in [segment.meta(), segment.stock(), segment.orders(), segment.journal()] {
         books.redis(&["PEXPIRE", &key, "3600000"]).await;
     }
     named(&books.judged().await, "R4", Some("stock"));
-    books.redis(&["DEL", &shelf.stock()]).await;
+    books.redis(&["DEL", &segment.stock()]).await;
     named(&books.judged().await, "R0", Some("stock"));
 }
 
 #[tokio::test]
 async fn t14_stock_below_nothing() {
     let books = books().await;
-    books.redis(&["HSET", &books.place.shelf.stock(), "phone", "-90"]).await;
+    books.redis(&["HSET", &books.place.segment.stock(), "phone", "-90"]).await;
     named(&books.judged().await, "R1", Some("fewer than no units"));
 }
 
@@ -147,7 +147,7 @@ async fn t15_two_lines_that_were_counted_as_one() {
     let books = books().await;
     let place = &books.place;
     let record = place.record(&books.unpaid).await.unwrap().to_string().replace("phone=1", "phone=2");
-    books.redis(&["HSET", &place.shelf.orders(), &books.unpaid.field(), &record]).await;
+    books.redis(&["HSET", &place.segment.orders(), &books.unpaid.field(), &record]).await;
     let report = books.judged().await;
     named(&report, "R1", None);
     named(&report, "R3", Some("ann"));
@@ -192,6 +192,6 @@ async fn t17_a_token_that_is_used_up_and_bought_nothing() {
     let mut record = place.record(&books.unpaid).await.unwrap();
     (record.released, record.state, record.seq, record.user) = (true, OrderState::Failed, 0, user("kim"));
     let field = "ef".repeat(16);
-    books.redis(&["HSET", &place.shelf.orders(), &field, &record.to_string()]).await;
+    books.redis(&["HSET", &place.segment.orders(), &field, &record.to_string()]).await;
     named(&books.judged().await, "X5", Some(&field));
 }

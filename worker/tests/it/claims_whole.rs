@@ -143,7 +143,7 @@ impl Shop {
     async fn lose(&self, order: &OrderId) {
         let (place, epoch) = (&self.place, self.place.epoch().await);
         eventually("the broker has it", PATIENCE, || async {
-            let journal = sluice_shared::redis::cmd("XLEN").arg(place.shelf.journal()).to_owned();
+            let journal = sluice_shared::redis::cmd("XLEN").arg(place.segment.journal()).to_owned();
             place.redis.run::<u64>("test", &journal).await == Ok(0)
         })
         .await;
@@ -161,7 +161,7 @@ impl Shop {
 
     async fn balanced(&self) -> bool {
         let place = &self.place;
-        let seen = judge(&place.db.store, &place.redis, Some(&place.shelf.sale)).await.unwrap();
+        let seen = judge(&place.db.store, &place.redis, Some(&place.segment.sale)).await.unwrap();
         let broken = seen.sales[0].equations.iter().filter(|equation| !equation.holds);
         let broken: Vec<_> = broken.collect();
         assert!(broken.iter().all(|equation| equation.name == "A6"), "{broken:#?}");

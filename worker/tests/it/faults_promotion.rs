@@ -8,7 +8,7 @@ use sluice_bench::proxy::rules::Flow;
 use sluice_shared::ids::OrderId;
 use sluice_shared::lines::Lines;
 use sluice_shared::redis::{Redis, cmd};
-use sluice_shared::script::{Ask, Reserved, ShelfScripts};
+use sluice_shared::script::{Ask, Reserved, SegmentScripts};
 use sluice_shared::testing::{PrivateRedis, eventually};
 
 use crate::warden_world::{PATIENCE, Place, user};
@@ -25,7 +25,7 @@ async fn replicate(redis: &Redis, from: &[&str; 2]) {
 }
 
 async fn orders_in(redis: &Redis, place: &Place) -> u64 {
-    redis.run("test", cmd("HLEN").arg(place.shelf.orders())).await.unwrap()
+    redis.run("test", cmd("HLEN").arg(place.segment.orders())).await.unwrap()
 }
 
 #[tokio::test]
@@ -71,7 +71,7 @@ async fn f31_f32_a_stale_replica_is_restored_and_the_old_primary_stops_selling()
     }
     place.until_sells(&edge).await;
     // Whoever still reaches the old one is refused, once its lease has ended.
-    let scripts = ShelfScripts::new(place.shelf.clone(), 1);
+    let scripts = SegmentScripts::new(place.segment.clone(), 1);
     eventually("the old primary sells no more", PATIENCE, || async {
         let lines = Lines::parse("phone=1").unwrap();
         let order = OrderId::mint(place.number, 0);

@@ -74,7 +74,7 @@ async fn fill(place: &Place, count: usize) {
     for from in (0..count).step_by(PAGE) {
         let (mut ids, mut users, mut states, mut seqs) = (vec![], vec![], vec![], vec![]);
         let (mut lines, mut payments, mut set) = (Ledger::default(), vec![], cmd("HSET"));
-        set.arg(place.shelf.orders());
+        set.arg(place.segment.orders());
         for n in from..count.min(from + PAGE) {
             let (order, who) = (OrderId::mint(place.number, 0), format!("buyer-{n}"));
             let (id, seq) = (order.to_string(), first + 1 + n as u64);
@@ -155,9 +155,9 @@ async fn fill(place: &Place, count: usize) {
             .unwrap();
         writing.commit().await.unwrap();
         place.redis.run::<u64>("test", &set).await.unwrap();
-        let (stock, taken) = (place.shelf.stock(), written.to_string());
+        let (stock, taken) = (place.segment.stock(), written.to_string());
         place.run(&["HINCRBY", &stock, "phone", &format!("-{taken}")]).await;
-        place.run(&["HINCRBY", &place.shelf.meta(), "seq", &taken]).await;
+        place.run(&["HINCRBY", &place.segment.meta(), "seq", &taken]).await;
     }
     place.db.run("ANALYZE").await;
 }
@@ -247,7 +247,7 @@ async fn a_large_sale_is_opened_again_and_restored_by_pages() {
     println!("{} orders: open again after {:?}", orders(), began.elapsed());
     let left = place.left().await;
     // A mark and a record are gone: it is restored from the books.
-    place.run(&["HDEL", &place.shelf.orders(), "@buyer-1", "@buyer-2"]).await;
+    place.run(&["HDEL", &place.segment.orders(), "@buyer-1", "@buyer-2"]).await;
     place.run(&["SCRIPT", "FLUSH"]).await;
     let began = Instant::now();
     sells(&place, 3).await;
@@ -256,7 +256,7 @@ async fn a_large_sale_is_opened_again_and_restored_by_pages() {
     assert_eq!(place.left().await, left);
     let marks: Vec<Option<String>> = place
         .redis
-        .run("test", cmd("HMGET").arg(place.shelf.orders()).arg(&["@buyer-1", "@buyer-2"]))
+        .run("test", cmd("HMGET").arg(place.segment.orders()).arg(&["@buyer-1", "@buyer-2"]))
         .await
         .unwrap();
     assert_eq!(marks, [Some("phone=1".to_owned()), Some("phone=1".to_owned())]);
@@ -292,6 +292,6 @@ async fn an_audit_holds_little_of_a_sale() {
     let (place, warden, _orders, _edge) = opened(orders()).await;
     warden.stop().await;
     audited(&place, 0).await;
-    place.run(&["HDEL", &place.shelf.orders(), "@buyer-1"]).await;
+    place.run(&["HDEL", &place.segment.orders(), "@buyer-1"]).await;
     audited(&place, 1).await;
 }

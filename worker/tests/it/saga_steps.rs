@@ -5,11 +5,11 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use sluice_shared::amqp::Outgoing;
 use sluice_shared::clock::Millis;
-use sluice_shared::keys::{self, Shelf, sale_channel};
+use sluice_shared::keys::{self, Segment, sale_channel};
 use sluice_shared::message::{Accepted, OrderEvents, VERSION};
 use sluice_shared::record::{OrderState, Refund};
 use sluice_shared::redis::{Redis, cmd};
-use sluice_shared::script::{Raised, ShelfScripts, WardenScripts};
+use sluice_shared::script::{Raised, SegmentScripts, WardenScripts};
 use sluice_shared::testing::eventually;
 use sluice_shared::topology::EVENTS;
 use sluice_worker::role::Role;
@@ -175,14 +175,14 @@ async fn a_frozen_sale_keeps_its_messages_waiting_and_loses_none() {
     end(roles).await;
 }
 
-async fn raise(redis: &Redis, shelf: &Shelf) -> ShelfScripts {
+async fn raise(redis: &Redis, segment: &Segment) -> SegmentScripts {
     let warden = WardenScripts::default();
     warden.load(redis).await.unwrap();
-    assert_eq!(warden.raise(redis, shelf, 1, 100).await.unwrap(), Raised::Raised);
-    let scripts = ShelfScripts::new(shelf.clone(), 2);
+    assert_eq!(warden.raise(redis, segment, 1, 100).await.unwrap(), Raised::Raised);
+    let scripts = SegmentScripts::new(segment.clone(), 2);
     scripts.load(redis).await.unwrap();
     let (span, edges) = (Duration::from_secs(60), [edge()]);
-    warden.lease(redis, shelf, 2, span, &edges, &[]).await.unwrap().unwrap();
+    warden.lease(redis, segment, 2, span, &edges, &[]).await.unwrap().unwrap();
     scripts
 }
 
@@ -191,7 +191,7 @@ async fn steps_go_on_in_the_next_epoch() {
     let (world, roles) = world().await;
     let order = world.bought("alice", "phone=1").await;
     becomes(&world, &order, OrderState::PendingPayment, false, Refund::None).await;
-    raise(&world.redis, &world.shelf).await;
+    raise(&world.redis, &world.segment).await;
     pay(&world, &order, "p1", NoticeStatus::Succeeded).await;
     becomes(&world, &order, OrderState::Paid, false, Refund::None).await;
     end(roles).await;
@@ -202,7 +202,7 @@ async fn a_release_of_an_order_that_redis_has_lost_leaves_a_tombstone() {
     let (world, roles) = world().await;
     let order = world.bought("alice", "phone=1").await;
     becomes(&world, &order, OrderState::PendingPayment, false, Refund::None).await;
-    let lose = cmd("HDEL").arg(world.shelf.orders()).arg(order.order.field()).to_owned();
+    let lose = cmd("HDEL").arg(world.segment.orders()).arg(order.order.field()).to_owned();
     let _: i64 = world.redis.run("test", &lose).await.unwrap();
     world.db.store.cancel(&order.order, &order.user).await.unwrap();
     becomes(&world, &order, OrderState::Cancelled, true, Refund::None).await;
@@ -214,7 +214,7 @@ async fn a_release_of_an_order_that_redis_has_lost_leaves_a_tombstone() {
 #[tokio::test]
 async fn edges_that_follow_are_told() {
     let world = World::new(&[("phone", 10)]).await;
-    let channels = [sale_channel(&world.shelf.sale)];
+    let channels = [sale_channel(&world.segment.sale)];
     let news = Redis::subscribe(&world.server.url(), &channels).await.unwrap();
     let roles = [world.run(Role::Outbox), world.run(Role::Saga)];
     let order = world.bought("alice", "phone=1").await;
@@ -235,7 +235,7 @@ async fn a_sale_whose_keys_are_deleted_still_ends_its_sagas() {
     let (world, roles) = world().await;
     let order = world.bought("alice", "phone=1").await;
     becomes(&world, &order, OrderState::PendingPayment, false, Refund::None).await;
-    let keys = [world.shelf.meta(), world.shelf.stock(), world.shelf.orders(), world.shelf.journal()];
+    let keys = [world.segment.meta(), world.segment.stock(), world.segment.orders(), world.segment.journal()];
     let delete = cmd("DEL").arg(&keys[..]).to_owned();
     let _: i64 = world.redis.run("test", &delete).await.unwrap();
     world
@@ -255,7 +255,7 @@ async fn a_sale_whose_keys_are_deleted_still_ends_its_sagas() {
 async fn an_order_whose_record_is_torn_is_tried_again_and_the_others_of_its_message_go_on() {
     let (world, roles) = world().await;
     let (torn, good) = (world.reserve("alice", "phone=1").await, world.reserve("bob", "phone=1").await);
-    let tear = cmd("HSET").arg(world.shelf.orders()).arg(torn.order.field()).arg("Ah|1|torn").to_owned();
+    let tear = cmd("HSET").arg(world.segment.orders()).arg(torn.order.field()).arg("Ah|1|torn").to_owned();
     let _: i64 = world.redis.run("test", &tear).await.unwrap();
     world.db.store.write_orders(&[torn, good.clone()]).await.unwrap();
     becomes(&world, &good, OrderState::PendingPayment, false, Refund::None).await;
@@ -309,7 +309,7 @@ async fn an_order_that_cannot_be_read_holds_up_no_message_but_its_own() {
     let orders = [world.reserve("alice", "phone=1").await, world.reserve("bob", "phone=1").await];
     // As a script reads it, it is whole.
     let (field, torn) = (orders[0].order.field(), "Ah|1|1|1|1|0|-|phone=none|alice");
-    let tear = cmd("HSET").arg(world.shelf.orders()).arg(field).arg(torn).to_owned();
+    let tear = cmd("HSET").arg(world.segment.orders()).arg(field).arg(torn).to_owned();
     let _: i64 = world.redis.run("test", &tear).await.unwrap();
     written_one_by_one(&world, &orders).await;
     let saga = world.run(Role::Saga);
@@ -344,7 +344,7 @@ async fn a_release_that_cannot_be_done_is_stuck_until_it_can() {
     becomes(&world, &order, OrderState::PendingPayment, false, Refund::None).await;
     // The buyer's mark is gone: the units cannot be taken off it.
     let mark = format!("@{}", order.user);
-    let forget = cmd("HDEL").arg(world.shelf.orders()).arg(&mark).to_owned();
+    let forget = cmd("HDEL").arg(world.segment.orders()).arg(&mark).to_owned();
     let _: i64 = world.redis.run("test", &forget).await.unwrap();
     for role in roles {
         role.stop().await;
@@ -368,7 +368,7 @@ async fn a_release_that_cannot_be_done_is_stuck_until_it_can() {
     publisher.publish(message(3)).await.unwrap().await.unwrap();
     let stuck = async || world.db.texts(SAGAS).await == ["stuck release"];
     eventually("the saga is stuck", PATIENCE, stuck).await;
-    let mend = cmd("HSET").arg(world.shelf.orders()).arg(&mark).arg("phone=1").to_owned();
+    let mend = cmd("HSET").arg(world.segment.orders()).arg(&mark).arg("phone=1").to_owned();
     let _: i64 = world.redis.run("test", &mend).await.unwrap();
     publisher.publish(message(0)).await.unwrap().await.unwrap();
     let undone = async || world.db.texts(SAGAS).await == ["undone release"];

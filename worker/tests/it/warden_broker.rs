@@ -34,7 +34,7 @@ async fn a_confirmed_order_survives_a_broker_that_lost_everything() {
     place.until_sells(&edge).await;
     let order = place.ask(&edge.instance, "b").await.unwrap();
     place.broker.publish_orders(std::slice::from_ref(&order)).await;
-    place.run(&["XDEL", &place.shelf.journal(), &format!("{}-{}", order.epoch, order.seq)]).await;
+    place.run(&["XDEL", &place.segment.journal(), &format!("{}-{}", order.epoch, order.seq)]).await;
     place.broker.wipe();
     assert!(!as_described(&place).await);
     let _orders = place.orders();
@@ -108,10 +108,10 @@ async fn a_broker_that_falls_silent_is_waited_for_and_no_segments_trouble() {
     // Orders that nobody publishes but a warden, as soon as they are old enough.
     let forgotten = async |who: &str| {
         let order = place.ask(&edge.instance, who).await.unwrap();
-        place.run(&["XTRIM", &place.shelf.journal(), "MAXLEN", "0"]).await;
+        place.run(&["XTRIM", &place.segment.journal(), "MAXLEN", "0"]).await;
         let record = place.record(&order.order).await.unwrap();
         let old = Record { accepted: Millis(record.accepted.0 - 10_000), ..record };
-        place.run(&["HSET", &place.shelf.orders(), &order.order.field(), &old.to_string()]).await;
+        place.run(&["HSET", &place.segment.orders(), &order.order.field(), &old.to_string()]).await;
         order.order
     };
     let before = forgotten("ann").await;

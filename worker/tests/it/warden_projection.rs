@@ -96,8 +96,8 @@ async fn a_sale_that_is_long_over_leaves_redis_even_when_its_withdrawal_was_cut_
             )
             .await;
         if cut_short {
-            let shelf = &place.shelf;
-            place.run(&["UNLINK", &shelf.meta(), &shelf.stock(), &shelf.orders()]).await;
+            let segment = &place.segment;
+            place.run(&["UNLINK", &segment.meta(), &segment.stock(), &segment.orders()]).await;
         }
         let _warden = place.warden("");
         eventually("nothing of it is in redis", PATIENCE, async || {
@@ -151,7 +151,7 @@ async fn a_sale_that_ended_long_ago_closes_by_itself_once_nothing_of_it_is_unpai
     assert_eq!(place.view().await.unwrap().step, SaleStep::Open);
     place.db.store.cancel(&order.order, &order.user).await.unwrap();
     eventually("it is closed", PATIENCE, async || place.view().await.unwrap().step == SaleStep::Closed).await;
-    let row = place.db.store.sale(&place.shelf.sale).await.unwrap().unwrap();
+    let row = place.db.store.sale(&place.segment.sale).await.unwrap().unwrap();
     assert_eq!(row.closed_from, Some(SaleStep::Open));
     let by = place.db.texts("SELECT who || ' ' || action FROM audit_log WHERE who = 'sluice'").await;
     assert_eq!(by, ["sluice sale.close"]);

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::SaleId;
-use sluice_shared::keys::{GENERATION, Shelf};
+use sluice_shared::keys::{GENERATION, Segment};
 use sluice_shared::record::Record;
 use sluice_shared::redis::cmd;
 use sluice_shared::sale::SaleStep;
@@ -40,7 +40,7 @@ async fn until_refused(place: &Place, times: i64) {
 
 async fn age(place: &Place, record: Record, field: &str) {
     let old = Record { accepted: Millis(record.accepted.0 - 10_000), ..record };
-    place.run(&["HSET", &place.shelf.orders(), field, &old.to_string()]).await;
+    place.run(&["HSET", &place.segment.orders(), field, &old.to_string()]).await;
 }
 
 #[tokio::test]
@@ -49,7 +49,7 @@ async fn an_accepted_order_without_a_row_is_published_again() {
     warden.stop().await;
     let order = place.ask(&edge.instance, "bob").await.unwrap();
     let young = place.ask(&edge.instance, "eve").await.unwrap();
-    place.run(&["XTRIM", &place.shelf.journal(), "MAXLEN", "0"]).await;
+    place.run(&["XTRIM", &place.segment.journal(), "MAXLEN", "0"]).await;
     let record = place.record(&order.order).await.unwrap();
     age(&place, record, &order.order.field()).await;
     let warden = place.warden(OFTEN);
@@ -201,7 +201,7 @@ async fn tear(place: &Place, key: &str) {
 async fn a_segment_that_cannot_be_read_holds_no_other_sale_up() {
     let place = Place::new(10).await;
     // Its name comes first.
-    let broken = Shelf::new(SaleId::parse("broken").unwrap(), 0);
+    let broken = Segment::new(SaleId::parse("broken").unwrap(), 0);
     place.make("broken", 10).await;
     for step in [SaleStep::Preloaded, SaleStep::Open] {
         place.step_of(&broken.sale, step).await;
@@ -210,7 +210,7 @@ async fn a_segment_that_cannot_be_read_holds_no_other_sale_up() {
     warden.stop().await;
     tear(&place, &broken.orders()).await;
     let order = place.ask(&edge.instance, "bob").await.unwrap();
-    place.run(&["XTRIM", &place.shelf.journal(), "MAXLEN", "0"]).await;
+    place.run(&["XTRIM", &place.segment.journal(), "MAXLEN", "0"]).await;
     let record = place.record(&order.order).await.unwrap();
     age(&place, record, &order.order.field()).await;
     let warden = place.warden(OFTEN);
@@ -219,11 +219,11 @@ async fn a_segment_that_cannot_be_read_holds_no_other_sale_up() {
         .await;
     // After a loss it stays in doubt, and the others are looked at all the same.
     let young = place.ask(&edge.instance, "dave").await.unwrap();
-    place.run(&["XTRIM", &place.shelf.journal(), "MAXLEN", "0"]).await;
+    place.run(&["XTRIM", &place.segment.journal(), "MAXLEN", "0"]).await;
     place.broker.wipe();
     eventually("all are looked at", PATIENCE, || place.written(&young.order)).await;
     let order = place.ask(&edge.instance, "eve").await.unwrap();
-    place.run(&["XTRIM", &place.shelf.journal(), "MAXLEN", "0"]).await;
+    place.run(&["XTRIM", &place.segment.journal(), "MAXLEN", "0"]).await;
     let record = place.record(&order.order).await.unwrap();
     age(&place, record, &order.order.field()).await;
     eventually("its row", PATIENCE, || place.written(&order.order)).await;
@@ -249,7 +249,7 @@ async fn a_stock_change_that_was_interrupted_is_completed() {
     warden.stop().await;
     let left = place.left().await;
     let change = StockChange {
-        sale: place.shelf.sale.clone(),
+        sale: place.segment.sale.clone(),
         key: "k1".to_owned(),
         sku: sku("phone"),
         delta: 5,
@@ -266,7 +266,7 @@ async fn a_stock_change_that_was_interrupted_is_completed() {
     .await;
     let init: Option<String> = place
         .redis
-        .run("test", &cmd("HGET").arg(place.shelf.meta()).arg("init:phone").to_owned())
+        .run("test", &cmd("HGET").arg(place.segment.meta()).arg("init:phone").to_owned())
         .await
         .unwrap();
     assert_eq!(init.as_deref(), Some("15"));
@@ -278,7 +278,7 @@ async fn what_a_closed_sale_has_without_a_row_is_published_again_too() {
         let (place, warden, _orders, edge) = Place::open(10).await;
         warden.stop().await;
         let order = place.ask(&edge.instance, "bob").await.unwrap();
-        place.run(&["XTRIM", &place.shelf.journal(), "MAXLEN", "0"]).await;
+        place.run(&["XTRIM", &place.segment.journal(), "MAXLEN", "0"]).await;
         let record = place.record(&order.order).await.unwrap();
         age(&place, record, &order.order.field()).await;
         place.step(SaleStep::Closed).await;

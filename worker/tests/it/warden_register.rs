@@ -8,7 +8,7 @@ use sluice_bench::proxy::Proxy;
 use sluice_bench::proxy::frames::Protocol;
 use sluice_bench::proxy::rules::Trap;
 use sluice_shared::ids::{InstanceId, SaleId};
-use sluice_shared::keys::{EDGES, REGISTER, Shelf};
+use sluice_shared::keys::{EDGES, REGISTER, Segment};
 use sluice_shared::message::Accepted;
 use sluice_shared::redis::cmd;
 use sluice_shared::sale::SaleStep;
@@ -140,10 +140,10 @@ async fn a_new_sale_and_a_new_leader_know_every_registered_edge() {
     .unwrap();
     place.step(SaleStep::Paused).await;
     for (segment, units) in [(0, "4"), (1, "3")] {
-        let shelf = Shelf::new(SaleId::parse("second").unwrap(), segment);
+        let segment = Segment::new(SaleId::parse("second").unwrap(), segment);
         eventually("admitted", PATIENCE, || async {
             let mut get = cmd("HMGET");
-            get.arg(shelf.meta()).arg(format!("edge:{}", edge.instance)).arg("init:phone");
+            get.arg(segment.meta()).arg(format!("edge:{}", edge.instance)).arg("init:phone");
             let both: Vec<Option<String>> = place.redis.run("test", &get).await.unwrap();
             both == [Some("1".to_owned()), Some(units.to_owned())]
         })
@@ -221,7 +221,7 @@ async fn a_silent_edge_leaves_the_register_once_no_journal_holds_an_order_of_its
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(struck(&place, instance.as_str()).await, None, "its order is in the journal");
     place.broker.publish_orders(std::slice::from_ref(&order)).await;
-    place.run(&["XDEL", &place.shelf.journal(), &format!("{}-{}", order.epoch, order.seq)]).await;
+    place.run(&["XDEL", &place.segment.journal(), &format!("{}-{}", order.epoch, order.seq)]).await;
     let why = until_struck(&place, instance.as_str()).await;
     assert_eq!(why, "silent for 1 s, nothing left of it");
     assert!(warden.metrics().contains("sluice_warden_struck_edges_total 1"));

@@ -111,11 +111,11 @@ async fn accepted_orders_without_a_row_are_written_first() {
     let journalled = place.ask(&edge.instance, "bob").await.unwrap();
     let forgotten = place.ask(&edge.instance, "eve").await.unwrap();
     let entry = format!("{}-{}", forgotten.epoch, forgotten.seq);
-    place.run(&["XDEL", &place.shelf.journal(), &entry]).await;
+    place.run(&["XDEL", &place.segment.journal(), &entry]).await;
     place.server.crash_and_restart();
     until_epoch(&place, 2).await;
     assert!(place.written(&journalled.order).await && place.written(&forgotten.order).await);
-    let entries: u64 = place.redis.run("test", cmd("XLEN").arg(place.shelf.journal())).await.unwrap();
+    let entries: u64 = place.redis.run("test", cmd("XLEN").arg(place.segment.journal())).await.unwrap();
     assert_eq!(entries, 0);
     assert_eq!(place.db.count("SELECT count(*) FROM fenced_messages").await, 0);
 }
@@ -146,7 +146,7 @@ async fn restored(place: &Place, orders: &[&Accepted]) {
     }
     let report = sluice_worker::audit::judge(&place.db.store, &place.redis, None).await.unwrap();
     assert!(report.balanced, "{report:#?}");
-    for key in place.shelf.staged(place.epoch().await) {
+    for key in place.segment.staged(place.epoch().await) {
         assert_eq!(place.redis.run::<u64>("test", cmd("EXISTS").arg(key)).await, Ok(0));
     }
 }
@@ -156,7 +156,7 @@ async fn a_unit_too_many_is_put_right_from_the_books() {
     let (mut place, _warden, _orders, edge) = Place::open(10).await;
     let order = place.bought(&edge.instance, "bob").await;
     let left = place.left().await;
-    place.run(&["HINCRBY", &place.shelf.stock(), "phone", "1"]).await;
+    place.run(&["HINCRBY", &place.segment.stock(), "phone", "1"]).await;
     place.server.crash_and_restart();
     until_epoch(&place, 2).await;
     assert_eq!(place.left().await, left);
@@ -180,17 +180,17 @@ async fn records_that_are_missing_are_restored_from_the_books() {
     };
     place.db.store.notice(&notice).await.unwrap();
     // The tail is lost: of three orders, and of what they took.
-    let orders = place.shelf.orders();
+    let orders = place.segment.orders();
     for (order, mark) in [(&bob, "@bob"), (&eve, "@eve"), (&ida, "@ida")] {
         place.run(&["HDEL", &orders, &order.order.field(), mark]).await;
-        place.run(&["HINCRBY", &place.shelf.stock(), "phone", "1"]).await;
+        place.run(&["HINCRBY", &place.segment.stock(), "phone", "1"]).await;
     }
-    place.run(&["HSET", &place.shelf.meta(), "seq", &(bob.seq - 1).to_string()]).await;
+    place.run(&["HSET", &place.segment.meta(), "seq", &(bob.seq - 1).to_string()]).await;
     place.server.crash_and_restart();
     until_epoch(&place, 2).await;
     restored(&place, &[&bob, &eve, &ida]).await;
     // What was there is kept for a day.
-    let [_, _, lost, _] = place.shelf.lost();
+    let [_, _, lost, _] = place.segment.lost();
     let kept: i64 = place.redis.run("test", cmd("PTTL").arg(&lost)).await.unwrap();
     assert!(kept > 23 * 3_600_000, "{kept}");
     let next = place.ask(&edge.instance, "kim").await.unwrap();
@@ -227,7 +227,7 @@ async fn a_wiped_redis_is_restored_with_all_orders() {
     let left = place.left().await;
     // What an earlier warden began and did not finish is in nobody's way.
     place.run(&["FLUSHALL"]).await;
-    let [meta, _, orders, _] = place.shelf.staged(9);
+    let [meta, _, orders, _] = place.segment.staged(9);
     place.run(&["HSET", &meta, "fence", "demo:0:9"]).await;
     place.run(&["HSET", &orders, "@ghost", "phone=7"]).await;
     until_epoch(&place, 2).await;
@@ -241,15 +241,15 @@ async fn a_key_that_is_gone_is_restored() {
     let (place, _warden, _orders, edge) = Place::open(10).await;
     let bob = place.bought(&edge.instance, "bob").await;
     let left = place.left().await;
-    let (shelf, mut epoch) = (&place.shelf, 1);
-    for key in [shelf.stock(), shelf.orders(), shelf.journal()] {
+    let (segment, mut epoch) = (&place.segment, 1);
+    for key in [segment.stock(), segment.orders(), segment.journal()] {
         place.run(&["DEL", &key]).await;
         epoch += 1;
         until_epoch(&place, epoch).await;
         assert_eq!(place.left().await, left, "{key}");
         assert!(place.record(&bob.order).await.is_some(), "{key}");
     }
-    place.run(&["HSET", &shelf.meta(), "seq", "many"]).await;
+    place.run(&["HSET", &segment.meta(), "seq", "many"]).await;
     until_epoch(&place, epoch + 1).await;
     place.until_sells(&edge).await;
 }
@@ -288,16 +288,16 @@ async fn accepted_orders_that_turn_up_in_a_damaged_segment_are_written_before_it
     let eve = place.ask(&edge.instance, "eve").await.unwrap();
     let record = place.record(&eve.order).await.unwrap().to_string();
     let (field, entry) = (eve.order.field(), format!("{}-{}", eve.epoch, eve.seq));
-    place.run(&["HDEL", &place.shelf.orders(), &field]).await;
-    place.run(&["XDEL", &place.shelf.journal(), &entry]).await;
+    place.run(&["HDEL", &place.segment.orders(), &field]).await;
+    place.run(&["XDEL", &place.segment.journal(), &entry]).await;
     let kim = place.ask(&edge.instance, "kim").await.unwrap();
     // Without a writer no barrier comes through: it is drained, and nothing is compared yet.
     orders.kill().await;
     place.server.crash_and_restart();
-    let entries = async || place.redis.run::<u64>("test", cmd("XLEN").arg(place.shelf.journal())).await;
+    let entries = async || place.redis.run::<u64>("test", cmd("XLEN").arg(place.segment.journal())).await;
     eventually("it is drained", PATIENCE, async || entries().await == Ok(0)).await;
-    place.run(&["HSET", &place.shelf.orders(), &field, &record]).await;
-    place.run(&["HINCRBY", &place.shelf.stock(), "phone", "1"]).await;
+    place.run(&["HSET", &place.segment.orders(), &field, &record]).await;
+    place.run(&["HINCRBY", &place.segment.stock(), "phone", "1"]).await;
     let _orders = place.orders();
     until_epoch(&place, 2).await;
     restored(&place, &[&bob, &eve, &kim]).await;
@@ -308,7 +308,7 @@ pub async fn unknown_to_the_books(place: &Place, edge: &Edge) -> Accepted {
     let order = place.bought(&edge.instance, "bob").await;
     let mut record = place.record(&order.order).await.unwrap();
     record.state = OrderState::PendingPayment;
-    place.run(&["HSET", &place.shelf.orders(), &order.order.field(), &record.to_string()]).await;
+    place.run(&["HSET", &place.segment.orders(), &order.order.field(), &record.to_string()]).await;
     place.db.run("DELETE FROM orders WHERE user_id = 'bob'").await;
     order
 }
@@ -379,7 +379,7 @@ async fn a_stock_change_that_is_half_done_fits_the_books() {
         let left = place.left().await;
         for (key, delta) in [("k1", 5), ("k2", -2)] {
             let change = StockChange {
-                sale: place.shelf.sale.clone(),
+                sale: place.segment.sale.clone(),
                 key: key.to_owned(),
                 sku: sku("phone"),
                 delta,
@@ -413,7 +413,7 @@ async fn an_epoch_that_nobody_was_asked_to_close_is_not_ended() {
     until_asked(&place).await;
     place.db.run("UPDATE segments SET epoch = 2").await;
     let asked = || async {
-        let get = cmd("HGET").arg("sluice:reopening").arg(place.shelf.name()).to_owned();
+        let get = cmd("HGET").arg("sluice:reopening").arg(place.segment.name()).to_owned();
         let text: Option<String> = place.redis.run("test", &get).await.unwrap();
         text.and_then(|text| Some(Question::parse(&text)?.epoch))
     };
@@ -428,7 +428,7 @@ async fn an_epoch_that_nobody_was_asked_to_close_is_not_ended() {
 #[tokio::test]
 async fn a_sale_whose_edges_were_asked_by_a_warden_that_leads_no_more_is_opened_again() {
     let (place, _warden, _orders, edge) = Place::open(10).await;
-    place.run(&["HSET", "sluice:reopening", &place.shelf.name(), "1@5"]).await;
+    place.run(&["HSET", "sluice:reopening", &place.segment.name(), "1@5"]).await;
     until_epoch(&place, 2).await;
     place.until_sells(&edge).await;
 }
@@ -437,10 +437,10 @@ async fn a_sale_whose_edges_were_asked_by_a_warden_that_leads_no_more_is_opened_
 async fn a_key_of_another_type_or_a_torn_field_is_put_right_from_the_books() {
     let (place, _warden, _orders, edge) = Place::open(100).await;
     let order = place.bought(&edge.instance, "bob").await;
-    let (shelf, mut epoch) = (place.shelf.clone(), 1);
-    let keys = [shelf.meta(), shelf.stock(), shelf.orders(), shelf.journal()];
+    let (segment, mut epoch) = (place.segment.clone(), 1);
+    let keys = [segment.meta(), segment.stock(), segment.orders(), segment.journal()];
     let types = keys.iter().map(|key| vec!["SET", key.as_str(), "no such thing"]);
-    let meta = shelf.meta();
+    let meta = segment.meta();
     let fields = ["seq", "jmax", "starts", "ends", "cfg", "state"];
     let fields = fields.iter().map(|field| vec!["HSET", meta.as_str(), *field, "perhaps"]);
     for damage in types.chain(fields) {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use sluice_shared::ids::SaleId;
-use sluice_shared::keys::Shelf;
+use sluice_shared::keys::Segment;
 use sluice_shared::record::{OrderState, Record};
 use sluice_shared::redis::cmd;
 use sluice_shared::sale::SaleStep;
@@ -86,7 +86,7 @@ async fn a_frozen_sale_with_a_thousand_dead_orders_disturbs_nobody() {
     let (mut place, _warden, _orders, edge) = Place::open(100).await;
     let closed = closed(&place, "closed").await;
     let number = place.make("stuck", 10_000).await;
-    let stuck = Shelf::new(SaleId::parse("stuck").unwrap(), 0);
+    let stuck = Segment::new(SaleId::parse("stuck").unwrap(), 0);
     for step in [SaleStep::Preloaded, SaleStep::Open] {
         place.step_of(&stuck.sale, step).await;
     }

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use sluice_shared::ids::SaleId;
-use sluice_shared::keys::Shelf;
+use sluice_shared::keys::Segment;
 use sluice_shared::record::{OrderState, Record};
 use sluice_shared::redis::cmd;
 use sluice_shared::sale::SaleStep;
@@ -14,8 +14,8 @@ use crate::warden_reopen::{unknown_to_the_books, until_asked};
 use crate::warden_world::{PATIENCE, Place};
 
 /// A sale that was on the shelf and is over.
-pub async fn closed(place: &Place, sale: &str) -> Shelf {
-    let closed = Shelf::new(SaleId::parse(sale).unwrap(), 0);
+pub async fn closed(place: &Place, sale: &str) -> Segment {
+    let closed = Segment::new(SaleId::parse(sale).unwrap(), 0);
     place.make(sale, 10).await;
     for step in [SaleStep::Preloaded, SaleStep::Open] {
         place.step_of(&closed.sale, step).await;
@@ -40,7 +40,7 @@ async fn a_closed_sale_is_opened_again_after_those_that_sell() {
     edge.answers.store(true, Ordering::Relaxed);
     eventually("the closed one is open again", PATIENCE, || async {
         let [closed, selling] =
-            [place.db.store.epoch(&closed).await, place.db.store.epoch(&place.shelf).await]
+            [place.db.store.epoch(&closed).await, place.db.store.epoch(&place.segment).await]
                 .map(|epoch| epoch.unwrap().unwrap_or(1));
         assert!(closed <= selling, "{closed} before {selling}");
         closed == 2
@@ -67,9 +67,9 @@ async fn a_sale_that_cannot_be_opened_holds_closed_ones_up_for_ten_seconds() {
 async fn closed_sales_are_opened_again_eight_at_a_time() {
     let (mut place, warden, _orders, edge) = Place::open(10).await;
     place.step(SaleStep::Closed).await;
-    let mut shelves = vec![place.shelf.clone()];
+    let mut segments = vec![place.segment.clone()];
     for n in 0..10 {
-        shelves.push(closed(&place, &format!("closed-{n}")).await);
+        segments.push(closed(&place, &format!("closed-{n}")).await);
     }
     let asked = async || place.redis.run::<usize>("test", cmd("HLEN").arg("sluice:reopening")).await;
     edge.answers.store(false, Ordering::Relaxed);
@@ -82,10 +82,10 @@ async fn closed_sales_are_opened_again_eight_at_a_time() {
     eventually("all are open again", PATIENCE, async || {
         assert!(asked().await.unwrap() <= 8);
         let mut open = 0;
-        for shelf in &shelves {
-            open += usize::from(place.db.store.epoch(shelf).await.unwrap() == Some(2));
+        for segment in &segments {
+            open += usize::from(place.db.store.epoch(segment).await.unwrap() == Some(2));
         }
-        open == shelves.len()
+        open == segments.len()
     })
     .await;
     eventually("none is frozen", PATIENCE, async || {
@@ -130,20 +130,20 @@ async fn sales_that_stay_frozen_keep_no_place_from_one_that_can_be_opened() {
     let known = place.record(&order.order).await.unwrap();
     let record = Record { state: OrderState::PendingPayment, ..known }.to_string();
     // Their names come first.
-    let shelves: Vec<Shelf> =
-        (0..26).map(|n| Shelf::new(SaleId::parse(&format!("behind-{n:02}")).unwrap(), 0)).collect();
-    for shelf in &shelves {
-        place.make(shelf.sale.as_str(), 10).await;
+    let segments: Vec<Segment> =
+        (0..26).map(|n| Segment::new(SaleId::parse(&format!("behind-{n:02}")).unwrap(), 0)).collect();
+    for segment in &segments {
+        place.make(segment.sale.as_str(), 10).await;
         for step in [SaleStep::Preloaded, SaleStep::Open] {
-            place.step_of(&shelf.sale, step).await;
+            place.step_of(&segment.sale, step).await;
         }
     }
-    for shelf in &shelves {
-        let there = cmd("EXISTS").arg(shelf.meta()).to_owned();
+    for segment in &segments {
+        let there = cmd("EXISTS").arg(segment.meta()).to_owned();
         let there = async || place.redis.run::<u64>("test", &there).await == Ok(1);
         eventually("it is on the shelf", PATIENCE, there).await;
         // The books have never heard of it.
-        place.run(&["HSET", &shelf.orders(), &order.order.field(), &record]).await;
+        place.run(&["HSET", &segment.orders(), &order.order.field(), &record]).await;
     }
     place.server.crash_and_restart();
     eventually("it sells again", PATIENCE, async || {

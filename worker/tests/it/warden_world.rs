@@ -8,13 +8,13 @@ use std::time::Duration;
 use sluice_shared::clock::Millis;
 use sluice_shared::config::Settings;
 use sluice_shared::ids::{InstanceId, OrderId, SaleId, SkuId, UserId};
-use sluice_shared::keys::{EDGES, REOPENING, SALES, Shelf};
+use sluice_shared::keys::{EDGES, REOPENING, SALES, Segment};
 use sluice_shared::lines::Lines;
 use sluice_shared::message::Accepted;
 use sluice_shared::record::Record;
 use sluice_shared::redis::{Redis, cmd};
 use sluice_shared::sale::{AcceptAfter, Heartbeat, Question, SaleStep, SaleView};
-use sluice_shared::script::{Answer, Ask, Reserved, ShelfScripts};
+use sluice_shared::script::{Answer, Ask, Reserved, SegmentScripts};
 use sluice_shared::testing::{PrivateRedis, eventually};
 use sluice_worker::config::{Config, DEFAULTS};
 use sluice_worker::role::{self, Context, Role};
@@ -36,7 +36,7 @@ pub struct Place {
     /// Where Redis is reached: the server's own address, or that of a proxy before it.
     pub url: String,
     pub redis: Redis,
-    pub shelf: Shelf,
+    pub segment: Segment,
     pub number: u32,
 }
 
@@ -136,8 +136,8 @@ impl Place {
         let (db, broker, server) = (TestDatabase::new().await, Vhost::new().await, PrivateRedis::start());
         let url = through(&server);
         let redis = connect(&url);
-        let shelf = Shelf::new(SaleId::parse("demo").unwrap(), 0);
-        let mut place = Self { db, broker, server, url, redis, shelf, number: 0 };
+        let segment = Segment::new(SaleId::parse("demo").unwrap(), 0);
+        let mut place = Self { db, broker, server, url, redis, segment, number: 0 };
         place.number = place.make("demo", stock).await;
         place
     }
@@ -190,7 +190,7 @@ impl Place {
     /// One sale more, of a higher number, which sells; from now on the place is about it.
     pub async fn open_another(&mut self, sale: &str, stock: u64, edge: &Edge) {
         self.number = self.make(sale, stock).await;
-        self.shelf = Shelf::new(SaleId::parse(sale).unwrap(), 0);
+        self.segment = Segment::new(SaleId::parse(sale).unwrap(), 0);
         self.open_step().await;
         self.until_sells(edge).await;
     }
@@ -206,7 +206,7 @@ impl Place {
     }
 
     pub async fn step(&self, to: SaleStep) {
-        self.step_of(&self.shelf.sale, to).await;
+        self.step_of(&self.segment.sale, to).await;
     }
 
     pub async fn step_of(&self, sale: &SaleId, to: SaleStep) {
@@ -284,23 +284,23 @@ impl Place {
     }
 
     pub async fn epoch(&self) -> u64 {
-        self.db.store.epoch(&self.shelf).await.unwrap().unwrap_or(0)
+        self.db.store.epoch(&self.segment).await.unwrap().unwrap_or(0)
     }
 
     /// The sale as edges see it.
     pub async fn view(&self) -> Option<SaleView> {
-        let get = cmd("HGET").arg(SALES).arg(self.shelf.sale.as_str()).to_owned();
+        let get = cmd("HGET").arg(SALES).arg(self.segment.sale.as_str()).to_owned();
         let text: Option<String> = self.redis.run("test", &get).await.ok()?;
         text.map(|text| serde_json::from_str(&text).unwrap())
     }
 
     pub async fn meta(&self, field: &str) -> Option<String> {
-        let get = cmd("HGET").arg(self.shelf.meta()).arg(field).to_owned();
+        let get = cmd("HGET").arg(self.segment.meta()).arg(field).to_owned();
         self.redis.run("test", &get).await.ok().flatten()
     }
 
     pub async fn left(&self) -> i64 {
-        let get = cmd("HGET").arg(self.shelf.stock()).arg("phone").to_owned();
+        let get = cmd("HGET").arg(self.segment.stock()).arg("phone").to_owned();
         self.redis.run("test", &get).await.unwrap()
     }
 
@@ -319,12 +319,12 @@ impl Place {
         let order = OrderId::mint(self.number, 0);
         let lines = Lines::parse("phone=1").unwrap();
         let ask = Ask { uuid: order.uuid, user: user(who), lines, expired: false };
-        let scripts = ShelfScripts::new(self.shelf.clone(), epoch);
+        let scripts = SegmentScripts::new(self.segment.clone(), epoch);
         match scripts.reserve(&self.redis, edge, &[ask]).await {
             Ok(Reserved::Answers(answers)) => match &answers.answers[0] {
                 Answer::Ok(_) => {
                     let record = self.record(&order).await.unwrap();
-                    Ok(Accepted::of(&self.shelf, self.number, order.uuid, &record))
+                    Ok(Accepted::of(&self.segment, self.number, order.uuid, &record))
                 }
                 other => Err(format!("{other:?}")),
             },
@@ -333,7 +333,7 @@ impl Place {
     }
 
     pub async fn record(&self, order: &OrderId) -> Option<Record> {
-        let get = cmd("HGET").arg(self.shelf.orders()).arg(order.field()).to_owned();
+        let get = cmd("HGET").arg(self.segment.orders()).arg(order.field()).to_owned();
         let text: Option<String> = self.redis.run("test", &get).await.unwrap();
         text.map(|text| Record::parse(&text).unwrap())
     }
@@ -344,7 +344,7 @@ impl Place {
         let report = self.db.store.write_orders(std::slice::from_ref(&order)).await.unwrap();
         assert_eq!(report.written, 1);
         let place = format!("{}-{}", order.epoch, order.seq);
-        self.run(&["XDEL", &self.shelf.journal(), &place]).await;
+        self.run(&["XDEL", &self.segment.journal(), &place]).await;
         order
     }
 
@@ -360,7 +360,7 @@ impl Place {
             let Ok(order) = self.ask(&edge.instance, &who).await else { return false };
             self.db.store.write_orders(std::slice::from_ref(&order)).await.unwrap();
             let place = format!("{}-{}", order.epoch, order.seq);
-            self.run(&["XDEL", &self.shelf.journal(), &place]).await;
+            self.run(&["XDEL", &self.segment.journal(), &place]).await;
             true
         })
         .await;
@@ -381,7 +381,7 @@ async fn beat_on(
         {
             beat.closed = asked
                 .into_iter()
-                .map(|(shelf, question)| (shelf, Question::parse(&question).unwrap()))
+                .map(|(segment, question)| (segment, Question::parse(&question).unwrap()))
                 .collect();
         }
         beat.draining = draining.load(Ordering::Relaxed);

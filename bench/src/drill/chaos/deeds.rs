@@ -139,7 +139,7 @@ impl Doer<'_> {
 
     fn kill_redis(&self, fault: Fault, away: Duration, details: &str) -> Result<()> {
         let redis = &self.ground.redis;
-        let _held = hold(&self.ground.shelves);
+        let _held = hold(&self.ground.segments);
         let number = self.journal.begin(fault, details);
         redis.primary().end(Signal::SIGKILL)?;
         std::thread::sleep(away);
@@ -162,7 +162,7 @@ impl Doer<'_> {
         let time = if long { millis(random, 6_500..8_000) } else { millis(random, 1_000..5_000) };
         let details = format!("SIGSTOP for {} ms", time.as_millis());
         let ground = self.ground;
-        let _redis = (fault.victim == "redis").then(|| hold(&ground.shelves));
+        let _redis = (fault.victim == "redis").then(|| hold(&ground.segments));
         let servers = match fault.victim {
             "rabbitmq" => Some(hold(&ground.broker)),
             "postgres" => Some(hold(&ground.database)),
@@ -211,7 +211,7 @@ impl Doer<'_> {
     /// Redis may not let any file grow: it cannot write, and with `always` it ends.
     fn full_disk(&self, fault: Fault) -> Result<()> {
         let ground = self.ground;
-        let _held = hold(&ground.shelves);
+        let _held = hold(&ground.segments);
         let node = ground.redis.primary();
         let size = newest(&node.data.join("appendonlydir"))?.metadata()?.len() + 777;
         let number = self.journal.begin(fault, "no file may grow by more than 777 bytes");
@@ -237,7 +237,7 @@ impl Doer<'_> {
             return self.wipe_broker(fault);
         }
         let ground = self.ground;
-        let _held = hold(&ground.shelves);
+        let _held = hold(&ground.segments);
         ground.redis.wait_for_replica()?;
         if fault.deed == Deed::StalePromotion {
             return self.promote_stale(fault, random);

@@ -14,7 +14,7 @@ use crate::admin::Admin;
 use crate::client::call::call;
 use crate::drill::wait_for;
 use crate::environment::Environment;
-use crate::fleet::redis::Shelves;
+use crate::fleet::redis::RedisPair;
 use crate::fleet::{Base, Fleet, Store, address_in, free_port, redirected};
 use crate::proxy::Proxy;
 use crate::proxy::frames::Protocol;
@@ -35,9 +35,9 @@ pub(super) struct Ground {
     /// The way of the drill itself to the present primary.
     way: Proxy,
     /// Redis and its replica; held by who breaks Redis.
-    pub(super) shelves: Mutex<()>,
+    pub(super) segments: Mutex<()>,
     /// Their handle.
-    pub(super) redis: Shelves,
+    pub(super) redis: RedisPair,
     /// RabbitMQ.
     pub(super) broker: Mutex<Servers>,
     /// PostgreSQL.
@@ -73,7 +73,7 @@ impl Ground {
         }
         let mut fleet = Fleet::new(folder.to_owned(), base, seed)?;
         let first = address_in(environment.value("SLUICE_REDIS_URL")?)?;
-        let redis = Shelves::new(&folder.canonicalize()?, &home.join("redis"), first)?;
+        let redis = RedisPair::new(&folder.canonicalize()?, &home.join("redis"), first)?;
         for (name, kind) in MEMBERS {
             fleet.add(name, kind)?;
         }
@@ -91,7 +91,7 @@ impl Ground {
         Ok(Self {
             fleet,
             way,
-            shelves: Mutex::new(()),
+            segments: Mutex::new(()),
             redis,
             broker: Mutex::new(Servers::new(home.clone())),
             database: Mutex::new(Servers::new(home.clone())),

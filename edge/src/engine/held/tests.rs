@@ -9,8 +9,8 @@ use super::*;
 use crate::engine::lane::REST;
 use crate::engine::room::Room;
 
-fn shelf() -> Arc<Shelf> {
-    Arc::new(Shelf::new(SaleId::parse("sale").unwrap(), 0))
+fn segment() -> Arc<Segment> {
+    Arc::new(Segment::new(SaleId::parse("sale").unwrap(), 0))
 }
 
 fn order(n: u8) -> OrderId {
@@ -19,14 +19,14 @@ fn order(n: u8) -> OrderId {
 
 fn arrival(n: u8, stamp: u64) -> Arrival {
     let (order, entry) = (order(n), (1, u64::from(n)));
-    let parcel = Parcel { order, shelf: shelf(), stamp, entry, body: vec![n, stamp as u8] };
+    let parcel = Parcel { order, segment: segment(), stamp, entry, body: vec![n, stamp as u8] };
     Arrival { parcel, place: Room::new(9).take().unwrap(), waiter: None }
 }
 
 /// Three orders of epoch 1.
 fn three() -> (Held, Instant) {
     let (mut held, now) = (Held::new(4), Instant::now());
-    held.accept(&shelf(), 1, [1, 2, 3].map(|n| arrival(n, 1)), now).unwrap();
+    held.accept(&segment(), 1, [1, 2, 3].map(|n| arrival(n, 1)), now).unwrap();
     (held, now)
 }
 
@@ -40,7 +40,7 @@ fn what_was_sent_is_held_until_it_is_confirmed() {
     let jobs = sent(&mut held, now);
     assert_eq!(jobs.iter().map(|job| job.1).collect::<Vec<_>>(), [1, 2, 3]);
     assert_eq!((held.len(), sent(&mut held, now).len()), (3, 0));
-    held.close(&shelf(), 1);
+    held.close(&segment(), 1);
     assert!(held.nothing_held().is_empty(), "bytes on the way are no confirm");
     let done = held.confirmed(&[jobs[0].0, jobs[2].0]);
     assert_eq!(done.iter().map(|parcel| parcel.entry).collect::<Vec<_>>(), [(1, 1), (1, 3)]);
@@ -70,22 +70,22 @@ fn what_the_broker_gave_back_is_held_and_goes_out_again() {
 #[test]
 fn a_closed_epoch_takes_nothing_in_and_is_never_opened_again() {
     let mut held = Held::new(1);
-    held.close(&shelf(), 3);
-    held.close(&shelf(), 2);
+    held.close(&segment(), 3);
+    held.close(&segment(), 2);
     let now = Instant::now();
     for epoch in [1, 2, 3] {
-        assert_eq!(held.accept(&shelf(), epoch, [arrival(1, epoch)], now), Err(Closed));
+        assert_eq!(held.accept(&segment(), epoch, [arrival(1, epoch)], now), Err(Closed));
     }
-    assert_eq!((held.len(), held.closed(&shelf())), (0, 3));
+    assert_eq!((held.len(), held.closed(&segment())), (0, 3));
     assert!(!held.adopt(arrival(1, 3).parcel, Room::new(1).take().unwrap(), now));
-    held.accept(&shelf(), 4, [arrival(1, 4)], now).unwrap();
+    held.accept(&segment(), 4, [arrival(1, 4)], now).unwrap();
     assert_eq!(held.nothing_held().get("sale:0"), Some(&3), "a later epoch is none of the question");
 }
 
 #[test]
 fn what_is_held_goes_on_being_published_after_its_epoch_was_closed() {
     let (mut held, now) = three();
-    held.close(&shelf(), 1);
+    held.close(&segment(), 1);
     assert_eq!(sent(&mut held, now).len(), 3);
 }
 
@@ -94,8 +94,8 @@ fn what_is_held_goes_on_being_published_after_its_epoch_was_closed() {
 fn an_order_accepted_again_under_a_newer_epoch_is_held_anew() {
     let (mut held, now) = three();
     let old = sent(&mut held, now);
-    held.accept(&shelf(), 2, [arrival(1, 2)], now).unwrap();
-    held.close(&shelf(), 1);
+    held.accept(&segment(), 2, [arrival(1, 2)], now).unwrap();
+    held.close(&segment(), 1);
     held.confirmed(&[old[0].0, old[1].0, old[2].0]);
     assert!(held.holds(&order(1)));
     assert_eq!(held.nothing_held().get("sale:0"), Some(&1));
@@ -107,7 +107,7 @@ fn an_order_accepted_again_under_a_newer_epoch_is_held_anew() {
 fn an_order_accepted_twice_is_held_once_and_both_are_told() {
     let (mut held, now) = three();
     let (tell, mut told) = oneshot::channel();
-    held.accept(&shelf(), 1, [Arrival { waiter: Some(tell), ..arrival(2, 1) }], now).unwrap();
+    held.accept(&segment(), 1, [Arrival { waiter: Some(tell), ..arrival(2, 1) }], now).unwrap();
     let jobs = sent(&mut held, now);
     assert_eq!(jobs.len(), 3);
     assert!(told.try_recv().is_err());
@@ -127,7 +127,7 @@ fn an_entry_that_is_held_already_is_not_adopted() {
 #[test]
 fn a_place_is_given_back_with_the_confirm() {
     let (room, mut held, now) = (Room::new(1), Held::new(1), Instant::now());
-    held.accept(&shelf(), 1, [Arrival { place: room.take().unwrap(), ..arrival(1, 1) }], now).unwrap();
+    held.accept(&segment(), 1, [Arrival { place: room.take().unwrap(), ..arrival(1, 1) }], now).unwrap();
     let job = sent(&mut held, now);
     assert!(room.take().is_none());
     held.confirmed(&[job[0].0]);
@@ -137,15 +137,15 @@ fn a_place_is_given_back_with_the_confirm() {
 #[test]
 fn closed_epochs_are_forgotten_only_with_their_sale() {
     let (mut held, now) = three();
-    held.close(&shelf(), 1);
+    held.close(&segment(), 1);
     held.prune(|_| true);
-    assert_eq!(held.closed(&shelf()), 1, "something is held");
+    assert_eq!(held.closed(&segment()), 1, "something is held");
     let jobs: Vec<Ticket> = sent(&mut held, now).into_iter().map(|job| job.0).collect();
     held.confirmed(&jobs);
     held.prune(|_| false);
-    assert_eq!(held.closed(&shelf()), 1, "the sale lives");
+    assert_eq!(held.closed(&segment()), 1, "the sale lives");
     held.prune(|sale| sale.as_str() == "sale");
-    assert_eq!(held.closed(&shelf()), 0);
+    assert_eq!(held.closed(&segment()), 0);
 }
 
 /// What may happen to held orders.
@@ -190,7 +190,7 @@ proptest! {
             match event {
                 Event::Accept(n, epoch) => {
                     let arrival = Arrival { place: room.take().unwrap(), ..arrival(n, epoch) };
-                    let taken = held.accept(&shelf(), epoch, [arrival], now);
+                    let taken = held.accept(&segment(), epoch, [arrival], now);
                     prop_assert_eq!(taken.is_ok(), epoch > closed);
                     if epoch > closed {
                         let before = model.get(&n).copied();
@@ -225,7 +225,7 @@ proptest! {
                     out.clear();
                 }
                 Event::Close(epoch) => {
-                    held.close(&shelf(), epoch);
+                    held.close(&segment(), epoch);
                     closed = closed.max(epoch);
                 }
                 Event::Confirm(_) | Event::Fail(_) | Event::Wait => now += REST,

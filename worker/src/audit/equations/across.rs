@@ -11,7 +11,7 @@ use crate::audit::Units;
 use crate::audit::broker::Depths;
 use crate::audit::gather::Gathered;
 use crate::audit::rows::{Followed, OfSegment};
-use crate::audit::shelf::{Entry, Seen};
+use crate::audit::segment::{Entry, Seen};
 use crate::warden::verify::expected;
 
 /// An accepted order may be without a row so long.
@@ -24,8 +24,8 @@ pub(super) fn judge(all: &Gathered, depths: Option<Depths>) -> (Sheet, Vec<Units
     let mut sheet = Sheet::default();
     let mut under_way = all.unsent_releases.len() + all.unsent_changes.len() + all.changes.len();
     let queued = |of: fn(&Depths) -> usize| depths.as_ref().map_or(0, of);
-    for (seen, rows) in all.shelves.iter().zip(&all.rows.segments) {
-        let name = || seen.shelf.name();
+    for (seen, rows) in all.segments.iter().zip(&all.rows.segments) {
+        let name = || seen.segment.name();
         under_way += seen.journal.len();
         let title = ("X1", "every live order of the books holds its units in redis");
         sheet.each(title, name(), rows.live, rows.unheld.clone());
@@ -39,7 +39,7 @@ pub(super) fn judge(all: &Gathered, depths: Option<Depths>) -> (Sheet, Vec<Units
         sheet.each(title, name(), rows.known, rows.ahead.clone());
         control(seen, all, &mut sheet);
     }
-    if !all.shelves.is_empty() {
+    if !all.segments.is_empty() {
         stocks(all, &mut sheet);
     }
     let units = units(all, &mut sheet);
@@ -80,7 +80,7 @@ fn unwritten(
     }
     let held = seen.entries.iter().filter(|entry| !entry.released).count();
     let title = ("X2", "every order that holds units has a row, or is on its way to one");
-    sheet.each(title, seen.shelf.name(), held, wrong);
+    sheet.each(title, seen.segment.name(), held, wrong);
     under_way
 }
 
@@ -106,7 +106,7 @@ fn released(seen: &Seen, rows: &OfSegment, all: &Gathered, sheet: &mut Sheet) {
     }
     let released = seen.entries.iter().filter(|entry| entry.released).count();
     let title = ("X5", "units were given back only for orders that are dead in the books");
-    sheet.each(title, seen.shelf.name(), released, wrong);
+    sheet.each(title, seen.segment.name(), released, wrong);
 }
 
 /// A segment that has the version of the books has what they say. An older one is about to get it.
@@ -129,14 +129,14 @@ fn control(seen: &Seen, all: &Gathered, sheet: &mut Sheet) {
         }
     }
     let title = ("X8", "a segment sells when and how the books say");
-    sheet.each(title, seen.shelf.name(), 1 + all.offers.len(), wrong);
+    sheet.each(title, seen.segment.name(), 1 + all.offers.len(), wrong);
 }
 
 /// What was put on all shelves is what the books put on sale.
 fn stocks(all: &Gathered, sheet: &mut Sheet) {
     let mut head = crate::warden::image::Head::default();
     let mut shelved: BTreeMap<&SkuId, i64> = BTreeMap::new();
-    for seen in &all.shelves {
+    for seen in &all.segments {
         head.changes.extend(seen.image.head.changes.iter().cloned());
         for (sku, units) in &seen.image.head.init {
             *shelved.entry(sku).or_default() += signed(*units);
@@ -177,7 +177,7 @@ fn of_sku(all: &Gathered, sku: &SkuId, stock: i64) -> Units {
         difference: 0,
     };
     let mut half_done = 0;
-    for (seen, rows) in all.shelves.iter().zip(&all.rows.segments) {
+    for (seen, rows) in all.segments.iter().zip(&all.rows.segments) {
         units.left += seen.image.head.stock.get(sku).copied().flatten().unwrap_or(0);
         on_their_way(seen, rows, sku, &mut units);
         for (key, _, delta, booked) in all.changes.iter().filter(|change| change.1 == *sku) {
@@ -189,7 +189,7 @@ fn of_sku(all: &Gathered, sku: &SkuId, stock: i64) -> Units {
     if let Some(of) = all.rows.skus.get(sku) {
         (units.held, units.sold) = (of.held, of.sold);
     }
-    if all.shelves.is_empty() {
+    if all.segments.is_empty() {
         units.left = stock - units.held - units.sold;
     }
     let right = units.left + units.journalled + units.in_broker + units.held + units.sold;

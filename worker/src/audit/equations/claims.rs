@@ -7,7 +7,7 @@ use crate::audit::gather::Gathered;
 pub(super) fn judge(all: &Gathered) -> Sheet {
     let mut sheet = Sheet::default();
     let shelved = |order: &sluice_shared::ids::OrderId| {
-        let mut seen = all.shelves.iter().filter(|seen| seen.shelf.segment == order.segment);
+        let mut seen = all.segments.iter().filter(|seen| seen.segment.index == order.segment);
         seen.any(|seen| seen.find(&order.uuid, 0).is_some())
     };
     let open = all.claims.open.iter().filter(|(order, _)| !shelved(order));

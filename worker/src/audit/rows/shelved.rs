@@ -8,7 +8,7 @@ use sluice_shared::ids::OrderId;
 
 use super::About;
 use crate::audit::names::Names;
-use crate::audit::shelf::{Entry, Seen};
+use crate::audit::segment::{Entry, Seen};
 use crate::store::books::OrderFact;
 use crate::warden::behind::{Behind, ahead, behind};
 

@@ -122,7 +122,7 @@ pub(super) async fn sort<'a>(
     writing: &mut PgConnection,
     batch: &'a [Accepted],
 ) -> Result<Sorted<'a>, StoreError> {
-    let shelves: BTreeSet<_> = batch.iter().map(|m| (m.sale.as_str(), m.order.segment)).collect();
+    let segments: BTreeSet<_> = batch.iter().map(|m| (m.sale.as_str(), m.order.segment)).collect();
     let segment = |n: u16| i16::try_from(n).unwrap_or(i16::MAX);
     let terms: Vec<Terms> = sqlx::query_as(
         "SELECT sale, segment, epoch, number, pay_within_seconds
@@ -130,8 +130,8 @@ pub(super) async fn sort<'a>(
          WHERE (sale, segment) IN (SELECT * FROM unnest($1::text[], $2::smallint[]))
          FOR SHARE OF segments",
     )
-    .bind(shelves.iter().map(|(sale, _)| (*sale).to_owned()).collect::<Vec<_>>())
-    .bind(shelves.iter().map(|(_, n)| segment(*n)).collect::<Vec<_>>())
+    .bind(segments.iter().map(|(sale, _)| (*sale).to_owned()).collect::<Vec<_>>())
+    .bind(segments.iter().map(|(_, n)| segment(*n)).collect::<Vec<_>>())
     .fetch_all(&mut *writing)
     .await?;
     let terms: BTreeMap<(&str, i16), &Terms> = terms.iter().map(|t| ((t.0.as_str(), t.1), t)).collect();

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use sluice_shared::ids::OrderId;
-use sluice_shared::keys::Shelf;
+use sluice_shared::keys::Segment;
 use sluice_shared::message::OrderEvent;
 use sluice_shared::record::Record;
 use sluice_shared::sale::SaleView;
@@ -26,7 +26,7 @@ impl Reconciler {
     pub(super) async fn compare(
         &mut self,
         view: &SaleView,
-        wanted: &[(Shelf, u64)],
+        wanted: &[(Segment, u64)],
         look: Look,
     ) -> Result<(), Trouble> {
         let mut after = if look.whole { None } else { self.compared.get(&view.sale).copied() };
@@ -51,8 +51,8 @@ impl Reconciler {
 
     /// Asks again for releases that got lost on their way.
     pub(super) async fn release(&mut self, view: &SaleView) -> Result<(), Trouble> {
-        let shelves = (0..view.segments).map(|segment| (Shelf::new(view.sale.clone(), segment), 0));
-        let wanted: Vec<(Shelf, u64)> = shelves.collect();
+        let segments = (0..view.segments).map(|segment| (Segment::new(view.sale.clone(), segment), 0));
+        let wanted: Vec<(Segment, u64)> = segments.collect();
         let mut after = None;
         loop {
             let page = self.rows(view, after, ROUTINE.untold, true).await?;
@@ -79,16 +79,16 @@ impl Reconciler {
     /// Those of which their records say less, and what.
     async fn untold(
         &self,
-        wanted: &[(Shelf, u64)],
+        wanted: &[(Segment, u64)],
         rows: Vec<OrderRow>,
         look: Look,
     ) -> Result<Vec<(OrderRow, Behind)>, Trouble> {
         let mut known: HashMap<OrderId, Record> = HashMap::with_capacity(rows.len());
-        for (shelf, _) in wanted {
-            let ours = rows.iter().map(|row| row.id).filter(|id| id.segment == shelf.segment);
+        for (segment, _) in wanted {
+            let ours = rows.iter().map(|row| row.id).filter(|id| id.segment == segment.index);
             let ours: Vec<OrderId> = ours.collect();
             let uuids: Vec<[u8; 16]> = ours.iter().map(|id| id.uuid).collect();
-            let found = records(self.warden.redis(), shelf, &uuids).await?;
+            let found = records(self.warden.redis(), segment, &uuids).await?;
             known.extend(ours.into_iter().zip(found).filter_map(|(id, record)| Some((id, record?))));
         }
         let behind = |row: OrderRow| {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use sluice_shared::failpoint;
 use sluice_shared::ids::{OrderId, SkuId};
 use sluice_shared::redis::Fault;
-use sluice_shared::script::{Raised, ShelfScripts};
+use sluice_shared::script::{Raised, SegmentScripts};
 
 use super::Reopen;
 use crate::store::books::OrderFact;
@@ -31,7 +31,7 @@ impl Reopen {
         self.same_redis().await?;
         let (image, shelved) = self.shelved().await?;
         let (store, booked) = (&self.warden.context.store, self.booked);
-        let Some(mut raising) = store.bounded(store.begin_raise(&self.shelf, booked)).await? else {
+        let Some(mut raising) = store.bounded(store.begin_raise(&self.segment, booked)).await? else {
             return Err(Trouble::Odd("another warden raised the epoch".to_owned()));
         };
         let books = self.books(&mut raising, &image.head, booked).await?;
@@ -49,26 +49,26 @@ impl Reopen {
             }
             Verdict::Lost(what, unwritten) if unwritten > 0 && self.back < BACK => {
                 self.back += 1;
-                let shelf = self.shelf.name();
-                tracing::warn!(shelf, orders = unwritten, lost = ?what, "orders without a row, and data lost");
+                let segment = self.segment.name();
+                tracing::warn!(segment, orders = unwritten, lost = ?what, "orders without a row, and data lost");
                 return Ok(Event::Unwritten);
             }
             Verdict::Lost(what, _) if books.given.is_some() => {
-                let shelf = self.shelf.name();
-                tracing::error!(shelf, lost = ?what, "redis has lost data: it is restored from the books");
+                let segment = self.segment.name();
+                tracing::error!(segment, lost = ?what, "redis has lost data: it is restored from the books");
                 store.bounded(raising.commit()).await?;
                 failpoint::reach("F85.books-raised");
                 self.restore(&image.head, &books, booked, seq).await?;
             }
             Verdict::Unwritten(orders) => {
-                tracing::warn!(shelf = self.shelf.name(), orders, "orders without a row turned up");
+                tracing::warn!(segment = self.segment.name(), orders, "orders without a row turned up");
                 return Ok(Event::Unwritten);
             }
             Verdict::Lost(what, _) | Verdict::BooksBehind(what) => return self.frozen(&what),
         }
         failpoint::reach("F85.redis-raised");
         *epoch = booked + 1;
-        ShelfScripts::new(self.shelf.clone(), *epoch).load(self.warden.redis()).await?;
+        SegmentScripts::new(self.segment.clone(), *epoch).load(self.warden.redis()).await?;
         failpoint::reach("F85.scripts-loaded");
         self.same_redis().await?;
         Ok(Event::Raised)
@@ -76,7 +76,7 @@ impl Reopen {
 
     /// What the segment holds, added up. Units go back meanwhile: a mark is wrong only if it was at two looks.
     async fn shelved(&self) -> Result<(Image, Shelved), Fault> {
-        let image = Image::read(self.warden.redis(), &self.shelf).await?;
+        let image = Image::read(self.warden.redis(), &self.segment).await?;
         let mut shelved = Shelved::default();
         self.look(&image, &mut shelved).await?;
         if shelved.is_doubtful() {
@@ -92,7 +92,7 @@ impl Reopen {
         if !image.has_orders() {
             return Ok(());
         }
-        let mut scan = Scan::of(self.warden.redis(), &self.shelf, Wanted::All);
+        let mut scan = Scan::of(self.warden.redis(), &self.segment, Wanted::All);
         while let Some(page) = scan.next().await? {
             shelved.take(image, page);
         }
@@ -112,10 +112,10 @@ impl Reopen {
             let Some((last, _)) = page.last() else { return Ok(()) };
             after = last.to_string();
             let ours: Vec<(OrderId, OrderFact)> =
-                page.into_iter().filter(|(id, _)| id.segment == self.shelf.segment).collect();
+                page.into_iter().filter(|(id, _)| id.segment == self.segment.index).collect();
             let uuids: Vec<[u8; 16]> = ours.iter().map(|(id, _)| id.uuid).collect();
             let found = if image.has_orders() {
-                records(self.warden.redis(), &self.shelf, &uuids).await?
+                records(self.warden.redis(), &self.segment, &uuids).await?
             } else {
                 vec![None; uuids.len()]
             };
@@ -133,8 +133,8 @@ impl Reopen {
 
     /// Records without a row.
     async fn strays(&self, raising: &mut Raising, comparison: &mut Comparison<'_>) -> Result<(), Trouble> {
-        let name = |uuid| OrderId { uuid, sale: self.rows.number, segment: self.shelf.segment };
-        let mut scan = Scan::of(self.warden.redis(), &self.shelf, Wanted::Orders);
+        let name = |uuid| OrderId { uuid, sale: self.rows.number, segment: self.segment.index };
+        let mut scan = Scan::of(self.warden.redis(), &self.segment, Wanted::Orders);
         while let Some(page) = scan.next_orders().await? {
             let ids: Vec<OrderId> = page.iter().map(|(uuid, _)| name(*uuid)).collect();
             let rows: BTreeSet<OrderId> =
@@ -147,8 +147,8 @@ impl Reopen {
     }
 
     fn frozen(&self, what: &[String]) -> Result<Event, Trouble> {
-        let shelf = self.shelf.name();
-        tracing::error!(shelf, differences = ?what, "redis does not fit the books: frozen");
+        let segment = self.segment.name();
+        tracing::error!(segment, differences = ?what, "redis does not fit the books: frozen");
         Ok(Event::Different)
     }
 
@@ -160,7 +160,7 @@ impl Reopen {
         let (init, given) = if self.rows.segments.len() > 1 {
             // Shares are even until the first change of the stock; then only their sum is known.
             let changed = store.bounded(raising.stock_was_changed()).await? || !pending.is_empty();
-            let share = projection::preload(&self.rows, usize::from(self.shelf.segment), epoch);
+            let share = projection::preload(&self.rows, usize::from(self.segment.index), epoch);
             let init: Option<BTreeMap<_, _>> =
                 (!changed).then(|| share.items.into_iter().map(|(sku, units, _)| (sku, units)).collect());
             (init.clone(), init)
@@ -177,10 +177,10 @@ impl Reopen {
         let (scripts, redis) = (&self.warden.scripts, self.warden.redis());
         // More than one step when a crash came between the two stores.
         for epoch in head.epoch..=booked {
-            let raised = match scripts.raise(redis, &self.shelf, epoch, seq).await {
+            let raised = match scripts.raise(redis, &self.segment, epoch, seq).await {
                 Err(Fault::NoScript { .. }) => {
                     scripts.load(redis).await?;
-                    scripts.raise(redis, &self.shelf, epoch, seq).await?
+                    scripts.raise(redis, &self.segment, epoch, seq).await?
                 }
                 answer => answer?,
             };
@@ -189,7 +189,7 @@ impl Reopen {
             }
         }
         // What was taken after the comparison belongs to no epoch's books.
-        let now = Head::read(redis, &self.shelf).await?;
+        let now = Head::read(redis, &self.segment).await?;
         if now.seq != seq.max(head.seq) {
             return Err(Trouble::Odd(format!("sold until {} while comparing {}", now.seq, head.seq)));
         }
@@ -197,15 +197,15 @@ impl Reopen {
     }
 
     async fn restore(&self, head: &Head, books: &Ledgered, booked: u64, seq: u64) -> Result<(), Trouble> {
-        let (next, segment) = (booked + 1, usize::from(self.shelf.segment));
+        let (next, segment) = (booked + 1, usize::from(self.segment.index));
         for epoch in (head.epoch + 1).max(next.saturating_sub(LEFT_BEHIND))..=next {
-            restore::forget(&self.warden, &self.shelf, epoch).await?;
+            restore::forget(&self.warden, &self.segment, epoch).await?;
         }
         let new = projection::preload(&self.rows, segment, next);
-        let restored = restore::restore(&self.warden, &self.shelf, new, books, seq.max(head.seq)).await;
+        let restored = restore::restore(&self.warden, &self.segment, new, books, seq.max(head.seq)).await;
         if restored.is_err() {
             // Half a segment would take memory that the sales need; the next attempt has another epoch.
-            drop(restore::forget(&self.warden, &self.shelf, next).await);
+            drop(restore::forget(&self.warden, &self.segment, next).await);
         }
         restored?;
         self.warden.metrics().restored.inc();

@@ -8,13 +8,13 @@ use std::time::Duration;
 use sluice_shared::clock::Millis;
 use sluice_shared::config::Settings;
 use sluice_shared::ids::{InstanceId, OrderId, SaleId, SkuId, UserId};
-use sluice_shared::keys::Shelf;
+use sluice_shared::keys::Segment;
 use sluice_shared::lines::Lines;
 use sluice_shared::message::{Accepted, OrderEvents, VERSION};
 use sluice_shared::record::Record;
 use sluice_shared::redis::{Redis, cmd};
 use sluice_shared::sale::SaleStep;
-use sluice_shared::script::{Answer, Ask, Preload, Reserved, ShelfScripts, WardenScripts};
+use sluice_shared::script::{Answer, Ask, Preload, Reserved, SegmentScripts, WardenScripts};
 use sluice_shared::testing::PrivateRedis;
 use sluice_worker::config::{Config, DEFAULTS};
 use sluice_worker::role::{Context, Role, Stop};
@@ -168,8 +168,8 @@ pub struct World {
     pub server: PrivateRedis,
     pub redis: Redis,
     pub context: Context,
-    pub shelf: Shelf,
-    pub scripts: ShelfScripts,
+    pub segment: Segment,
+    pub scripts: SegmentScripts,
 }
 
 pub fn edge() -> InstanceId {
@@ -187,11 +187,11 @@ impl World {
         let broker = Vhost::new().await;
         let server = PrivateRedis::start();
         let redis = server.connect();
-        let shelf = Shelf::new(SaleId::parse("demo").unwrap(), 0);
-        let scripts = ShelfScripts::new(shelf.clone(), 1);
+        let segment = Segment::new(SaleId::parse("demo").unwrap(), 0);
+        let scripts = SegmentScripts::new(segment.clone(), 1);
         shelve(&redis, &scripts, items).await;
         let context = context(&db.url, &broker.url, &server.url());
-        Self { db, broker, server, redis, context, shelf, scripts }
+        Self { db, broker, server, redis, context, segment, scripts }
     }
 
     /// Where PostgreSQL, RabbitMQ and Redis are.
@@ -223,7 +223,7 @@ impl World {
             other => panic!("{other:?}"),
         };
         assert!(matches!(answers.answers[0], Answer::Ok { .. }), "{:?}", answers.answers);
-        Accepted::of(&self.shelf, 1, order.uuid, &self.record(&order).await.unwrap())
+        Accepted::of(&self.segment, 1, order.uuid, &self.record(&order).await.unwrap())
     }
 
     /// An order that is reserved and written.
@@ -235,13 +235,13 @@ impl World {
     }
 
     pub async fn record(&self, order: &OrderId) -> Option<Record> {
-        let get = cmd("HGET").arg(self.shelf.orders()).arg(order.field()).to_owned();
+        let get = cmd("HGET").arg(self.segment.orders()).arg(order.field()).to_owned();
         let text: Option<String> = self.redis.run("test", &get).await.unwrap();
         text.map(|text| Record::parse(&text).unwrap())
     }
 
     pub async fn left(&self, sku: &str) -> i64 {
-        let get = cmd("HGET").arg(self.shelf.stock()).arg(sku).to_owned();
+        let get = cmd("HGET").arg(self.segment.stock()).arg(sku).to_owned();
         self.redis.run("test", &get).await.unwrap()
     }
 
@@ -271,7 +271,7 @@ pub fn context(database: &str, amqp: &str, redis: &str) -> Context {
 }
 
 /// Puts the segment on the shelf as a warden does.
-pub async fn shelve(redis: &Redis, scripts: &ShelfScripts, items: &[(&str, i64)]) {
+pub async fn shelve(redis: &Redis, scripts: &SegmentScripts, items: &[(&str, i64)]) {
     let warden = Arc::new(WardenScripts::default());
     warden.load(redis).await.unwrap();
     let preload = Preload {
@@ -283,8 +283,8 @@ pub async fn shelve(redis: &Redis, scripts: &ShelfScripts, items: &[(&str, i64)]
         journal_max: 100_000,
         items: items.iter().map(|(name, n)| (sku(name), u64::try_from(*n).unwrap(), 100)).collect(),
     };
-    warden.preload(redis, &scripts.shelf, &preload).await.unwrap();
+    warden.preload(redis, &scripts.segment, &preload).await.unwrap();
     scripts.load(redis).await.unwrap();
     let span = Duration::from_secs(3600);
-    warden.lease(redis, &scripts.shelf, scripts.epoch, span, &[edge()], &[]).await.unwrap().unwrap();
+    warden.lease(redis, &scripts.segment, scripts.epoch, span, &[edge()], &[]).await.unwrap().unwrap();
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sluice_shared::ids::SaleId;
-use sluice_shared::keys::{REOPENING, Shelf};
+use sluice_shared::keys::{REOPENING, Segment};
 use sluice_shared::redis::{Fault, cmd};
 use sluice_shared::sale::{Question, SaleStep, SaleView};
 use tokio::task::JoinSet;
@@ -46,18 +46,18 @@ const AGAIN: Duration = Duration::from_millis(100);
 pub async fn run(warden: Arc<Warden>) {
     let tick = warden.context.config.reconcile.tick;
     warden.floor(|floor| floor.waiting.clear());
-    let mut shelves = Shelves::new(warden);
+    let mut segments = Segments::new(warden);
     let mut news = None;
     let mut held_up = false;
     loop {
         if news.is_none() {
-            let store = &shelves.warden.context.store;
+            let store = &segments.warden.context.store;
             news = store.bounded(store.sale_news()).await.ok();
             // Whatever came while nobody listened.
-            shelves.read = None;
+            segments.read = None;
         }
-        let store = shelves.warden.context.store.clone();
-        let round = store.bounded(shelves.round()).await;
+        let store = segments.warden.context.store.clone();
+        let round = store.bounded(segments.round()).await;
         if let Err(trouble) = &round
             && !held_up
         {
@@ -68,22 +68,22 @@ pub async fn run(warden: Arc<Warden>) {
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             heard = next(&mut news) => match heard {
-                Ok(Some(sale)) => drop(shelves.news.insert(sale)),
-                Ok(None) => shelves.read = None,
+                Ok(Some(sale)) => drop(segments.news.insert(sale)),
+                Ok(None) => segments.read = None,
                 Err(_) => news = None,
             },
-            Some(done) = shelves.reopenings.join_next() => {
+            Some(done) = segments.reopenings.join_next() => {
                 // Those that have ended besides are taken in with it.
                 let mut done = Some(done);
                 while let Some(ended) = done {
                     match ended {
-                        Ok((shelf, ended)) => shelves.has_ended(&shelf, ended),
+                        Ok((segment, ended)) => segments.has_ended(&segment, ended),
                         Err(error) => {
                             tracing::error!(%error, "a re-opening broke down");
                             return;
                         }
                     }
-                    done = shelves.reopenings.try_join_next();
+                    done = segments.reopenings.try_join_next();
                 }
             }
         }
@@ -91,10 +91,10 @@ pub async fn run(warden: Arc<Warden>) {
 }
 
 /// What edges were asked to close.
-async fn questions(warden: &Warden) -> Result<BTreeMap<Shelf, Question>, Fault> {
+async fn questions(warden: &Warden) -> Result<BTreeMap<Segment, Question>, Fault> {
     let doing = "reading what is asked";
     let asked: BTreeMap<String, String> = warden.redis().run(doing, cmd("HGETALL").arg(REOPENING)).await?;
-    let read = |(name, text): (String, String)| Some((Shelf::parse(&name)?, Question::parse(&text)?));
+    let read = |(name, text): (String, String)| Some((Segment::parse(&name)?, Question::parse(&text)?));
     Ok(asked.into_iter().filter_map(read).collect())
 }
 
@@ -133,7 +133,7 @@ struct Place {
     scripts: Option<(u64, Vec<String>)>,
 }
 
-struct Shelves {
+struct Segments {
     warden: Arc<Warden>,
     /// Which start of Redis the rest of this is about.
     redis: String,
@@ -143,7 +143,7 @@ struct Shelves {
     read: Option<(Instant, Duration)>,
     /// Sales that have changed since, or that a round which failed was about.
     news: BTreeSet<SaleId>,
-    places: BTreeMap<Shelf, Place>,
+    places: BTreeMap<Segment, Place>,
     /// The sale that was looked at last among those that serve.
     looked: Option<SaleId>,
     /// The list that edges read.
@@ -155,8 +155,8 @@ struct Shelves {
     /// Whether edges have to be told that sales have changed.
     unrung: bool,
     /// Segments whose edges were asked to close an epoch, and which.
-    asked: BTreeMap<Shelf, Question>,
-    reopenings: JoinSet<(Shelf, Ended)>,
+    asked: BTreeMap<Segment, Question>,
+    reopenings: JoinSet<(Segment, Ended)>,
     /// Sales of Redis that the books do not know, with their segments.
     unknown: BTreeMap<SaleId, u16>,
     /// Sales that are over: nobody buys from them any more.
@@ -167,7 +167,7 @@ struct Shelves {
     staying: BTreeMap<SaleId, (Backoff, String)>,
 }
 
-impl Shelves {
+impl Segments {
     fn new(warden: Arc<Warden>) -> Self {
         Self {
             warden,
@@ -259,8 +259,8 @@ impl Shelves {
                 self.rows.insert(rows.sale.clone(), same.unwrap_or_else(|| Arc::new(rows)));
             }
             let rows = &self.rows;
-            let known = |shelf: &Shelf| rows.contains_key(&shelf.sale);
-            self.places.retain(|shelf, place| known(shelf) || place.standing == Standing::Reopening);
+            let known = |segment: &Segment| rows.contains_key(&segment.sale);
+            self.places.retain(|segment, place| known(segment) || place.standing == Standing::Reopening);
             return Ok(());
         }
         let unserved = self.rows.values().filter(|rows| !self.serves(rows)).map(|rows| &rows.sale);
@@ -279,16 +279,16 @@ impl Shelves {
     /// Whether every segment of a sale serves, as far as is known.
     fn serves(&self, rows: &Projection) -> bool {
         rows.segments.iter().enumerate().all(|(segment, row)| {
-            let shelf = rows.shelf(segment);
-            let place = self.places.get(&shelf);
+            let segment = rows.segment(segment);
+            let place = self.places.get(&segment);
             place.is_some_and(|place| place.standing == Standing::Serving(row.epoch))
-                && !self.is_asked(&shelf, row.epoch)
+                && !self.is_asked(&segment, row.epoch)
         })
     }
 
     /// Edges that have closed an epoch never sell under it again, whoever asked them.
-    fn is_asked(&self, shelf: &Shelf, epoch: u64) -> bool {
-        self.asked.get(shelf).is_some_and(|asked| asked.epoch >= epoch)
+    fn is_asked(&self, segment: &Segment, epoch: u64) -> bool {
+        self.asked.get(segment).is_some_and(|asked| asked.epoch >= epoch)
     }
 
     /// The sales that are looked at in this round: those that have changed or do not serve, and some of the
@@ -321,14 +321,14 @@ impl Shelves {
         wait: bool,
     ) -> Result<(), Trouble> {
         let mut epochs = Vec::with_capacity(rows.segments.len());
-        for segment in 0..rows.segments.len() {
-            let shelf = rows.shelf(segment);
-            let epoch = match self.stand(rows, segment, sound, wait).await {
+        for index in 0..rows.segments.len() {
+            let segment = rows.segment(index);
+            let epoch = match self.stand(rows, index, sound, wait).await {
                 // One segment's oddity is not another's.
-                Err(trouble) if trouble.is_local() => self.puzzle(shelf, &trouble),
+                Err(trouble) if trouble.is_local() => self.puzzle(segment, &trouble),
                 answer => {
                     let epoch = answer?;
-                    self.place(&shelf).odd = None;
+                    self.place(&segment).odd = None;
                     epoch
                 }
             };
@@ -338,16 +338,16 @@ impl Shelves {
         Ok(())
     }
 
-    fn place(&mut self, shelf: &Shelf) -> &mut Place {
-        self.places.entry(shelf.clone()).or_default()
+    fn place(&mut self, segment: &Segment) -> &mut Place {
+        self.places.entry(segment.clone()).or_default()
     }
 
     /// A segment that cannot be looked after stays as it is; answers its epoch, 0 where it does not serve.
-    fn puzzle(&mut self, shelf: Shelf, trouble: &Trouble) -> u64 {
-        let (what, name) = (trouble.to_string(), shelf.name());
-        let place = self.place(&shelf);
+    fn puzzle(&mut self, segment: Segment, trouble: &Trouble) -> u64 {
+        let (what, name) = (trouble.to_string(), segment.name());
+        let place = self.place(&segment);
         if place.odd.as_ref() != Some(&what) {
-            tracing::error!(shelf = name, what, "a segment cannot be looked after");
+            tracing::error!(segment = name, what, "a segment cannot be looked after");
             place.odd = Some(what);
         }
         match place.standing {
@@ -358,12 +358,12 @@ impl Shelves {
 
     fn count(&self) {
         let metrics = self.warden.metrics();
-        let serves = |shelf: &Shelf| {
-            let place = self.places.get(shelf);
+        let serves = |segment: &Segment| {
+            let place = self.places.get(segment);
             place.is_some_and(|place| matches!(place.standing, Standing::Serving(_)))
         };
-        let segments = self.rows.values().flat_map(|rows| (0..rows.segments.len()).map(|n| rows.shelf(n)));
-        let frozen = segments.filter(|shelf| !serves(shelf)).count();
+        let segments = self.rows.values().flat_map(|rows| (0..rows.segments.len()).map(|n| rows.segment(n)));
+        let frozen = segments.filter(|segment| !serves(segment)).count();
         let unknown: usize = self.unknown.values().map(|segments| usize::from(*segments)).sum();
         metrics.frozen_segments.set(i64::try_from(frozen + unknown).unwrap_or(i64::MAX));
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use sluice_shared::ids::OrderId;
-use sluice_shared::keys::Shelf;
+use sluice_shared::keys::Segment;
 use sluice_shared::sale::SaleView;
 
 use crate::warden::scan::{Field, Journal, Scan, Wanted};
@@ -11,14 +11,14 @@ use crate::warden::{Trouble, Warden};
 
 /// What of a sale is in Redis and not in the books, or cannot be read; nothing when it may be deleted.
 pub(super) async fn missing(warden: &Warden, view: &SaleView) -> Result<Option<String>, Trouble> {
-    for segment in 0..view.segments {
-        let shelf = Shelf::new(view.sale.clone(), segment);
-        if Journal::of(warden.redis(), &shelf).next().await?.is_some() {
+    for index in 0..view.segments {
+        let segment = Segment::new(view.sale.clone(), index);
+        if Journal::of(warden.redis(), &segment).next().await?.is_some() {
             return Ok(Some("its journal is not empty".to_owned()));
         }
-        let mut scan = Scan::of(warden.redis(), &shelf, Wanted::Orders);
+        let mut scan = Scan::of(warden.redis(), &segment, Wanted::Orders);
         while let Some(page) = scan.next().await? {
-            if let Some(what) = missing_of(warden, view, segment, page).await? {
+            if let Some(what) = missing_of(warden, view, index, page).await? {
                 return Ok(Some(what));
             }
         }

@@ -7,18 +7,18 @@ use sluice_shared::ids::SkuId;
 use super::{Names, Sheet, count, signed};
 use crate::audit::gather::Gathered;
 use crate::audit::rows::OfSegment;
-use crate::audit::shelf::{Seen, over};
+use crate::audit::segment::{Seen, over};
 
 pub(super) fn judge(all: &Gathered) -> Sheet {
     let mut sheet = Sheet::default();
-    for (seen, rows) in all.shelves.iter().zip(&all.rows.segments) {
+    for (seen, rows) in all.segments.iter().zip(&all.rows.segments) {
         segment(seen, rows, all, &mut sheet);
     }
     sheet
 }
 
 fn segment(seen: &Seen, rows: &OfSegment, all: &Gathered, sheet: &mut Sheet) {
-    let (name, image) = (seen.shelf.name(), &seen.image);
+    let (name, image) = (seen.segment.name(), &seen.image);
     let mut torn = seen.torn.clone();
     if image.head.fence.is_none() {
         torn.push(|| "meta".to_owned());
@@ -43,7 +43,7 @@ fn units(seen: &Seen, all: &Gathered, sheet: &mut Sheet) {
     let skus: BTreeSet<&SkuId> =
         all.offers.iter().map(|offer| &offer.sku).chain(head.stock.keys()).chain(held.keys()).collect();
     for sku in skus {
-        let scope = format!("{} {sku}", seen.shelf.name());
+        let scope = format!("{} {sku}", seen.segment.name());
         let (left, mut wrong) = match head.stock.get(sku) {
             Some(Some(left)) if *left >= 0 => (*left, Names::default()),
             Some(Some(left)) => (*left, named(format!("{sku} has fewer than no units left"))),
@@ -76,7 +76,7 @@ fn journal(seen: &Seen, sheet: &mut Sheet) {
         }
     }
     let title = ("R2", "every journal entry is an order of the map, within the sequence");
-    sheet.each(title, seen.shelf.name(), seen.journal.len(), wrong);
+    sheet.each(title, seen.segment.name(), seen.journal.len(), wrong);
 }
 
 /// The present epoch's sequence has no gap and no double.
@@ -112,14 +112,14 @@ fn sequence(seen: &Seen, rows: &OfSegment, sheet: &mut Sheet) {
     missing.join(&doubles);
     let title = ("R2s", "the sequence of this epoch has no gap and no double");
     let wanted = signed(head.seq - before.min(head.seq));
-    sheet.equal(title, seen.shelf.name(), count(distinct), wanted, missing);
+    sheet.equal(title, seen.segment.name(), count(distinct), wanted, missing);
 }
 
 fn marks(seen: &Seen, all: &Gathered, sheet: &mut Sheet) {
     let mut wrong: Names = seen.wrong.iter().map(|(user, _)| user.to_string()).collect();
     wrong.nameless(seen.wrong_count.saturating_sub(wrong.count()));
     let title = ("R3", "every buyer's mark is the sum of his orders");
-    sheet.each(title, seen.shelf.name(), seen.holders, wrong);
+    sheet.each(title, seen.segment.name(), seen.holders, wrong);
     // A mark that is right says what its buyer's orders hold; of the others these are counted.
     let mut greedy = seen.greedy.clone();
     for (user, due) in &seen.wrong {
@@ -131,5 +131,5 @@ fn marks(seen: &Seen, all: &Gathered, sheet: &mut Sheet) {
         }
     }
     let title = ("R3l", "no buyer holds more than he may");
-    sheet.each(title, seen.shelf.name(), seen.holders, greedy);
+    sheet.each(title, seen.segment.name(), seen.holders, greedy);
 }

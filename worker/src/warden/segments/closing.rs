@@ -4,7 +4,7 @@ use sluice_shared::clock::Millis;
 use sluice_shared::ids::SaleId;
 use sluice_shared::sale::SaleStep;
 
-use super::Shelves;
+use super::Segments;
 use crate::store::StoreError;
 use crate::store::audit_log::Actor;
 use crate::store::sales::SaleRow;
@@ -13,7 +13,7 @@ use crate::warden::Trouble;
 /// How the audit log calls it.
 const WHO: &str = "sluice";
 
-impl Shelves {
+impl Segments {
     /// Closes what ended, and was not touched, longer ago than is configured, has no unpaid order and no
     /// stock change under way. An operator may reopen it like any closed sale.
     pub(super) async fn close_ended(&self) -> Result<(), Trouble> {

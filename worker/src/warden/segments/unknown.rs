@@ -3,17 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_shared::ids::SaleId;
-use sluice_shared::keys::Shelf;
+use sluice_shared::keys::Segment;
 use sluice_shared::sale::SaleView;
 
-use super::{KEYS_KEPT, Shelves};
+use super::{KEYS_KEPT, Segments};
 use crate::store::segments::Word;
 use crate::warden::Trouble;
 
 /// Sales told by name, at the most.
 const NAMED: usize = 10;
 
-impl Shelves {
+impl Segments {
     /// Sorts the sales out that the list has and the books do not show. Those that they call closed and over
     /// may leave Redis. Those that they do not know, or not as ever on the shelf, or under another number,
     /// stay as they are and sell nothing: these books are older than Redis, or another Redis' books.
@@ -43,12 +43,12 @@ impl Shelves {
 
     /// Nothing is sold that cannot be booked: no lease of these sales is renewed until the books know them.
     async fn keep_unknown(&mut self, unknown: BTreeMap<SaleId, u16>) {
-        let of = |sale: &SaleId, segments: u16| -> Vec<Shelf> {
-            (0..segments).map(|segment| Shelf::new(sale.clone(), segment)).collect()
+        let of = |sale: &SaleId, segments: u16| -> Vec<Segment> {
+            (0..segments).map(|segment| Segment::new(sale.clone(), segment)).collect()
         };
-        let shelves: BTreeSet<Shelf> =
+        let segments: BTreeSet<Segment> =
             unknown.iter().flat_map(|(sale, segments)| of(sale, *segments)).collect();
-        self.warden.floor(|floor| floor.serving.retain(|shelf, _| !shelves.contains(shelf)));
+        self.warden.floor(|floor| floor.serving.retain(|segment, _| !segments.contains(segment)));
         if unknown != self.unknown {
             let names: Vec<&str> = unknown.keys().take(NAMED).map(SaleId::as_str).collect();
             if names.is_empty() {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use ahash::{AHashMap, AHashSet, RandomState};
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::{OrderId, SkuId, UserId};
-use sluice_shared::keys::Shelf;
+use sluice_shared::keys::Segment;
 use sluice_shared::lines::Lines;
 use sluice_shared::record::{OrderState, Record, Refund};
 use sluice_shared::redis::{Fault, Redis, cmd};
@@ -57,7 +57,7 @@ type Holding = (u64, u64);
 #[derive(Debug)]
 pub struct Seen {
     /// Which.
-    pub shelf: Shelf,
+    pub segment: Segment,
     /// Its keys and its head.
     pub image: Image,
     /// The epoch in PostgreSQL.
@@ -98,22 +98,22 @@ impl Seen {
     /// all the same.
     pub async fn read(
         redis: &Redis,
-        shelf: Shelf,
+        segment: Segment,
         hashes: &RandomState,
         limits: &BTreeMap<SkuId, u64>,
     ) -> Result<Self, Fault> {
         let (mut journal, mut torn) = (Vec::new(), Names::default());
-        if crate::warden::image::kinds(redis, &shelf).await?[3] == Kind::Right {
-            let mut pages = Journal::of(redis, &shelf);
+        if crate::warden::image::kinds(redis, &segment).await?[3] == Kind::Right {
+            let mut pages = Journal::of(redis, &segment);
             while let Some((entries, unreadable)) = pages.next().await? {
                 journal.extend(entries);
                 unreadable.iter().for_each(|id| torn.push(|| format!("journal {id}")));
             }
         }
-        let image = Image::read(redis, &shelf).await?;
+        let image = Image::read(redis, &segment).await?;
         image.torn.iter().for_each(|what| torn.push(|| what.clone()));
         let seen = Self {
-            shelf,
+            segment,
             image,
             epoch: 1,
             entries: Vec::new(),
@@ -130,8 +130,8 @@ impl Seen {
         if !seen.image.has_orders() {
             return Ok(seen);
         }
-        let fields: usize = redis.run("counting the map", cmd("HLEN").arg(seen.shelf.orders())).await?;
-        let mut scan = Scan::of(redis, &seen.shelf, Wanted::All);
+        let fields: usize = redis.run("counting the map", cmd("HLEN").arg(seen.segment.orders())).await?;
+        let mut scan = Scan::of(redis, &seen.segment, Wanted::All);
         let mut reading = Reading { seen, hashes, limits, known: AHashMap::new(), marks: Vec::new() };
         // About one order to each mark.
         reading.seen.entries.reserve_exact(fields / 2);
@@ -203,7 +203,7 @@ impl Seen {
         wrong.sort_unstable();
         wrong.truncate(NAMED);
         let mut due: AHashMap<UserId, Mark> = AHashMap::new();
-        let mut scan = Scan::of(redis, &self.shelf, Wanted::All);
+        let mut scan = Scan::of(redis, &self.segment, Wanted::All);
         while let Some(page) = scan.next().await? {
             for field in page {
                 let (user, lines) = match field {
@@ -223,7 +223,7 @@ impl Seen {
 
     /// The name of an order of this segment.
     pub fn order(&self, sale: u32, uuid: &[u8; 16]) -> OrderId {
-        OrderId { uuid: *uuid, sale, segment: self.shelf.segment }
+        OrderId { uuid: *uuid, sale, segment: self.segment.index }
     }
 }
 

@@ -6,13 +6,13 @@ use sluice_shared::keys::{GENERATION, SALES, SALES_CHANNEL};
 use sluice_shared::redis::cmd;
 use sluice_shared::sale::SaleView;
 
-use super::{Shelves, TIDY};
+use super::{Segments, TIDY};
 use crate::warden::Trouble;
 
 /// Sales written at once.
 const PAGE: usize = 100;
 
-impl Shelves {
+impl Segments {
     /// Reads the list as it is in Redis, when that is due, or when somebody deleted what was written;
     /// answers whether it did.
     pub(super) async fn read_list(&mut self) -> Result<bool, Trouble> {

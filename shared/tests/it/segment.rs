@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::{InstanceId, OrderId, SaleId, SkuId, UserId};
-use sluice_shared::keys::Shelf;
+use sluice_shared::keys::Segment;
 use sluice_shared::lines::Lines;
 use sluice_shared::record::Record;
 use sluice_shared::redis::{Redis, cmd};
 use sluice_shared::sale::SaleStep;
 use sluice_shared::script::{
-    Answer, Answers, Ask, Control, Preload, Release, Released, Reserved, ShelfScripts, WardenScripts,
+    Answer, Answers, Ask, Control, Preload, Release, Released, Reserved, SegmentScripts, WardenScripts,
 };
 use sluice_shared::testing::PrivateRedis;
 
@@ -47,8 +47,8 @@ pub(crate) struct Whole {
 pub(crate) struct Sale {
     pub(crate) server: std::sync::Arc<std::sync::Mutex<PrivateRedis>>,
     pub(crate) redis: Redis,
-    pub(crate) shelf: Shelf,
-    pub(crate) scripts: ShelfScripts,
+    pub(crate) segment: Segment,
+    pub(crate) scripts: SegmentScripts,
     pub(crate) warden: WardenScripts,
 }
 
@@ -80,8 +80,8 @@ impl Sale {
         items: &[(&str, u64, u32)],
         journal_max: u64,
     ) -> Self {
-        let shelf = Shelf::new(SaleId::parse("demo").unwrap(), 0);
-        let scripts = ShelfScripts::new(shelf.clone(), 7);
+        let segment = Segment::new(SaleId::parse("demo").unwrap(), 0);
+        let scripts = SegmentScripts::new(segment.clone(), 7);
         let warden = WardenScripts::default();
         warden.load(&redis).await.unwrap();
         let preload = Preload {
@@ -93,22 +93,22 @@ impl Sale {
             journal_max,
             items: items.iter().map(|(name, units, limit)| (sku(name), *units, *limit)).collect(),
         };
-        warden.preload(&redis, &shelf, &preload).await.unwrap();
+        warden.preload(&redis, &segment, &preload).await.unwrap();
         scripts.load(&redis).await.unwrap();
-        let sale = Self { server, redis, shelf, scripts, warden };
+        let sale = Self { server, redis, segment, scripts, warden };
         sale.lease(Duration::from_secs(3600)).await;
         sale
     }
 
     pub(crate) async fn lease(&self, span: Duration) {
-        let leased = self.warden.lease(&self.redis, &self.shelf, 7, span, &[edge()], &[]).await;
+        let leased = self.warden.lease(&self.redis, &self.segment, 7, span, &[edge()], &[]).await;
         leased.unwrap().unwrap();
     }
 
     pub(crate) async fn step(&self, cfg: u64, step: SaleStep, starts: i64, ends: i64) {
         let (starts_at, ends_at) = (Millis(starts), Millis(ends));
         let control = Control { cfg, step, starts_at, ends_at, limits: Vec::new() };
-        let set = self.warden.control(&self.redis, &self.shelf, 7, &control).await;
+        let set = self.warden.control(&self.redis, &self.segment, 7, &control).await;
         assert_eq!(set.unwrap().unwrap(), cfg);
     }
 
@@ -144,10 +144,10 @@ impl Sale {
             let redis = self.redis.clone();
             async move { redis.run::<BTreeMap<String, String>>("test", cmd("HGETALL").arg(key)).await.unwrap() }
         };
-        let stock = all(self.shelf.stock()).await;
+        let stock = all(self.segment.stock()).await;
         let stock = stock.into_iter().map(|(sku, left)| (sku, left.parse().unwrap())).collect();
         let mut whole = Whole { stock, ..Whole::default() };
-        for (field, value) in all(self.shelf.orders()).await {
+        for (field, value) in all(self.segment.orders()).await {
             match field.strip_prefix('@') {
                 Some(user) => {
                     let held: Vec<&str> = value.split(',').filter(|part| !part.starts_with("#=")).collect();
@@ -161,11 +161,11 @@ impl Sale {
                 }
             };
         }
-        let range = cmd("XRANGE").arg(self.shelf.journal()).arg("-").arg("+").to_owned();
+        let range = cmd("XRANGE").arg(self.segment.journal()).arg("-").arg("+").to_owned();
         let journal: Vec<(String, Vec<String>)> = self.redis.run("test", &range).await.unwrap();
         whole.journal = journal.into_iter().map(|(id, mut fields)| (id, fields.remove(1))).collect();
         let seq: String =
-            self.redis.run("test", cmd("HGET").arg(self.shelf.meta()).arg("seq")).await.unwrap();
+            self.redis.run("test", cmd("HGET").arg(self.segment.meta()).arg("seq")).await.unwrap();
         whole.seq = seq.parse().unwrap();
         whole
     }

@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use sluice_shared::ids::SaleId;
-use sluice_shared::keys::{REOPENING, SALES, Shelf};
+use sluice_shared::keys::{REOPENING, SALES, Segment};
 use sluice_shared::redis::cmd;
 use sluice_shared::sale::SaleView;
 
-use super::{KEYS_KEPT, Shelves, Standing, written};
+use super::{KEYS_KEPT, Segments, Standing, written};
 use crate::backoff::Backoff;
 use crate::store::segments::Word;
 use crate::warden::Trouble;
@@ -16,7 +16,7 @@ use crate::warden::Trouble;
 /// it has to be read.
 const PAUSES: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs(600)];
 
-impl Shelves {
+impl Segments {
     /// Takes sales out of Redis that the books call closed and over; whatever of them is not in the books
     /// keeps them there. All of a sale is read for that, by a task of its own, one sale at a time: the
     /// steps of other sales do not wait for it.
@@ -60,14 +60,14 @@ impl Shelves {
     async fn take_out(&mut self, view: &SaleView) -> Result<(), Trouble> {
         // Off the list last: what is on it is come back to.
         for segment in 0..view.segments {
-            let shelf = Shelf::new(view.sale.clone(), segment);
-            self.places.remove(&shelf);
-            self.warden.take_off(&shelf).await;
+            let segment = Segment::new(view.sale.clone(), segment);
+            self.places.remove(&segment);
+            self.warden.take_off(&segment).await;
             let mut unask = cmd("HDEL");
-            unask.arg(REOPENING).arg(shelf.name());
+            unask.arg(REOPENING).arg(segment.name());
             self.warden.redis().run::<u64>("ending a collection", &unask).await?;
             let mut unlink = cmd("UNLINK");
-            unlink.arg(&[shelf.meta(), shelf.stock(), shelf.orders(), shelf.journal()][..]);
+            unlink.arg(&[segment.meta(), segment.stock(), segment.orders(), segment.journal()][..]);
             self.warden.redis().run::<u64>("deleting a segment", &unlink).await?;
         }
         let mut unlist = cmd("HDEL");
@@ -94,7 +94,7 @@ impl Shelves {
 
     /// Whether a segment of it is being re-opened.
     fn reopens(&self, sale: &SaleId) -> bool {
-        let mut places = self.places.iter().filter(|(shelf, _)| shelf.sale == *sale);
+        let mut places = self.places.iter().filter(|(segment, _)| segment.sale == *sale);
         places.any(|(_, place)| place.standing == Standing::Reopening)
     }
 }
