@@ -1,15 +1,15 @@
 //! What an edge holds, decided by the edge's own [`Held`]: a [`Memory`] is made into one, something is
 //! done to it, and what it is then is read back. Each question is asked once and remembered.
 
+use sluice_protocol::edge::held::{Arrival, Held, Parcel};
+use sluice_protocol::edge::room::Room;
+use sluice_protocol::ids::{OrderId, SaleId};
+use sluice_protocol::keys::Segment;
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Instant;
 
 use ahash::AHashMap;
-use sluice_edge::engine::held::{Arrival, Held, Parcel};
-use sluice_edge::engine::room::Room;
-use sluice_shared::ids::{OrderId, SaleId};
-use sluice_shared::keys::Segment;
 
 use crate::bounds::ORDERS;
 use crate::state::Memory;
@@ -68,7 +68,7 @@ impl Holder {
             Deed::Confirm(order) => {
                 let sent = held.take(ORDERS, self.now);
                 let ticket = sent.iter().find(|(.., parcel)| parcel.order == name(order));
-                ticket.is_some_and(|(ticket, ..)| !held.confirmed(&[*ticket]).is_empty())
+                ticket.is_some_and(|(ticket, ..)| !held.confirmed(&[*ticket]).0.is_empty())
             }
             Deed::Close(epoch) => {
                 held.close(&self.segment, u64::from(epoch));
@@ -98,7 +98,7 @@ impl Holder {
         said
     }
 
-    fn make(&self, memory: Memory) -> Held {
+    fn make(&self, memory: Memory) -> Held<()> {
         let mut held = Held::new(1);
         for (order, stamp) in memory.stamps.into_iter().enumerate().filter(|(_, stamp)| *stamp > 0) {
             // Nothing is closed yet, so it cannot refuse.
@@ -110,7 +110,7 @@ impl Holder {
         held
     }
 
-    fn read(&self, held: &mut Held) -> Memory {
+    fn read(&self, held: &mut Held<()>) -> Memory {
         let closed = u8::try_from(held.closed(&self.segment)).unwrap_or(u8::MAX);
         held.broken();
         let mut stamps = [0; ORDERS];
@@ -121,7 +121,7 @@ impl Holder {
         Memory { closed, stamps }
     }
 
-    fn arrival(&self, order: usize, epoch: u8) -> Option<Arrival> {
+    fn arrival(&self, order: usize, epoch: u8) -> Option<Arrival<()>> {
         let (stamp, seq) = (u64::from(epoch), u64::try_from(order).unwrap_or(0));
         let segment = Arc::clone(&self.segment);
         let parcel = Parcel { order: name(order), segment, stamp, entry: (stamp, seq), body: Vec::new() };

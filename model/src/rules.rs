@@ -1,6 +1,6 @@
 //! What is explored: who buys what, which faults may strike, and which mechanisms work.
 
-pub use sluice_shared::sale::AcceptAfter;
+pub use sluice_protocol::sale::AcceptAfter;
 
 use crate::bounds::{CALLS, ORDERS};
 use crate::state::pack;

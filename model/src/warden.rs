@@ -1,13 +1,12 @@
 //! Where a re-opening stands, decided by the warden's own [`Reopening`]: every state that it comes into
 //! is kept once, and a state of the model has its number.
 
+use sluice_protocol::clock::Millis;
+use sluice_protocol::ids::InstanceId;
+use sluice_protocol::warden::reopening::{Command, Event, Reopening};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
-
-use sluice_shared::clock::Millis;
-use sluice_shared::ids::InstanceId;
-use sluice_worker::warden::reopening::{Command, Event, Reopening};
 
 /// No re-opening.
 pub const IDLE: u16 = 0;

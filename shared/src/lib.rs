@@ -8,22 +8,14 @@
 //! client, only [`amqp`] names lapin.
 
 pub mod amqp;
-pub mod clock;
 pub mod config;
 pub mod currency;
 pub mod failpoint;
-pub mod ids;
 pub mod jwt;
-pub mod keys;
-pub mod lines;
-pub mod message;
 pub mod metrics;
 pub mod receipt;
-pub mod record;
 pub mod redis;
-pub mod sale;
 pub mod script;
-pub mod segment;
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -31,3 +23,6 @@ pub mod ticket;
 pub mod token;
 pub mod topology;
 pub mod verdict;
+
+// The nouns and messages are the protocol's, where nothing does I/O; most code needs both.
+pub use sluice_protocol::{clock, ids, keys, lines, message, place, record, sale};

@@ -10,7 +10,7 @@ use ring::hmac;
 
 use crate::clock::Millis;
 use crate::ids::{OrderId, SaleId, UserId};
-use crate::segment::segment_of;
+use crate::place::segment_of;
 
 const VERSION: u8 = 1;
 const BODY: usize = 24;

@@ -48,11 +48,6 @@ pub fn write_key(shard: u16) -> String {
     format!("write.{shard:02}")
 }
 
-/// The write shard of an order: its last random bytes, modulo the shards.
-pub fn write_shard(uuid: &[u8; 16], shards: u16) -> u16 {
-    u16::from_be_bytes([uuid[14], uuid[15]]) % shards.max(1)
-}
-
 /// An exchange.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exchange {
@@ -237,16 +232,6 @@ fn policies() -> Vec<Policy> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_shard_gets_orders_and_every_order_has_a_shard() {
-        let mut seen = [0_u32; 4];
-        for _ in 0..4_000 {
-            let id = crate::ids::OrderId::mint(1, 0);
-            seen[usize::from(write_shard(&id.uuid, 4))] += 1;
-        }
-        assert!(seen.iter().all(|n| (800..1_200).contains(n)), "{seen:?}");
-    }
 
     #[test]
     fn every_binding_starts_at_an_exchange_that_exists() {

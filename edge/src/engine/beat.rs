@@ -98,7 +98,7 @@ fn sign(core: &Core, book: &Book, seat: &Seat, collection: &Collection) -> Heart
         start: seat.start,
         at: core.clock.now(),
         generation: book.now().generation.unwrap_or(0),
-        held: held.len() as u64,
+        held: held.count() as u64,
         draining: core.draining.load(Ordering::Relaxed),
         gone: false,
         closed: collection.answers(&held),
@@ -127,13 +127,13 @@ fn measure(core: &Core, book: &Book) {
     let (metrics, sales) = (&core.metrics, book.now());
     let (held, oldest) = {
         let held = core.held();
-        (held.len(), held.oldest())
+        (held.count(), held.oldest())
     };
     metrics.held.set(super::metrics::number(held));
     let spares = {
         let mut spares = core.spares();
         spares.trim(Instant::now());
-        spares.len()
+        spares.count()
     };
     metrics.spares.set(super::metrics::number(spares));
     metrics.lag.set(oldest.map_or(0.0, |since| Instant::now().duration_since(since).as_secs_f64()));

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use sluice_protocol::edge::held::Parcel;
 use sluice_shared::keys::{REOPENING, Segment};
 use sluice_shared::redis::{Fault, Redis, cmd};
 use sluice_shared::sale::Question;
 
-use super::core::Core;
-use super::held::{Held, Parcel};
+use super::core::{Core, Held};
 
 /// Orders looked up in one command.
 const PAGE: usize = 1000;

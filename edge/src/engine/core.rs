@@ -4,17 +4,22 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use sluice_protocol::edge::held;
+use sluice_protocol::edge::room::Room;
+use sluice_protocol::edge::spares::Spares;
 use sluice_shared::clock::ServerClock;
 use sluice_shared::ids::InstanceId;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use super::EngineConfig;
 use super::bell::Rung;
 use super::erase::Dues;
-use super::held::Held;
 use super::metrics::Metrics;
-use super::room::Room;
-use super::spares::Spares;
+
+/// Tells a buyer that the broker has his order.
+pub(crate) type Waiter = oneshot::Sender<()>;
+/// The orders that this edge holds.
+pub(crate) type Held = held::Held<Waiter>;
 
 /// Shared by all tasks of the engine.
 #[derive(Debug)]

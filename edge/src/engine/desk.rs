@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use sluice_protocol::edge::pace::Pace;
+use sluice_protocol::edge::room::Place;
 use sluice_shared::failpoint;
 use sluice_shared::ids::UserId;
 use sluice_shared::keys::Segment;
@@ -20,9 +22,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::Outcome;
 use super::core::Core;
 use super::latch::Latch;
-use super::pace::Pace;
 use super::reply::{Caller, Mark, Origin, Prepared, Reply, judge};
-use super::room::Place;
 
 /// How long an order may wait for its turn before it is turned away unasked.
 const PATIENCE: Duration = Duration::from_secs(1);

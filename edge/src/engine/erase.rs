@@ -4,12 +4,12 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use sluice_protocol::edge::held::Parcel;
 use sluice_shared::failpoint;
 use sluice_shared::keys::Segment;
 use sluice_shared::redis::{Redis, cmd};
 
 use super::core::Core;
-use super::held::Parcel;
 
 /// Entries in one command.
 const BULK: usize = 500;

@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use rand::RngExt;
+use sluice_protocol::edge::departure::Departure;
+use sluice_protocol::edge::held::Ticket;
 use sluice_shared::amqp::{AmqpError, Link, Outgoing, Publisher};
 use sluice_shared::failpoint;
 use sluice_shared::topology::{ORDERS, write_key};
 
 use super::core::Core;
-use super::departure::Departure;
 use super::desk::until;
 use super::erase;
-use super::held::Ticket;
 
 /// Messages taken from the held orders, or confirms noted, in one go.
 const BULK: usize = 256;
@@ -170,13 +170,17 @@ impl Session<'_> {
         if !confirmed.is_empty() {
             self.confirmed += confirmed.len() as u64;
             core.metrics.published_by("confirmed", confirmed.len() as u64);
-            let parcels = {
+            let (parcels, waiters) = {
                 // In one step: a re-opening that looks meanwhile finds each order held or copied.
                 let mut held = core.held();
-                let parcels = held.confirmed(&confirmed);
+                let (parcels, waiters) = held.confirmed(&confirmed);
                 core.spares().keep(&parcels, Instant::now());
-                parcels
+                (parcels, waiters)
             };
+            for waiter in waiters {
+                // An error means that the buyer has gone: there is nobody to tell.
+                let _ = waiter.send(());
+            }
             failpoint::reach("F9.after-confirm");
             erase::owe(core, &parcels);
         }

@@ -3,6 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use sluice_protocol::edge::held::{self, Closed, Parcel};
+use sluice_protocol::edge::room::Place;
+use sluice_protocol::edge::spares::Spares;
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::OrderId;
 use sluice_shared::keys::Segment;
@@ -13,9 +16,7 @@ use sluice_shared::script::{Answer, Answers, Ask, Reserved};
 use tokio::sync::oneshot;
 
 use super::Outcome;
-use super::held::{Arrival, Closed, Held, Parcel};
-use super::room::Place;
-use super::spares::Spares;
+use super::core::{Held, Waiter};
 
 /// Who waits for the answer of one order.
 #[derive(Debug)]
@@ -103,6 +104,8 @@ pub(crate) fn judge(result: Result<Reserved, Fault>) -> Result<Answers, Refused>
         Err(Fault::Unreadable { .. }) => Err(unknown("unreadable")),
     }
 }
+
+type Arrival = held::Arrival<Waiter>;
 
 /// Journal entry and message of an order.
 type Parcelled = ((u64, u64), Accepted);
@@ -237,7 +240,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::engine::room::Room;
+    use sluice_protocol::edge::room::Room;
     use sluice_shared::ids::{SaleId, UserId};
     use sluice_shared::lines::Lines;
     use sluice_shared::message::OrderMessage;
@@ -298,7 +301,7 @@ mod tests {
         let (reply, count) = told(&mut held, false, answers(3, Answer::Ok(9)));
         let (state, at) = (OrderState::Accepted, Millis(50));
         let outcome = Outcome::Accepted { state, replayed: false, epoch: 3, seq: 9, at };
-        assert_eq!((reply.outcome, count, held.len()), (outcome, 1, 1));
+        assert_eq!((reply.outcome, count, held.count()), (outcome, 1, 1));
         assert!(reply.confirm.is_none());
         let (message, entry) = published(&mut held);
         assert_eq!((message.epoch, message.seq, message.at, entry), (3, 9, Millis(50), (3, 9)));
@@ -308,7 +311,7 @@ mod tests {
     fn a_replay_is_held_as_well_while_it_may_have_no_row() {
         let mut held = Held::new(1);
         let (reply, count) = told(&mut held, false, answers(3, record("Ah|3|4|20|20|0|-|phone=1|u")));
-        assert_eq!((count, held.len()), (1, 1));
+        assert_eq!((count, held.count()), (1, 1));
         assert!(matches!(reply.outcome, Outcome::Accepted { replayed: true, seq: 4, .. }));
     }
 
@@ -318,9 +321,9 @@ mod tests {
         let replay = || record("Ah|3|4|20|20|0|-|phone=1|u");
         assert_eq!(told_with(&mut held, &mut spares, false, answers(3, replay())).1, 1);
         let (ticket, _, _) = held.take(1, Instant::now()).remove(0);
-        spares.keep(&held.confirmed(&[ticket]), Instant::now());
+        spares.keep(&held.confirmed(&[ticket]).0, Instant::now());
         let (reply, count) = told_with(&mut held, &mut spares, true, answers(3, replay()));
-        assert_eq!((count, held.len()), (0, 0));
+        assert_eq!((count, held.count()), (0, 0));
         assert!(matches!(reply.outcome, Outcome::Accepted { replayed: true, seq: 4, .. }));
         assert!(reply.confirm.is_some_and(|mut confirm| confirm.try_recv().is_ok()), "confirmed before");
         assert_eq!(told_with(&mut held, &mut spares, false, answers(5, replay())).1, 1, "another epoch");
@@ -353,7 +356,7 @@ mod tests {
     fn a_replay_that_has_its_row_is_not_held() {
         let mut held = Held::new(1);
         let (reply, count) = told(&mut held, false, answers(3, record("Ph|3|4|20|30|99|-|phone=1|u")));
-        assert_eq!((count, held.len()), (0, 0));
+        assert_eq!((count, held.count()), (0, 0));
         assert!(matches!(reply.outcome, Outcome::Accepted { state: OrderState::PendingPayment, .. }));
     }
 
@@ -363,7 +366,7 @@ mod tests {
             let mut held = Held::new(1);
             held.close(&segment(), 3);
             let (reply, count) = told(&mut held, true, answers(3, answer));
-            assert_eq!((reply.outcome, count, held.len()), (Outcome::Unavailable, 0, 0));
+            assert_eq!((reply.outcome, count, held.count()), (Outcome::Unavailable, 0, 0));
             assert!(reply.confirm.is_none());
         }
     }

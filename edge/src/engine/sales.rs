@@ -10,10 +10,10 @@ use sluice_shared::clock::Millis;
 use sluice_shared::ids::{OrderId, SaleId, SkuId};
 use sluice_shared::keys::{GENERATION, SALES, Segment};
 use sluice_shared::lines::Lines;
+use sluice_shared::place::segment_of;
 use sluice_shared::redis::{Fault, Redis, cmd};
 use sluice_shared::sale::{AcceptAfter, SaleStep, SaleView};
 use sluice_shared::script::mark_work;
-use sluice_shared::segment::segment_of;
 
 use super::core::Core;
 use super::desk::{Desk, Terms};

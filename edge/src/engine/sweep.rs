@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use sluice_protocol::edge::held::Parcel;
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::{OrderId, parse_field};
 use sluice_shared::keys::Segment;
@@ -13,7 +14,6 @@ use sluice_shared::redis::{Fault, Redis, cmd};
 use sluice_shared::sale::{SaleStep, SaleView};
 
 use super::core::Core;
-use super::held::Parcel;
 use super::sales::{Book, LiveSale};
 
 /// How often journals are looked at.

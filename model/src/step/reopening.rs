@@ -1,12 +1,11 @@
 //! What a warden does to re-open a sale, as its own code commands.
 
-use sluice_worker::warden::reopening::Command;
-
 use crate::bounds::{EDGES, EPOCHS, ORDERS};
 use crate::rules::Raises;
 use crate::state::{Cell, Data, Edge, Life, Redis, Row, State, Warden};
 use crate::step::{Next, Step, World};
 use crate::warden::{Happened, IDLE};
+use sluice_protocol::warden::reopening::Command;
 
 impl World {
     /// What one of the wardens may do next.

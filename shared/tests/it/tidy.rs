@@ -31,7 +31,7 @@ fn files(folders: &[&str], ending: &str) -> Vec<(String, String)> {
 }
 
 pub(crate) fn rust() -> Vec<(String, String)> {
-    files(&["shared", "edge", "worker", "nginx-compat", "bench", "model"], ".rs")
+    files(&["protocol", "shared", "edge", "worker", "nginx-compat", "bench", "model"], ".rs")
 }
 
 #[test]
@@ -80,6 +80,28 @@ fn each_library_is_named_where_it_belongs_and_nowhere_else() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// What is explored exhaustively, and may one day run in a simulation, does no I/O.
+#[test]
+fn the_protocol_does_no_io() {
+    let manifest = std::fs::read_to_string(root().join("protocol/Cargo.toml")).unwrap();
+    let named = manifest.split("[dependencies]").nth(1).unwrap().split("\n[").next().unwrap();
+    let known = ["ahash", "hex", "serde", "serde_json", "thiserror", "time", "uuid"];
+    let named: Vec<&str> = named.lines().filter_map(|line| line.split('.').next()).collect();
+    let named: Vec<&str> = named.into_iter().filter(|name| !name.is_empty()).collect();
+    assert_eq!(named, known, "protocol's dependencies");
+    for (name, text) in files(&["protocol/src"], ".rs") {
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        let machine = name.starts_with("protocol/src/edge") || name.starts_with("protocol/src/warden");
+        if !machine || name.ends_with("/tests.rs") {
+            continue;
+        }
+        for clock in ["Instant::now", "SystemTime::now", "Millis::now", "std::net", "std::fs", "std::thread"]
+        {
+            assert!(!code.contains(clock), "{name}: {clock}");
+        }
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! so it is read from PostgreSQL, never from the Redis that may have lost it.
 
 use serde_json::json;
-use sluice_shared::clock::Millis;
+use sluice_protocol::warden::register::Registered;
 use sluice_shared::ids::InstanceId;
 use sluice_shared::sale::Heartbeat;
 use time::OffsetDateTime;
@@ -10,21 +10,6 @@ use time::OffsetDateTime;
 use super::audit_log::{Actor, Deed, note};
 use super::segments::{id, signed, unsigned};
 use super::{Store, StoreError, millis};
-
-/// An edge in the register.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Registered {
-    /// This start of it.
-    pub instance: InstanceId,
-    /// Its configured name.
-    pub name: String,
-    /// Its lock file.
-    pub lock: String,
-    /// Which start of that lock file.
-    pub start: u64,
-    /// Since when it stands here.
-    pub since: Millis,
-}
 
 type EdgeLine = (String, String, String, i64, OffsetDateTime);
 

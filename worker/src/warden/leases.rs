@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sluice_protocol::warden::lead::{Lead, Turn};
 use sluice_shared::ids::InstanceId;
 use sluice_shared::keys::{REGISTER, REOPENING, Segment};
 use sluice_shared::redis::{Fault, cmd};
@@ -10,7 +11,6 @@ use sluice_shared::script::Leased;
 use tokio::sync::watch;
 
 use super::Warden;
-use super::lead::{Lead, Turn};
 use crate::role::Stop;
 
 /// How soon Redis is asked again when it did not answer.

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use sluice_shared::amqp::{AmqpError, Outgoing, Publisher, Sender};
 use sluice_shared::message::{Accepted, OrderMessage, VERSION};
-use sluice_shared::topology::{ORDERS, write_key, write_shard};
+use sluice_shared::place::write_shard;
+use sluice_shared::topology::{ORDERS, write_key};
 
 use super::{Trouble, Warden};
 

@@ -1,8 +1,8 @@
 //! What a sale's rows mean for Redis; no I/O.
 
+use sluice_shared::place::shares;
 use sluice_shared::sale::SaleView;
 use sluice_shared::script::{Control, Preload};
-use sluice_shared::segment::shares;
 
 use crate::store::segments::Projection;
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sluice_protocol::warden::reopening::{Command, Event, Reopening, Stage};
 use sluice_shared::clock::Millis;
 use sluice_shared::failpoint;
 use sluice_shared::ids::InstanceId;
@@ -13,7 +14,6 @@ use sluice_shared::sale::{Heartbeat, Question};
 
 use super::image::run_id;
 use super::outlet::Outlet;
-use super::reopening::{Command, Event, Reopening, Stage};
 use super::{Trouble, Warden};
 use crate::store::segments::Projection;
 

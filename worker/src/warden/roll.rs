@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use sluice_protocol::warden::register::{Command, Reason, Register};
 use sluice_shared::ids::InstanceId;
 use sluice_shared::keys::{EDGES, REGISTER};
 use sluice_shared::redis::{Fault, cmd};
 
 use super::image::{run_id, scripts};
-use super::register::{Command, Reason, Register};
 use super::striking::Striking;
 use super::{Trouble, Warden, reopen};
 

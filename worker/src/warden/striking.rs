@@ -7,13 +7,13 @@
 
 use std::collections::BTreeMap;
 
+use sluice_protocol::warden::register::{Command, Reason, Register};
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::InstanceId;
 use sluice_shared::keys::Segment;
 use sluice_shared::redis::{Fault, cmd};
 
 use super::Warden;
-use super::register::{Command, Reason, Register};
 
 /// An entry of a journal: epoch and sequence.
 type Place = (u64, u64);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use sluice_protocol::warden::reopening::Event;
 use sluice_shared::failpoint;
 use sluice_shared::ids::OrderId;
 use sluice_shared::keys::Segment;
@@ -11,7 +12,6 @@ use sluice_shared::redis::{Fault, cmd};
 
 use super::Reopen;
 use crate::warden::image::{Kind, kinds};
-use crate::warden::reopening::Event;
 use crate::warden::scan::{Journal, Scan, Wanted, records};
 use crate::warden::{Trouble, Warden};
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use sluice_protocol::warden::reopening::Event;
 use sluice_shared::failpoint;
 use sluice_shared::ids::{OrderId, SkuId};
 use sluice_shared::redis::Fault;
@@ -11,7 +12,6 @@ use super::Reopen;
 use crate::store::books::OrderFact;
 use crate::store::segments::Raising;
 use crate::warden::image::{Head, Image};
-use crate::warden::reopening::Event;
 use crate::warden::scan::{Scan, Wanted, records};
 use crate::warden::verify::{Comparison, Ledgered, Shelved, Verdict, expected, is_given_back};
 use crate::warden::{Trouble, projection, restore};

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use super::held::Ticket;
+/// Names one stay of an order; an order that comes again under a newer epoch gets a newer one. They
+/// grow in the order of acceptance.
+pub type Ticket = u64;
 
 /// How long a queue is left alone after it gave a message back: it is full, or does not exist.
 pub(crate) const REST: Duration = Duration::from_millis(500);

@@ -8,19 +8,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::ids::{OrderId, SaleId};
+use crate::keys::Segment;
+use crate::message::{Accepted, OrderMessage};
+use crate::place::write_shard;
 use ahash::AHashMap;
-use sluice_shared::ids::{OrderId, SaleId};
-use sluice_shared::keys::Segment;
-use sluice_shared::message::{Accepted, OrderMessage};
-use sluice_shared::topology::write_shard;
-use tokio::sync::oneshot;
 
 use super::lane::Lane;
+pub use super::lane::Ticket;
 use super::room::Place;
-
-/// Names one stay of an order; an order that comes again under a newer epoch gets a newer one. They
-/// grow in the order of acceptance.
-pub type Ticket = u64;
 
 /// What is published for an order, and what is deleted after.
 #[derive(Debug)]
@@ -39,7 +35,7 @@ pub struct Parcel {
 
 impl Parcel {
     /// The parcel of an accepted order; `None` should it not be expressible, which no order is.
-    pub(crate) fn new(segment: &Arc<Segment>, entry: (u64, u64), accepted: Accepted) -> Option<Self> {
+    pub fn new(segment: &Arc<Segment>, entry: (u64, u64), accepted: Accepted) -> Option<Self> {
         let (order, stamp) = (accepted.order, accepted.epoch);
         let body = serde_json::to_vec(&OrderMessage::Accepted(accepted)).ok()?;
         Some(Self { order, segment: Arc::clone(segment), stamp, entry, body })
@@ -48,13 +44,13 @@ impl Parcel {
 
 /// An order that is to be held.
 #[derive(Debug)]
-pub struct Arrival {
+pub struct Arrival<W> {
     /// What is published for it.
     pub parcel: Parcel,
     /// The place that it takes up.
     pub place: Place,
     /// Told when the broker has it.
-    pub waiter: Option<oneshot::Sender<()>>,
+    pub waiter: Option<W>,
 }
 
 /// The epoch is closed: the outcome counts as unknown.
@@ -62,10 +58,10 @@ pub struct Arrival {
 pub struct Closed;
 
 #[derive(Debug)]
-struct Entry {
+struct Entry<W> {
     parcel: Arc<Parcel>,
     since: Instant,
-    waiters: Vec<oneshot::Sender<()>>,
+    waiters: Vec<W>,
     _place: Place,
 }
 
@@ -78,17 +74,17 @@ struct Epochs {
     held: BTreeMap<u64, usize>,
 }
 
-/// All orders held.
+/// All orders held; `W` is what tells a buyer who waits until the broker has his order.
 #[derive(Debug)]
-pub struct Held {
+pub struct Held<W> {
     next: Ticket,
-    entries: BTreeMap<Ticket, Entry>,
+    entries: BTreeMap<Ticket, Entry<W>>,
     tickets: AHashMap<OrderId, Ticket>,
     lanes: Vec<Lane>,
     segments: AHashMap<Segment, Epochs>,
 }
 
-impl Held {
+impl<W> Held<W> {
     /// Nothing is held yet, for so many write queues.
     pub fn new(shards: u16) -> Self {
         let lanes = (0..shards.max(1)).map(|_| Lane::default()).collect();
@@ -101,7 +97,7 @@ impl Held {
         &mut self,
         segment: &Segment,
         epoch: u64,
-        arrivals: impl IntoIterator<Item = Arrival>,
+        arrivals: impl IntoIterator<Item = Arrival<W>>,
         now: Instant,
     ) -> Result<(), Closed> {
         if epoch <= self.closed(segment) {
@@ -129,18 +125,12 @@ impl Held {
         self.put(parcel, place, Vec::new(), now);
     }
 
-    fn hold(&mut self, arrival: Arrival, now: Instant) {
+    fn hold(&mut self, arrival: Arrival<W>, now: Instant) {
         let Arrival { parcel, place, waiter } = arrival;
         self.put(Arc::new(parcel), place, waiter.into_iter().collect(), now);
     }
 
-    fn put(
-        &mut self,
-        parcel: Arc<Parcel>,
-        place: Place,
-        mut waiters: Vec<oneshot::Sender<()>>,
-        now: Instant,
-    ) {
+    fn put(&mut self, parcel: Arc<Parcel>, place: Place, mut waiters: Vec<W>, now: Instant) {
         if let Some(ticket) = self.tickets.get(&parcel.order).copied() {
             if let Some(entry) = self.entries.get_mut(&ticket).filter(|e| e.parcel.stamp >= parcel.stamp) {
                 entry.waiters.append(&mut waiters);
@@ -167,7 +157,7 @@ impl Held {
         usize::from(write_shard(&order.uuid, lanes))
     }
 
-    fn forget(&mut self, ticket: Ticket) -> Option<Entry> {
+    fn forget(&mut self, ticket: Ticket) -> Option<Entry<W>> {
         let entry = self.entries.remove(&ticket)?;
         let parcel = &entry.parcel;
         let lane = self.lane_of(&parcel.order);
@@ -199,23 +189,21 @@ impl Held {
         taken
     }
 
-    /// The broker has these: they are let go. What comes out is to be deleted from the journal.
-    pub fn confirmed(&mut self, tickets: &[Ticket]) -> Vec<Arc<Parcel>> {
-        let mut done = Vec::with_capacity(tickets.len());
+    /// The broker has these: they are let go, to be deleted from the journal. Beside them come the
+    /// buyers who wait to be told.
+    pub fn confirmed(&mut self, tickets: &[Ticket]) -> (Vec<Arc<Parcel>>, Vec<W>) {
+        let (mut done, mut waiters) = (Vec::with_capacity(tickets.len()), Vec::new());
         for ticket in tickets {
-            let Some(entry) = self.forget(*ticket) else { continue };
-            for waiter in entry.waiters {
-                // Whoever waited has gone by now: nobody to tell.
-                let _ = waiter.send(());
-            }
+            let Some(mut entry) = self.forget(*ticket) else { continue };
+            waiters.append(&mut entry.waiters);
             done.push(entry.parcel);
         }
-        done
+        (done, waiters)
     }
 
     /// The broker gave this one back or refused it: still held, and its lane rests for a while.
     /// Answers whether the rest begins with it.
-    pub(crate) fn failed(&mut self, ticket: Ticket, now: Instant) -> bool {
+    pub fn failed(&mut self, ticket: Ticket, now: Instant) -> bool {
         let Some(entry) = self.entries.get(&ticket) else { return false };
         let lane = self.lane_of(&entry.parcel.order);
         self.lanes[lane].fail(ticket, now)
@@ -246,22 +234,22 @@ impl Held {
     }
 
     /// Forgets the epochs of sales that are gone for good, where nothing is held.
-    pub(crate) fn prune(&mut self, gone: impl Fn(&SaleId) -> bool) {
+    pub fn prune(&mut self, gone: impl Fn(&SaleId) -> bool) {
         self.segments.retain(|segment, epochs| !epochs.held.is_empty() || !gone(&segment.sale));
     }
 
     /// Whether an order is held.
-    pub(crate) fn holds(&self, order: &OrderId) -> bool {
+    pub fn holds(&self, order: &OrderId) -> bool {
         self.tickets.contains_key(order)
     }
 
     /// How many are held.
-    pub(crate) fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.entries.len()
     }
 
     /// Since when the oldest has been held.
-    pub(crate) fn oldest(&self) -> Option<Instant> {
+    pub fn oldest(&self) -> Option<Instant> {
         self.entries.values().next().map(|entry| entry.since)
     }
 }

@@ -9,15 +9,15 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::ids::OrderId;
+use crate::keys::Segment;
 use ahash::{AHashMap, AHashSet};
-use sluice_shared::ids::OrderId;
-use sluice_shared::keys::Segment;
 
 use super::held::Parcel;
 
 /// The copies, the oldest first: so many at the most, each for so long.
 #[derive(Debug)]
-pub(crate) struct Spares {
+pub struct Spares {
     most: usize,
     span: Duration,
     copies: VecDeque<(Instant, Arc<Parcel>)>,
@@ -29,12 +29,12 @@ pub(crate) struct Spares {
 
 impl Spares {
     /// None yet.
-    pub(crate) fn new(most: usize, span: Duration) -> Self {
+    pub fn new(most: usize, span: Duration) -> Self {
         Self { most, span, copies: VecDeque::new(), youngest: AHashMap::new(), back: None }
     }
 
     /// The broker has confirmed these; what is too old or too much goes.
-    pub(crate) fn keep(&mut self, parcels: &[Arc<Parcel>], now: Instant) {
+    pub fn keep(&mut self, parcels: &[Arc<Parcel>], now: Instant) {
         for parcel in parcels {
             self.youngest.insert(parcel.order, (now, Arc::clone(parcel)));
             self.copies.push_back((now, Arc::clone(parcel)));
@@ -44,7 +44,7 @@ impl Spares {
 
     /// Whether there is a copy of an order that was accepted in this epoch, or in a later one. Who asks
     /// has been told that its row is missing: the copy begins its time anew before it grows old.
-    pub(crate) fn covers(&mut self, parcel: &Parcel, now: Instant) -> bool {
+    pub fn covers(&mut self, parcel: &Parcel, now: Instant) -> bool {
         let copy = self.youngest.get(&parcel.order).filter(|(_, copy)| copy.stamp >= parcel.stamp);
         let Some((kept, copy)) = copy.cloned() else { return false };
         if now.duration_since(kept) > self.span / 2 {
@@ -54,12 +54,12 @@ impl Spares {
     }
 
     /// The connection to the broker broke, or stands again: every copy begins its time anew.
-    pub(crate) fn broken(&mut self, now: Instant) {
+    pub fn broken(&mut self, now: Instant) {
         self.back = Some(now);
     }
 
     /// Lets go of what is too old or too much.
-    pub(crate) fn trim(&mut self, now: Instant) {
+    pub fn trim(&mut self, now: Instant) {
         let (span, back) = (self.span, self.back);
         let old = |kept: Instant| now.duration_since(back.map_or(kept, |back| kept.max(back))) > span;
         while self.youngest.len() > self.most || self.copies.front().is_some_and(|(kept, _)| old(*kept)) {
@@ -80,21 +80,21 @@ impl Spares {
 
     /// The copies of a segment that were accepted in this epoch. Those of earlier ones were written
     /// before their epoch ended, and would meet the fence.
-    pub(crate) fn of(&self, segment: &Segment, epoch: u64) -> Vec<Arc<Parcel>> {
+    pub fn of(&self, segment: &Segment, epoch: u64) -> Vec<Arc<Parcel>> {
         let copies = self.copies.iter().filter(|(kept, parcel)| self.is_youngest(*kept, parcel));
         let parcels = copies.map(|(_, parcel)| parcel);
         parcels.filter(|parcel| parcel.stamp == epoch && *parcel.segment == *segment).cloned().collect()
     }
 
     /// These are held again, and are kept again when they are confirmed.
-    pub(crate) fn give(&mut self, recalled: &[Arc<Parcel>]) {
+    pub fn give(&mut self, recalled: &[Arc<Parcel>]) {
         let orders: AHashSet<OrderId> = recalled.iter().map(|parcel| parcel.order).collect();
         self.copies.retain(|(_, parcel)| !orders.contains(&parcel.order));
         self.youngest.retain(|order, _| !orders.contains(order));
     }
 
     /// How many there are.
-    pub(crate) fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.youngest.len()
     }
 }
@@ -102,7 +102,7 @@ impl Spares {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use sluice_shared::ids::SaleId;
+    use crate::ids::SaleId;
 
     use super::*;
 
@@ -137,7 +137,7 @@ mod tests {
         spares.trim(now + SPAN * 2);
         assert_eq!(names(&spares, 1), [1]);
         spares.trim(now + SPAN * 2 + Duration::from_millis(1));
-        assert_eq!(spares.len(), 0);
+        assert_eq!(spares.count(), 0);
     }
 
     #[test]
@@ -148,11 +148,11 @@ mod tests {
             assert!(spares.covers(&parcel(1, 2), now + Duration::from_secs(seconds)));
         }
         assert!(spares.copies.len() <= 4, "{}", spares.copies.len());
-        assert_eq!((names(&spares, 2), spares.len()), (vec![1], 1));
+        assert_eq!((names(&spares, 2), spares.count()), (vec![1], 1));
         assert!(spares.covers(&parcel(1, 1), now) && !spares.covers(&parcel(1, 3), now), "another epoch");
         assert!(!spares.covers(&parcel(2, 2), now));
         spares.trim(now + SPAN * 5);
-        assert_eq!((spares.len(), spares.copies.len()), (0, 0));
+        assert_eq!((spares.count(), spares.copies.len()), (0, 0));
     }
 
     #[test]

@@ -4,40 +4,40 @@ use std::time::{Duration, Instant};
 
 /// How long an order for which nobody waits gathers company: one message at a time would wake the broker
 /// and a worker for each, and have the broker's disc synchronised for each.
-pub(crate) const LINGER: Duration = Duration::from_millis(10);
+pub const LINGER: Duration = Duration::from_millis(10);
 
 /// The moment from which on everything held is handed over, until nothing is left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Departure(Option<Instant>);
+pub struct Departure(Option<Instant>);
 
 impl Departure {
     /// Somebody waits, or it was waited long enough.
-    pub(crate) fn at_once(&mut self, now: Instant) {
+    pub fn at_once(&mut self, now: Instant) {
         self.0 = Some(self.0.map_or(now, |due| due.min(now)));
     }
 
     /// Nobody waits: with whatever else comes until then. An earlier departure stays.
-    pub(crate) fn soon(&mut self, now: Instant) {
+    pub fn soon(&mut self, now: Instant) {
         self.0.get_or_insert(now + LINGER);
     }
 
     /// Nothing is left that could go out now.
-    pub(crate) fn left(&mut self) {
+    pub fn left(&mut self) {
         self.0 = None;
     }
 
     /// Whether one is planned or under way.
-    pub(crate) fn is_set(self) -> bool {
+    pub fn is_set(self) -> bool {
         self.0.is_some()
     }
 
     /// Whether its moment has come.
-    pub(crate) fn is_due(self, now: Instant) -> bool {
+    pub fn is_due(self, now: Instant) -> bool {
         self.0.is_some_and(|due| due <= now)
     }
 
     /// Its moment, while that is to come. One that is under way waits for room, not for a time.
-    pub(crate) fn to_come(self, now: Instant) -> Option<Instant> {
+    pub fn to_come(self, now: Instant) -> Option<Instant> {
         self.0.filter(|due| *due > now)
     }
 }

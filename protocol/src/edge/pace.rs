@@ -10,7 +10,7 @@ const IDLE: Duration = Duration::from_secs(1);
 
 /// Whether a segment sells, as far as its replies tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Pace {
+pub enum Pace {
     /// It does, or has not been asked yet.
     #[default]
     Selling,
@@ -25,38 +25,38 @@ pub(crate) enum Pace {
 
 impl Pace {
     /// Whether buyers are turned away at once.
-    pub(crate) fn is_frozen(self) -> bool {
+    pub fn is_frozen(self) -> bool {
         matches!(self, Self::Frozen { .. })
     }
 
     /// A reply said "frozen".
-    pub(crate) fn freeze(&mut self, now: Instant) {
+    pub fn freeze(&mut self, now: Instant) {
         if let Self::Selling = self {
             *self = Self::Frozen { probed: now, asked: None };
         }
     }
 
     /// A reply was good.
-    pub(crate) fn thaw(&mut self) {
+    pub fn thaw(&mut self) {
         *self = Self::Selling;
     }
 
     /// A buyer was turned away.
-    pub(crate) fn turned_away(&mut self, now: Instant) {
+    pub fn turned_away(&mut self, now: Instant) {
         if let Self::Frozen { asked, .. } = self {
             *asked = Some(now);
         }
     }
 
     /// Redis is asked now.
-    pub(crate) fn probe(&mut self, now: Instant) {
+    pub fn probe(&mut self, now: Instant) {
         if let Self::Frozen { probed, .. } = self {
             *probed = now;
         }
     }
 
     /// When Redis is to be asked next; `None` while selling.
-    pub(crate) fn due(self) -> Option<Instant> {
+    pub fn due(self) -> Option<Instant> {
         let Self::Frozen { probed, asked } = self else { return None };
         let busy = asked.is_some_and(|asked| asked + IDLE >= probed);
         Some(probed + if busy { BUSY } else { IDLE })

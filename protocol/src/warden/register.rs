@@ -7,11 +7,24 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use sluice_shared::clock::Millis;
-use sluice_shared::ids::InstanceId;
-use sluice_shared::sale::Heartbeat;
+use crate::clock::Millis;
+use crate::ids::InstanceId;
+use crate::sale::Heartbeat;
 
-use crate::store::register::Registered;
+/// An edge in the register.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registered {
+    /// This start of it.
+    pub instance: InstanceId,
+    /// Its configured name.
+    pub name: String,
+    /// Its lock file.
+    pub lock: String,
+    /// Which start of that lock file.
+    pub start: u64,
+    /// Since when it stands here.
+    pub since: Millis,
+}
 
 /// An edge that has not been heard of for so long is called silent.
 const SILENT_MS: i64 = 2_000;

@@ -1,4 +1,5 @@
-//! Which segment of a sale serves a user, and how stock is shared out.
+//! Where things go: which segment of a sale serves a user, how stock is shared out, and which write queue
+//! an order takes.
 
 use crate::ids::UserId;
 
@@ -14,6 +15,11 @@ pub fn segment_of(user: &UserId, segments: u16) -> u16 {
 pub fn shares(stock: u64, segments: u16) -> Vec<u64> {
     let n = u64::from(segments.max(1));
     (0..n).map(|segment| stock / n + u64::from(segment < stock % n)).collect()
+}
+
+/// The write shard of an order: its last random bytes, modulo the shards.
+pub fn write_shard(uuid: &[u8; 16], shards: u16) -> u16 {
+    u16::from_be_bytes([uuid[14], uuid[15]]) % shards.max(1)
 }
 
 #[cfg(test)]
@@ -52,5 +58,15 @@ mod tests {
                 assert!(usize::from(segment_of(&user, segments)) < filled);
             }
         }
+    }
+
+    #[test]
+    fn every_shard_gets_orders_and_every_order_has_a_shard() {
+        let mut seen = [0_u32; 4];
+        for _ in 0..4_000 {
+            let id = crate::ids::OrderId::mint(1, 0);
+            seen[usize::from(write_shard(&id.uuid, 4))] += 1;
+        }
+        assert!(seen.iter().all(|n| (800..1_200).contains(n)), "{seen:?}");
     }
 }

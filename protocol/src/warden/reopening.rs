@@ -9,8 +9,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use sluice_shared::clock::Millis;
-use sluice_shared::ids::InstanceId;
+use crate::clock::Millis;
+use crate::ids::InstanceId;
 
 /// A barrier that has not come through by then was lost with its broker, or the writers are away, or have
 /// much to write: the next one is given twice as long, up to the second figure.

@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use std::collections::HashMap;
 
 use super::*;
-use crate::engine::lane::REST;
-use crate::engine::room::Room;
+use crate::edge::lane::REST;
+use crate::edge::room::Room;
 
 fn segment() -> Arc<Segment> {
     Arc::new(Segment::new(SaleId::parse("sale").unwrap(), 0))
@@ -17,20 +17,20 @@ fn order(n: u8) -> OrderId {
     OrderId { uuid: [n; 16], sale: 1, segment: 0 }
 }
 
-fn arrival(n: u8, stamp: u64) -> Arrival {
+fn arrival(n: u8, stamp: u64) -> Arrival<()> {
     let (order, entry) = (order(n), (1, u64::from(n)));
     let parcel = Parcel { order, segment: segment(), stamp, entry, body: vec![n, stamp as u8] };
     Arrival { parcel, place: Room::new(9).take().unwrap(), waiter: None }
 }
 
 /// Three orders of epoch 1.
-fn three() -> (Held, Instant) {
+fn three() -> (Held<()>, Instant) {
     let (mut held, now) = (Held::new(4), Instant::now());
     held.accept(&segment(), 1, [1, 2, 3].map(|n| arrival(n, 1)), now).unwrap();
     (held, now)
 }
 
-fn sent(held: &mut Held, now: Instant) -> Vec<(Ticket, u8)> {
+fn sent(held: &mut Held<()>, now: Instant) -> Vec<(Ticket, u8)> {
     held.take(9, now).into_iter().map(|(ticket, _, parcel)| (ticket, parcel.order.uuid[0])).collect()
 }
 
@@ -39,10 +39,10 @@ fn what_was_sent_is_held_until_it_is_confirmed() {
     let (mut held, now) = three();
     let jobs = sent(&mut held, now);
     assert_eq!(jobs.iter().map(|job| job.1).collect::<Vec<_>>(), [1, 2, 3]);
-    assert_eq!((held.len(), sent(&mut held, now).len()), (3, 0));
+    assert_eq!((held.count(), sent(&mut held, now).len()), (3, 0));
     held.close(&segment(), 1);
     assert!(held.nothing_held().is_empty(), "bytes on the way are no confirm");
-    let done = held.confirmed(&[jobs[0].0, jobs[2].0]);
+    let (done, _) = held.confirmed(&[jobs[0].0, jobs[2].0]);
     assert_eq!(done.iter().map(|parcel| parcel.entry).collect::<Vec<_>>(), [(1, 1), (1, 3)]);
     assert!(held.holds(&order(2)) && held.nothing_held().is_empty());
     held.confirmed(&[jobs[1].0]);
@@ -63,7 +63,7 @@ fn what_the_broker_gave_back_is_held_and_goes_out_again() {
     let (mut held, now) = three();
     let jobs = sent(&mut held, now);
     assert!(held.failed(jobs[1].0, now));
-    assert_eq!((held.len(), sent(&mut held, now).len()), (3, 0));
+    assert_eq!((held.count(), sent(&mut held, now).len()), (3, 0));
     assert_eq!(sent(&mut held, now + REST), [jobs[1]]);
 }
 
@@ -76,7 +76,7 @@ fn a_closed_epoch_takes_nothing_in_and_is_never_opened_again() {
     for epoch in [1, 2, 3] {
         assert_eq!(held.accept(&segment(), epoch, [arrival(1, epoch)], now), Err(Closed));
     }
-    assert_eq!((held.len(), held.closed(&segment())), (0, 3));
+    assert_eq!((held.count(), held.closed(&segment())), (0, 3));
     assert!(!held.adopt(arrival(1, 3).parcel, Room::new(1).take().unwrap(), now));
     held.accept(&segment(), 4, [arrival(1, 4)], now).unwrap();
     assert_eq!(held.nothing_held().get("sale:0"), Some(&3), "a later epoch is none of the question");
@@ -105,14 +105,15 @@ fn an_order_accepted_again_under_a_newer_epoch_is_held_anew() {
 
 #[test]
 fn an_order_accepted_twice_is_held_once_and_both_are_told() {
-    let (mut held, now) = three();
-    let (tell, mut told) = oneshot::channel();
-    held.accept(&segment(), 1, [Arrival { waiter: Some(tell), ..arrival(2, 1) }], now).unwrap();
-    let jobs = sent(&mut held, now);
-    assert_eq!(jobs.len(), 3);
-    assert!(told.try_recv().is_err());
-    held.confirmed(&[jobs[1].0]);
-    assert!(told.try_recv().is_ok());
+    let (mut held, now) = (Held::new(4), Instant::now());
+    for waiter in ["first", "second"] {
+        let Arrival { parcel, place, .. } = arrival(2, 1);
+        held.accept(&segment(), 1, [Arrival { parcel, place, waiter: Some(waiter) }], now).unwrap();
+    }
+    let jobs = held.take(9, now);
+    assert_eq!(jobs.len(), 1);
+    let (parcels, waiters) = held.confirmed(&[jobs[0].0]);
+    assert_eq!((parcels.len(), waiters), (1, vec!["first", "second"]));
 }
 
 #[test]
@@ -121,7 +122,7 @@ fn an_entry_that_is_held_already_is_not_adopted() {
     let place = || Room::new(1).take().unwrap();
     assert!(!held.adopt(arrival(2, 1).parcel, place(), now));
     assert!(held.adopt(arrival(7, 1).parcel, place(), now));
-    assert_eq!(held.len(), 4);
+    assert_eq!(held.count(), 4);
 }
 
 #[test]
@@ -230,7 +231,7 @@ proptest! {
                 }
                 Event::Confirm(_) | Event::Fail(_) | Event::Wait => now += REST,
             }
-            prop_assert_eq!((held.len(), room.taken()), (model.len(), model.len()));
+            prop_assert_eq!((held.count(), room.taken()), (model.len(), model.len()));
             for (n, (stamp, _)) in &model {
                 prop_assert!(held.holds(&order(*n)), "{} of epoch {}", n, stamp);
             }
@@ -240,7 +241,7 @@ proptest! {
         held.broken();
         let rest: Vec<Ticket> = held.take(usize::MAX, now).into_iter().map(|job| job.0).collect();
         prop_assert!(rest.is_sorted());
-        prop_assert_eq!(held.confirmed(&rest).len(), model.len());
-        prop_assert_eq!((held.len(), room.taken()), (0, 0));
+        prop_assert_eq!(held.confirmed(&rest).0.len(), model.len());
+        prop_assert_eq!((held.count(), room.taken()), (0, 0));
     }
 }

@@ -29,13 +29,13 @@ impl Room {
     }
 
     /// A place even where there is none: for orders that were here before and come back.
-    pub(crate) fn insist(&self) -> Place {
+    pub fn insist(&self) -> Place {
         self.taken.fetch_add(1, Ordering::Relaxed);
         Place(Arc::clone(&self.taken))
     }
 
     /// Places taken now.
-    pub(crate) fn taken(&self) -> usize {
+    pub fn taken(&self) -> usize {
         self.taken.load(Ordering::Relaxed)
     }
 }
