@@ -17,8 +17,8 @@ use crate::drill::{
     power_cut, rolling, sell_out,
 };
 use crate::environment::Environment;
-use crate::proxy::frames::Protocol;
-use crate::proxy::{self, Proxy};
+use sluice_testkit::proxy::frames::Protocol;
+use sluice_testkit::proxy::{self, Proxy};
 
 /// Load and drills for a running Sluice: what it promises is shown, what it costs is counted.
 ///

@@ -20,8 +20,8 @@ pub use base::{Base, Stores, address_in, free_port, redirected};
 use member::Member;
 pub use member::metric;
 
-use crate::proxy::Proxy;
-use crate::proxy::frames::Protocol;
+use sluice_testkit::proxy::Proxy;
+use sluice_testkit::proxy::frames::Protocol;
 
 /// How long a member may take to do its work after it was started.
 const READY: Duration = Duration::from_secs(60);

@@ -2,7 +2,7 @@
 //!
 //! The map: [`client`] makes requests, [`schedule`] says when, [`crowd`] and [`buyers`] who and what;
 //! [`log`] keeps every answer, [`oracle`] compares it with the books, [`report`] tells. [`drill`] are
-//! the scenes, [`servers`] kills and restarts, [`proxy`] breaks connections, [`fleet`] starts
+//! the scenes, [`servers`] kills and restarts, [`fleet`] starts
 //! processes with proxies before their stores, [`peer`] and [`compare`] measure against nginx + Lua.
 
 pub mod admin;
@@ -18,7 +18,6 @@ pub mod fleet;
 pub mod log;
 pub mod oracle;
 pub mod peer;
-pub mod proxy;
 pub mod redis_time;
 pub mod report;
 pub mod resp;

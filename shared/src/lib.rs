@@ -17,8 +17,6 @@ pub mod receipt;
 pub mod redis;
 pub mod script;
 pub mod telemetry;
-#[cfg(feature = "testing")]
-pub mod testing;
 pub mod ticket;
 pub mod token;
 pub mod topology;

@@ -16,10 +16,10 @@ use sha2::{Digest, Sha256};
 use super::free_port;
 use crate::drill::wait_for;
 use crate::environment::Environment;
-use crate::proxy::Proxy;
-use crate::proxy::frames::Protocol;
-use crate::proxy::rules::Flow;
 use crate::resp::Session;
+use sluice_testkit::proxy::Proxy;
+use sluice_testkit::proxy::frames::Protocol;
+use sluice_testkit::proxy::rules::Flow;
 
 /// The user that may do everything, of these servers only.
 const USER: &str = "drill";

@@ -3,7 +3,7 @@
 use nix::sys::signal::Signal;
 use sluice_bench::client::outcome::{ACCEPTED, UNAVAILABLE};
 use sluice_bench::fleet::{Kind, Store};
-use sluice_bench::proxy::rules::{Flow, Way};
+use sluice_testkit::proxy::rules::{Flow, Way};
 
 use crate::world::{WARDEN, WORKER, World, token};
 

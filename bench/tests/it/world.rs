@@ -17,7 +17,7 @@ use sluice_bench::environment::Environment;
 use sluice_bench::fleet::{Base, Fleet, Kind};
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::OrderId;
-use sluice_shared::testing::{PrivateRedis, required};
+use sluice_testkit::{PrivateRedis, required};
 
 const SECRET: &str = "a secret of the tests, long enough";
 /// Longer than anything that recovers takes on a busy machine.

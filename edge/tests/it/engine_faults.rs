@@ -6,7 +6,7 @@ use sluice_edge::engine::{Outcome, PublicState, ReadyState};
 use sluice_shared::ids::OrderId;
 use sluice_shared::keys::REOPENING;
 use sluice_shared::record::OrderState;
-use sluice_shared::testing::eventually;
+use sluice_testkit::eventually;
 
 use crate::engine_harness::{Edge, Offer, SOON, World, accepted};
 

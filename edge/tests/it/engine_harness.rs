@@ -17,8 +17,8 @@ use sluice_shared::message::{Accepted, OrderMessage};
 use sluice_shared::redis::{FromRedisValue, Redis, cmd};
 use sluice_shared::sale::{AcceptAfter, Heartbeat, Item, SaleStep, SaleView};
 use sluice_shared::script::{Preload, SegmentScripts, WardenScripts};
-use sluice_shared::testing::{PrivateRedis, eventually, required};
 use sluice_shared::topology::{Topology, write_queue};
+use sluice_testkit::{PrivateRedis, eventually, required};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 

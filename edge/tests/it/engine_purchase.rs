@@ -9,7 +9,7 @@ use sluice_shared::keys::sale_channel;
 use sluice_shared::lines::Lines;
 use sluice_shared::record::OrderState;
 use sluice_shared::sale::AcceptAfter;
-use sluice_shared::testing::eventually;
+use sluice_testkit::eventually;
 
 use crate::engine_harness::{Edge, Offer, SOON, World, accepted};
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use sluice_edge::engine::{Answer, Outcome, PublicState};
 use sluice_shared::keys::{GENERATION, SALES, SALES_CHANNEL};
 use sluice_shared::sale::SaleStep;
-use sluice_shared::testing::eventually;
+use sluice_testkit::eventually;
 
 use crate::engine_harness::{Offer, SOON, World, accepted};
 

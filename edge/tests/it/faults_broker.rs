@@ -5,13 +5,13 @@ use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
-use sluice_bench::proxy::Proxy;
-use sluice_bench::proxy::frames::Protocol;
-use sluice_bench::proxy::rules::{Flow, Way};
 use sluice_shared::ids::OrderId;
 use sluice_shared::keys::Segment;
 use sluice_shared::message::Accepted;
-use sluice_shared::testing::eventually;
+use sluice_testkit::eventually;
+use sluice_testkit::proxy::Proxy;
+use sluice_testkit::proxy::frames::Protocol;
+use sluice_testkit::proxy::rules::{Flow, Way};
 
 use crate::engine_harness::{Edge, Offer, SOON, World, accepted};
 

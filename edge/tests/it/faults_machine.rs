@@ -7,7 +7,7 @@ use sluice_edge::engine::{Answer, Outcome};
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::OrderId;
 use sluice_shared::redis::{Redis, cmd};
-use sluice_shared::testing::{ClockStep, PrivateRedis, eventually};
+use sluice_testkit::{ClockStep, PrivateRedis, eventually};
 
 use crate::engine_harness::{Offer, SOON, World, accepted};
 use crate::gate::Gate;
@@ -130,7 +130,7 @@ async fn f37_when_redis_clock_jumps_a_sale_stops_or_waits_and_no_unit_moves() {
 
 /// A node of a Redis Cluster.
 fn node() -> PrivateRedis {
-    let options = format!("--cluster-enabled yes --cluster-port {}", sluice_shared::testing::free_port());
+    let options = format!("--cluster-enabled yes --cluster-port {}", sluice_testkit::free_port());
     PrivateRedis::start_under(|_| {
         ["sh", "-c", &format!("exec \"$@\" {options}"), "sh"].map(str::to_owned).into()
     })

@@ -5,8 +5,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use sluice_bench::proxy::Proxy;
-use sluice_bench::proxy::frames::Protocol;
+use sluice_testkit::proxy::Proxy;
+use sluice_testkit::proxy::frames::Protocol;
 
 use crate::harness::{Edge, binary, eventually};
 

@@ -6,14 +6,14 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use sluice_bench::proxy::Proxy;
-use sluice_bench::proxy::frames::Protocol;
-use sluice_bench::proxy::rules::{Flow, Trap, Way};
 use sluice_edge::engine::Outcome;
 use sluice_shared::ids::OrderId;
 use sluice_shared::keys::Segment;
 use sluice_shared::redis::cmd;
-use sluice_shared::testing::eventually;
+use sluice_testkit::eventually;
+use sluice_testkit::proxy::Proxy;
+use sluice_testkit::proxy::frames::Protocol;
+use sluice_testkit::proxy::rules::{Flow, Trap, Way};
 
 use crate::engine_harness::{Edge, Offer, SOON, World, accepted};
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use sluice_shared::testing::free_port;
+use sluice_testkit::free_port;
 
 use crate::client::{Answer, Asked, Connection, request};
 use crate::harness::{directory, eventually};

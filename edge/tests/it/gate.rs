@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use sluice_shared::ids::OrderId;
 use sluice_shared::keys::Segment;
-use sluice_shared::testing::free_port;
+use sluice_testkit::free_port;
 
 use crate::client::{Answer, Connection};
 use crate::engine_harness::{SHARDS, World};

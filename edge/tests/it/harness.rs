@@ -16,7 +16,7 @@ use sluice_shared::keys::{EDGES, GENERATION, REGISTER, SALES, SALES_CHANNEL, Seg
 use sluice_shared::redis::{Redis, cmd};
 use sluice_shared::sale::{AcceptAfter, Item, SaleStep, SaleView};
 use sluice_shared::script::{Control, Preload, SegmentScripts, WardenScripts};
-use sluice_shared::testing::{PrivateRedis, free_port};
+use sluice_testkit::{PrivateRedis, free_port};
 use tokio::runtime::Runtime;
 
 use crate::client::{Answer, Connection};

@@ -46,7 +46,7 @@ fn a_taken_port_is_told() {
          token.keys = [\"a:0123456789abcdef\"]\napi.secret = \"0123456789abcdef\"\nlisten.admin = \"127.0.0.1:{}\"\n",
         directory.display().to_string(),
         edge.public,
-        sluice_shared::testing::free_port()
+        sluice_testkit::free_port()
     );
     std::fs::write(&file, text).unwrap();
     let told = binary().arg("--config").arg(&file).output().unwrap();
@@ -62,7 +62,7 @@ fn a_taken_port_is_told() {
 #[test]
 fn an_edge_that_knows_no_sales_yet_calls_none_unknown() {
     let directory = directory();
-    let (file, ports) = (directory.join("edge.toml"), [0; 2].map(|_| sluice_shared::testing::free_port()));
+    let (file, ports) = (directory.join("edge.toml"), [0; 2].map(|_| sluice_testkit::free_port()));
     let text = format!(
         "state_dir = {:?}\nlisten.public = [\"127.0.0.1:{}\"]\nlisten.admin = \"127.0.0.1:{}\"\n\
          identity.jwt_secret = \"0123456789abcdef\"\ntoken.keys = [\"a:0123456789abcdef\"]\n\

@@ -4,7 +4,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use sluice_shared::testing::ClockStep;
+use sluice_testkit::ClockStep;
 
 use crate::client::Connection;
 use crate::harness::{Edge, Process, bearer, binary, eventually};

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use sluice_shared::redis::{Redis, cmd};
-use sluice_shared::testing::{PrivateRedis, eventually};
+use sluice_testkit::{PrivateRedis, eventually};
 use tokio::net::{TcpListener, TcpStream};
 
 /// An address behind which one server can take another's place; connections that stand are left alone.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use sluice_shared::clock::Millis;
 use sluice_shared::redis::{Redis, cmd};
 use sluice_shared::script::DelayQueue;
-use sluice_shared::testing::PrivateRedis;
+use sluice_testkit::PrivateRedis;
 
 const LONG: Duration = Duration::from_secs(60);
 

@@ -116,7 +116,7 @@ async fn a_large_segment_that_is_replaced_is_not_freed_while_others_wait() {
     assert!(micros.parse::<u64>().unwrap() <= 5_000, "replaced in {micros} us");
     run("LATENCY", &["RESET"]).await;
     run("PEXPIRE", &[&orders, "1"]).await;
-    sluice_shared::testing::eventually("it is gone", Duration::from_secs(10), async || {
+    sluice_testkit::eventually("it is gone", Duration::from_secs(10), async || {
         let keys: Vec<String> = sale.redis.run("test", cmd("KEYS").arg("*")).await.unwrap();
         !keys.contains(&orders)
     })

@@ -13,7 +13,7 @@ use sluice_shared::sale::SaleStep;
 use sluice_shared::script::{
     Answer, Answers, Ask, Control, Preload, Release, Released, Reserved, SegmentScripts, WardenScripts,
 };
-use sluice_shared::testing::PrivateRedis;
+use sluice_testkit::PrivateRedis;
 
 pub(crate) fn sku(text: &str) -> SkuId {
     SkuId::parse(text).unwrap()

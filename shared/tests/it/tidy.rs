@@ -31,7 +31,7 @@ fn files(folders: &[&str], ending: &str) -> Vec<(String, String)> {
 }
 
 pub(crate) fn rust() -> Vec<(String, String)> {
-    files(&["protocol", "shared", "edge", "worker", "nginx-compat", "bench", "model"], ".rs")
+    files(&["protocol", "shared", "testkit", "edge", "worker", "nginx-compat", "bench", "model"], ".rs")
 }
 
 #[test]

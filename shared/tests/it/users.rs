@@ -7,8 +7,8 @@ use sluice_shared::clock::Millis;
 use sluice_shared::record::{OrderState, Refund};
 use sluice_shared::redis::{Fault, Redis, Value, cmd};
 use sluice_shared::script::{Adjusted, Answer, DelayQueue, Raised, Release, Reserved, Settle};
-use sluice_shared::testing::{PrivateRedis, eventually, required};
 use sluice_shared::topology::{EVENTS, ORDERS, Topology, write_key, write_queue};
+use sluice_testkit::{PrivateRedis, eventually, required};
 
 use crate::segment::Sale;
 

@@ -1,7 +1,7 @@
 //! One-shot commands with nothing but their environment.
 
 use sluice_shared::ids::OrderId;
-use sluice_shared::testing::{PrivateRedis, required};
+use sluice_testkit::{PrivateRedis, required};
 
 use crate::harness::process::program;
 use crate::harness::{TestDatabase, Vhost};

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use sluice_shared::ids::OrderId;
 use sluice_shared::redis::cmd;
 use sluice_shared::sale::SaleStep;
-use sluice_shared::testing::eventually;
+use sluice_testkit::eventually;
 
 use super::api_world::{EDGE_SECRET, World, a_notice};
 

@@ -20,7 +20,7 @@ use sluice_shared::message::Accepted;
 use sluice_shared::redis::{Fault, Redis, cmd};
 use sluice_shared::sale::{AcceptAfter, Heartbeat, SaleStep, SaleView};
 use sluice_shared::script::{Preload, SegmentScripts, WardenScripts};
-use sluice_shared::testing::{PrivateRedis, eventually, free_port};
+use sluice_testkit::{PrivateRedis, eventually, free_port};
 use sluice_worker::config::{Config, DEFAULTS};
 use sluice_worker::role::{self, Context};
 use sluice_worker::store::Store;

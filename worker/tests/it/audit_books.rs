@@ -4,7 +4,7 @@ use sluice_shared::ids::OrderId;
 use sluice_shared::record::{OrderState, Refund};
 use sluice_shared::redis::{Redis, cmd};
 use sluice_shared::script::{Release, SegmentScripts, Settle};
-use sluice_shared::testing::{PrivateRedis, eventually};
+use sluice_testkit::{PrivateRedis, eventually};
 use sluice_worker::audit::broker::Depths;
 use sluice_worker::audit::equations::judge;
 use sluice_worker::audit::gather::gather;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use sluice_shared::clock::Millis;
 use sluice_shared::jwt::sign_hs256;
-use sluice_shared::testing::{eventually, required};
+use sluice_testkit::{eventually, required};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::harness::compose::{Compose, Started, call, root, variables};

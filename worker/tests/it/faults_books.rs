@@ -3,12 +3,12 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
-use sluice_bench::proxy::Proxy;
-use sluice_bench::proxy::frames::Protocol;
-use sluice_bench::proxy::rules::Trap;
 use sluice_shared::config::Settings;
 use sluice_shared::message::Accepted;
-use sluice_shared::testing::{ClockStep, eventually};
+use sluice_testkit::proxy::Proxy;
+use sluice_testkit::proxy::frames::Protocol;
+use sluice_testkit::proxy::rules::Trap;
+use sluice_testkit::{ClockStep, eventually};
 use sluice_worker::config::{Config, DEFAULTS};
 use sluice_worker::role::{Context, Role};
 

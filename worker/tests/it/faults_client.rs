@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use sluice_shared::amqp::{AmqpError, Link};
-use sluice_shared::testing::eventually;
+use sluice_testkit::eventually;
 use sluice_worker::role::Role;
 
 use crate::harness::World;

@@ -4,7 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
 use sluice_shared::failpoint;
-use sluice_shared::testing::eventually;
+use sluice_testkit::eventually;
 use sluice_worker::role::Role;
 
 use crate::harness::process::Worker;

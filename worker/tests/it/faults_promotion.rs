@@ -2,14 +2,14 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use sluice_bench::proxy::Proxy;
-use sluice_bench::proxy::frames::Protocol;
-use sluice_bench::proxy::rules::Flow;
 use sluice_shared::ids::OrderId;
 use sluice_shared::lines::Lines;
 use sluice_shared::redis::{Redis, cmd};
 use sluice_shared::script::{Ask, Reserved, SegmentScripts};
-use sluice_shared::testing::{PrivateRedis, eventually};
+use sluice_testkit::proxy::Proxy;
+use sluice_testkit::proxy::frames::Protocol;
+use sluice_testkit::proxy::rules::Flow;
+use sluice_testkit::{PrivateRedis, eventually};
 
 use crate::warden_world::{PATIENCE, Place, user};
 

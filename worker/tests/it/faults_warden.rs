@@ -6,7 +6,7 @@ use sluice_shared::failpoint;
 use sluice_shared::ids::OrderId;
 use sluice_shared::keys::REOPENING;
 use sluice_shared::redis::cmd;
-use sluice_shared::testing::eventually;
+use sluice_testkit::eventually;
 
 use crate::harness::process::Worker;
 use crate::warden_world::{Edge, PATIENCE, Place, Process};

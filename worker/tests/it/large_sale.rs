@@ -8,7 +8,7 @@ use sluice_shared::ids::OrderId;
 use sluice_shared::lines::Lines;
 use sluice_shared::record::{OrderState, Record, Refund};
 use sluice_shared::redis::cmd;
-use sluice_shared::testing::eventually;
+use sluice_testkit::eventually;
 use sluice_worker::store::ledger::LineText;
 use sqlx::Row;
 use tokio::process::Command;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
-use sluice_shared::testing::{eventually, required};
+use sluice_testkit::{eventually, required};
 use sluice_worker::store::Store;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use sluice_shared::message::OrderMessage;
-use sluice_shared::testing::eventually;
 use sluice_shared::topology::{ORDERS, PARKED, write_key, write_queue};
+use sluice_testkit::eventually;
 use sluice_worker::role::Role;
 
 use crate::harness::{World, accepted};

@@ -3,7 +3,7 @@
 use std::process::Output;
 use std::time::Duration;
 
-use sluice_shared::testing::{eventually, free_port};
+use sluice_testkit::{eventually, free_port};
 
 use crate::harness::process::{Worker, program};
 use crate::harness::world::verify_ledger;

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::{OrderId, SaleId};
 use sluice_shared::record::OrderState;
-use sluice_shared::testing::{eventually, required};
+use sluice_testkit::{eventually, required};
 use sluice_worker::store::Store;
 use sluice_worker::store::search::{Cursor, OrderFilter};
 use sqlx::postgres::PgConnectOptions;

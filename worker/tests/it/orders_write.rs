@@ -118,7 +118,7 @@ async fn a_writer_and_a_raise_of_the_epoch_wait_for_each_other() {
                  AND datname = current_database()";
     let what = "the writer waits";
     let patience = std::time::Duration::from_secs(5);
-    sluice_shared::testing::eventually(what, patience, async || db.count(waits).await > 0).await;
+    sluice_testkit::eventually(what, patience, async || db.count(waits).await > 0).await;
     raising.commit().await.unwrap();
     assert_eq!(writing.await.unwrap().fenced, 1);
     assert_eq!(db.count("SELECT count(*) FROM orders").await, 0);

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use sluice_shared::message::OrderEvents;
-use sluice_shared::testing::eventually;
 use sluice_shared::topology::{RELEASE, SAGA};
+use sluice_testkit::eventually;
 use sluice_worker::role::Role;
 use tokio::time::timeout;
 

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use sluice_shared::amqp::{Delivery, Outgoing};
-use sluice_shared::testing::eventually;
 use sluice_shared::topology::{EVENTS, LADDER, PARKED, RELEASE, RETRY, SAGA, WAITING};
+use sluice_testkit::eventually;
 use sluice_worker::consumer::{self, Handler, Outcome};
 use tokio::sync::watch;
 

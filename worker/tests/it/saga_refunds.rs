@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sluice_shared::message::Accepted;
 use sluice_shared::record::OrderState;
-use sluice_shared::testing::eventually;
+use sluice_testkit::eventually;
 use sluice_worker::role::Role;
 use sluice_worker::store::payments::{NoticeStatus, PaymentNotice};
 

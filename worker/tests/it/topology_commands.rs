@@ -1,8 +1,8 @@
 //! RabbitMQ is brought to the description, and told apart from it.
 
 use sluice_shared::amqp::{AmqpError, Outgoing};
-use sluice_shared::testing::required;
 use sluice_shared::topology::{DEAD, PARKED, Topology};
+use sluice_testkit::required;
 use sluice_worker::topology_command::management::Management;
 use sluice_worker::topology_command::{Difference, apply, differences, put_policies};
 

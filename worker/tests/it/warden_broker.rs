@@ -3,13 +3,13 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
-use sluice_bench::proxy::Proxy;
-use sluice_bench::proxy::frames::Protocol;
-use sluice_bench::proxy::rules::Flow;
 use sluice_shared::clock::Millis;
 use sluice_shared::record::{OrderState, Record};
-use sluice_shared::testing::eventually;
 use sluice_shared::topology::{SAGA, Topology};
+use sluice_testkit::eventually;
+use sluice_testkit::proxy::Proxy;
+use sluice_testkit::proxy::frames::Protocol;
+use sluice_testkit::proxy::rules::Flow;
 use sluice_worker::store::payments::{NoticeStatus, PaymentNotice};
 
 use crate::harness::broker::SHARDS;

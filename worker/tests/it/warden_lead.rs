@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use sluice_shared::redis::cmd;
-use sluice_shared::testing::eventually;
+use sluice_testkit::eventually;
 
 use crate::warden_world::{PATIENCE, Place, Process};
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use sluice_shared::keys::GENERATION;
 use sluice_shared::redis::cmd;
 use sluice_shared::sale::SaleStep;
-use sluice_shared::testing::eventually;
+use sluice_testkit::eventually;
 
 use crate::warden_world::{PATIENCE, Place};
 

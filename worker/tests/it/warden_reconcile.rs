@@ -8,7 +8,7 @@ use sluice_shared::keys::{GENERATION, Segment};
 use sluice_shared::record::Record;
 use sluice_shared::redis::cmd;
 use sluice_shared::sale::SaleStep;
-use sluice_shared::testing::eventually;
+use sluice_testkit::eventually;
 use sluice_worker::store::stock_changes::{Begun, StockChange};
 
 use crate::warden_world::{PATIENCE, Place, actor, sku, user};

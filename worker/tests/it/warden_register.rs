@@ -4,15 +4,15 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use sluice_bench::proxy::Proxy;
-use sluice_bench::proxy::frames::Protocol;
-use sluice_bench::proxy::rules::Trap;
 use sluice_shared::ids::{InstanceId, SaleId};
 use sluice_shared::keys::{EDGES, REGISTER, Segment};
 use sluice_shared::message::Accepted;
 use sluice_shared::redis::cmd;
 use sluice_shared::sale::SaleStep;
-use sluice_shared::testing::eventually;
+use sluice_testkit::eventually;
+use sluice_testkit::proxy::Proxy;
+use sluice_testkit::proxy::frames::Protocol;
+use sluice_testkit::proxy::rules::Trap;
 
 use sluice_worker::edges_command::{list, strike};
 

@@ -7,7 +7,7 @@ use sluice_shared::message::Accepted;
 use sluice_shared::record::OrderState;
 use sluice_shared::redis::cmd;
 use sluice_shared::sale::{Question, SaleStep};
-use sluice_shared::testing::eventually;
+use sluice_testkit::eventually;
 use sluice_worker::store::payments::{NoticeStatus, PaymentNotice};
 use sluice_worker::store::stock_changes::{Begun, StockChange};
 

@@ -7,7 +7,7 @@ use sluice_shared::keys::Segment;
 use sluice_shared::record::{OrderState, Record};
 use sluice_shared::redis::cmd;
 use sluice_shared::sale::SaleStep;
-use sluice_shared::testing::eventually;
+use sluice_testkit::eventually;
 use sluice_worker::store::payments::{NoticeStatus, PaymentNotice};
 
 use crate::harness::accepted_of;

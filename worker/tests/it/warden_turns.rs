@@ -8,7 +8,7 @@ use sluice_shared::keys::Segment;
 use sluice_shared::record::{OrderState, Record};
 use sluice_shared::redis::cmd;
 use sluice_shared::sale::SaleStep;
-use sluice_shared::testing::eventually;
+use sluice_testkit::eventually;
 
 use crate::warden_reopen::{unknown_to_the_books, until_asked};
 use crate::warden_world::{PATIENCE, Place};

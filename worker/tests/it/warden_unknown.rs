@@ -7,7 +7,7 @@ use sluice_shared::keys::{REGISTER, SALES, Segment};
 use sluice_shared::record::OrderState;
 use sluice_shared::redis::cmd;
 use sluice_shared::sale::SaleStep;
-use sluice_shared::testing::{eventually, free_port};
+use sluice_testkit::{eventually, free_port};
 use sluice_worker::status;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

@@ -15,7 +15,7 @@ use sluice_shared::record::Record;
 use sluice_shared::redis::{Redis, cmd};
 use sluice_shared::sale::{AcceptAfter, Heartbeat, Question, SaleStep, SaleView};
 use sluice_shared::script::{Answer, Ask, Reserved, SegmentScripts};
-use sluice_shared::testing::{PrivateRedis, eventually};
+use sluice_testkit::{PrivateRedis, eventually};
 use sluice_worker::config::{Config, DEFAULTS};
 use sluice_worker::role::{self, Context, Role};
 use sluice_worker::store::audit_log::Actor;

@@ -20,7 +20,7 @@ use crate::admin::Admin;
 use crate::drill::lost_data::newest;
 use crate::drill::wait_for;
 use crate::fleet::Store;
-use crate::proxy::rules::Flow;
+use sluice_testkit::proxy::rules::Flow;
 
 /// How long something may take to work again before it counts as gone.
 const RECOVERY: Duration = Duration::from_secs(60);

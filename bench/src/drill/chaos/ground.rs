@@ -16,9 +16,9 @@ use crate::drill::wait_for;
 use crate::environment::Environment;
 use crate::fleet::redis::RedisPair;
 use crate::fleet::{Base, Fleet, Store, address_in, free_port, redirected};
-use crate::proxy::Proxy;
-use crate::proxy::frames::Protocol;
 use crate::servers::Servers;
+use sluice_testkit::proxy::Proxy;
+use sluice_testkit::proxy::frames::Protocol;
 
 /// The processes of `./dev up` that make room once the edge has.
 const FORMER: [&str; 4] = ["worker", "warden-1", "warden-2", "redis"];

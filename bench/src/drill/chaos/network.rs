@@ -11,7 +11,7 @@ use super::deeds::{Doer, millis};
 use super::plan::Fault;
 use crate::drill::wait_for;
 use crate::fleet::{Link, Store};
-use crate::proxy::rules::{Flow, Trap, Way};
+use sluice_testkit::proxy::rules::{Flow, Trap, Way};
 
 /// How long a trap waits for what springs it.
 const SPRING: Duration = Duration::from_secs(2);

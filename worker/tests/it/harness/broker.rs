@@ -5,8 +5,8 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use sluice_shared::amqp::{Consumer, Link, Outgoing};
 use sluice_shared::place::write_shard;
-use sluice_shared::testing::required;
 use sluice_shared::topology::{ORDERS, Topology, write_key};
+use sluice_testkit::required;
 
 use sluice_shared::message::{Accepted, OrderMessage};
 

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
-use sluice_shared::testing::required;
+use sluice_testkit::required;
 
 /// The services, and what stands for their names.
 pub struct Compose {

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use sha2::{Digest, Sha256};
 use sluice_shared::config::{Secret, Settings};
-use sluice_shared::testing::required;
+use sluice_testkit::required;
 use sluice_worker::config::{Config, DEFAULTS, DatabaseConfig};
 use sluice_worker::store::Store;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};

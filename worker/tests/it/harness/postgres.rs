@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use sluice_shared::testing::{free_port, required};
+use sluice_testkit::{free_port, required};
 use sluice_worker::store::Store;
 
 use super::database::config_of;

@@ -15,7 +15,7 @@ use sluice_shared::record::Record;
 use sluice_shared::redis::{Redis, cmd};
 use sluice_shared::sale::SaleStep;
 use sluice_shared::script::{Answer, Ask, Preload, Reserved, SegmentScripts, WardenScripts};
-use sluice_shared::testing::PrivateRedis;
+use sluice_testkit::PrivateRedis;
 use sluice_worker::config::{Config, DEFAULTS};
 use sluice_worker::role::{Context, Role, Stop};
 use sluice_worker::store::audit_log::Actor;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/testing/clock_step.c");
+const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/clock_step.c");
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 

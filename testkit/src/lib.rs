@@ -1,4 +1,5 @@
-//! What tests of every crate need: a private Redis on a free port, and the addresses of the others.
+//! What tests of every crate need: a private Redis on a free port, the addresses of the other servers, a
+//! clock that jumps, a TCP proxy that breaks connections. No shipped program depends on it.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -6,9 +7,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::redis::Redis;
+use sluice_shared::redis::Redis;
 
 mod clock_step;
+pub mod proxy;
 
 pub use clock_step::ClockStep;
 
