@@ -8,7 +8,6 @@ use http::{HeaderValue, Method};
 use sluice_shared::ids::{OrderId, SaleId, UserId};
 use sluice_shared::lines::Lines;
 use sluice_shared::receipt::Receipt;
-use sluice_shared::record::Record;
 use sluice_shared::sale::SaleStep;
 use sluice_shared::token::Claim;
 use sluice_shared::verdict::{Code, Rejection};
@@ -22,7 +21,7 @@ use crate::filter::{body, guard, latch, reserve, token};
 use crate::gate::Gate;
 use crate::metrics::Kind;
 use crate::respond::Reply;
-use crate::route::{Call, Route, normalise, route};
+use crate::route::{Call, Route, normalise, nothing_here, route};
 use crate::{claim, events, view};
 
 const TRUE: HeaderValue = HeaderValue::from_static("true");
@@ -229,7 +228,7 @@ async fn order(gate: &Gate, exchange: &mut Exchange<'_>, id: &str) -> Result<Nex
     let id = OrderId::parse(id).ok_or_else(nothing_here)?;
     let user = customer(gate, exchange)?;
     let cancels = exchange.head().method == Method::DELETE;
-    match record(gate, &id).await {
+    match gate.record(&id).await {
         Ok(Some((record, _))) if record.user != user => return Err(nothing_here().into()),
         Ok(Some((record, sale))) if !cancels => {
             return Ok(Next::Reply(Reply::json(200, view::order(&id, &record, &sale.view))));
@@ -268,7 +267,7 @@ async fn follow(
     };
     // Followed before it is read: no change between the two is missed.
     let mut follower = gate.engine.follow(&id);
-    let record = record(gate, &id).await?;
+    let record = gate.record(&id).await?;
     if record.as_ref().is_some_and(|(record, _)| user.as_ref().is_some_and(|user| *user != record.user)) {
         return Err(nothing_here().into());
     }
@@ -364,22 +363,9 @@ fn customer(gate: &Gate, exchange: &mut Exchange<'_>) -> Result<UserId, Rejectio
     Ok(user)
 }
 
-/// The record of an order and its sale, where Redis has them.
-pub async fn record(gate: &Gate, id: &OrderId) -> Result<Option<(Record, Arc<LiveSale>)>, Rejection> {
-    let record = gate.engine.record(id).await.map_err(|_| {
-        Rejection::new(Code::Unavailable, "the state of the order cannot be read at the moment")
-    })?;
-    Ok(record.zip(gate.engine.sale_by_number(id.sale)))
-}
-
 fn preflight(exchange: &Exchange<'_>, call: Call<'_>) -> bool {
     exchange.context.origin.is_some()
         && exchange.head().method == Method::OPTIONS
         && exchange.head().headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD)
         && call != Call::Nothing
-}
-
-/// What is said where there is nothing, or nothing that this buyer may see.
-pub fn nothing_here() -> Rejection {
-    Rejection::new(Code::NotFound, "there is nothing at this address, or it is not yours")
 }

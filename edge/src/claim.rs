@@ -9,7 +9,6 @@ use sluice_shared::lines::Lines;
 use sluice_shared::receipt::Receipt;
 use sluice_shared::verdict::{Code, Rejection};
 
-use crate::chain::record;
 use crate::engine::Ask;
 use crate::exchange::Context;
 use crate::filter::{body, reserve};
@@ -48,7 +47,7 @@ pub async fn claim(gate: &Gate, context: &Context, user: &UserId, body: &[u8]) -
 
 /// The order as Redis has it.
 async fn shelved(gate: &Gate, receipt: &Receipt) -> Result<Option<Reply>, Rejection> {
-    let found = record(gate, &receipt.order).await?.filter(|(record, _)| record.user == receipt.user);
+    let found = gate.record(&receipt.order).await?.filter(|(record, _)| record.user == receipt.user);
     Ok(found.map(|(record, sale)| Reply::json(200, view::order(&receipt.order, &record, &sale.view))))
 }
 

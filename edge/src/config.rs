@@ -12,7 +12,6 @@ use sluice_shared::token::TokenKeys;
 use crate::engine::EngineConfig;
 use crate::filter::address::Networks;
 use crate::filter::identity::Identity;
-use crate::keys::Keys;
 
 mod sections;
 
@@ -88,6 +87,15 @@ pub struct Limits {
     pub per_address: usize,
     /// Body on its way to the upstream.
     pub upstream_body_bytes: usize,
+}
+
+/// Keys of one reading of the configuration.
+#[derive(Debug)]
+pub struct Keys {
+    /// Who the buyer is.
+    pub identity: Identity,
+    /// Sale tokens and tickets.
+    pub token: Token,
 }
 
 /// Sale tokens and tickets.

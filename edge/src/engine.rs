@@ -223,7 +223,7 @@ impl Engine {
 
     /// Comes back once nothing is asked, held or to be deleted.
     async fn settle(&self) {
-        while self.core.room.taken() > 0 || self.core.dues().len() > 0 {
+        while self.core.room.taken() > 0 || self.core.dues().count() > 0 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }

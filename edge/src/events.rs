@@ -1,8 +1,6 @@
 //! Event streams: an order's states as they come, until a final one.
 
-use std::collections::HashMap;
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,7 +20,7 @@ use crate::exchange::{Context, Exchange};
 use crate::fields::Fields;
 use crate::gate::Gate;
 use crate::respond::Reply;
-use crate::{chain, respond, view};
+use crate::{respond, route, view};
 
 /// Proxies and browsers drop a stream that is silent for long.
 const COMMENT_EVERY: Duration = Duration::from_secs(15);
@@ -35,50 +33,6 @@ const BACK_MS: std::ops::Range<u32> = 500..3_000;
 const KIND: HeaderValue = HeaderValue::from_static("text/event-stream");
 /// Asks proxies of nginx's kind not to hold events back.
 const UNBUFFERED: HeaderName = HeaderName::from_static("x-accel-buffering");
-
-/// How many streams each user has open; of an order whose buyer is not known, the order. Taken when a stream opens and closes, never on a purchase.
-#[derive(Debug)]
-pub struct Streams {
-    open: Mutex<HashMap<String, usize>>,
-    per_user: usize,
-}
-
-/// A place for one stream; given back when it is dropped.
-#[derive(Debug)]
-pub struct Place<'a> {
-    streams: &'a Streams,
-    user: String,
-}
-
-impl Streams {
-    /// So many at a time for each user.
-    pub fn new(per_user: usize) -> Self {
-        Self { open: Mutex::default(), per_user }
-    }
-
-    /// A place for one more stream of a user, if he may have one.
-    pub fn open(&self, user: &str) -> Option<Place<'_>> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = open.entry(user.to_owned()).or_default();
-        if *count >= self.per_user {
-            return None;
-        }
-        *count += 1;
-        Some(Place { streams: self, user: user.to_owned() })
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        let mut open = self.streams.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = open.get_mut(&self.user) {
-            *count -= 1;
-            if *count == 0 {
-                open.remove(&self.user);
-            }
-        }
-    }
-}
 
 /// An order as a stream shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,7 +79,7 @@ pub async fn ask(gate: &Gate, context: &Context, id: &OrderId) -> Result<Shown, 
     let path = format!("/internal/v1/orders/{id}");
     match gate.peers.ask(context, Method::GET, &path, b"").await {
         Ok((200, json)) => Shown::books(&json).ok_or_else(away),
-        Ok((404, _)) => Err(chain::nothing_here()),
+        Ok((404, _)) => Err(route::nothing_here()),
         Ok(_) | Err(_) => Err(away()),
     }
 }
@@ -240,21 +194,4 @@ fn event(shown: &Shown) -> Bytes {
     event.extend_from_slice(&shown.json);
     event.extend_from_slice(b"\n\n");
     event.into()
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_user_has_two_streams_and_gets_a_place_back() {
-        let streams = Streams::new(2);
-        let first = streams.open("alice").unwrap();
-        let _second = streams.open("alice").unwrap();
-        assert!(streams.open("alice").is_none());
-        assert!(streams.open("bob").is_some());
-        drop(first);
-        assert!(streams.open("alice").is_some());
-    }
 }

@@ -16,10 +16,10 @@ use sluice_shared::verdict::{Code, Rejection};
 
 use crate::conn::Conn;
 use crate::fields::Fields;
+use crate::fields::REQUEST_ID;
 use crate::filter::rate::Left;
 use crate::lookups::Lookup;
 use crate::metrics::Kind;
-use crate::respond::REQUEST_ID;
 
 /// Bodies up to this size are read to the end beside a refusal, so that the connection lives on.
 const DRAIN_BYTES: usize = 64 * 1024;

@@ -34,7 +34,7 @@ use crate::head;
 use crate::metrics::Kind;
 use crate::phase::Stage;
 use crate::respond::{self, Reply};
-use crate::route::{Call, Route, normalise, route};
+use crate::route::{Call, Route, normalise, nothing_here, route};
 
 /// A head with more fields than this goes the long way.
 const FIELDS: usize = 48;
@@ -233,7 +233,7 @@ impl Express {
             }
             Call::Sale(id) => Ok(Judged::Answer(chain::show(gate, fields, context, id))),
             Call::Order(_) | Call::Events(_) | Call::Claim | Call::Keys | Call::Callback | Call::Nothing => {
-                Ok(Judged::Answer(Err(chain::nothing_here())))
+                Ok(Judged::Answer(Err(nothing_here())))
             }
         });
         judged.unwrap_or_else(|rejection| Judged::Answer(Err(rejection)))

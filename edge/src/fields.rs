@@ -1,6 +1,9 @@
 //! Header fields, wherever they were read.
 
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+/// Every answer of ours has one; the client's where it sent a sane one.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The fields of one head. Names are given in lower case.
 pub trait Fields {

@@ -6,17 +6,7 @@ use std::sync::Arc;
 use arc_swap::{ArcSwap, Guard};
 use sluice_shared::config::Problems;
 
-use crate::config::{Config, Token};
-use crate::filter::identity::Identity;
-
-/// Keys of one reading of the configuration.
-#[derive(Debug)]
-pub struct Keys {
-    /// Who the buyer is.
-    pub identity: Identity,
-    /// Sale tokens and tickets.
-    pub token: Token,
-}
+use crate::config::{Config, Keys};
 
 /// The keys in use, and where newer ones are read.
 #[derive(Debug)]

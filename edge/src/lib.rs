@@ -1,7 +1,7 @@
 //! The gate at the edge.
 //!
 //! A request comes in by [`front`] (deadlines, keep-alive). A plain one for a sale goes the short way,
-//! [`express`], every other one the long way, [`gate`]; both judge it by [`chain`] with its [`filter`]s.
+//! [`express`], every other one the long way, [`session`]; both judge it by [`chain`] with its [`filter`]s.
 //! The answer leaves by [`respond`], or the request goes on to a server behind us by [`upstream`].
 //! What is accepted belongs to the [`engine`], on threads of its own.
 
@@ -35,7 +35,9 @@ pub mod phase;
 pub mod respond;
 pub mod route;
 pub mod server;
+pub mod session;
 pub mod signals;
 pub mod status;
+pub mod streams;
 pub mod upstream;
 pub mod view;

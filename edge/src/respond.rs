@@ -8,9 +8,8 @@ use pingora::protocols::http::date::get_cached_date;
 use sluice_shared::verdict::{Code, Rejection};
 
 use crate::exchange::{Context, Exchange};
+use crate::fields::REQUEST_ID;
 
-/// Every answer of ours has one; the client's where it sent a sane one.
-pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// What is left in a bucket (draft-ietf-httpapi-ratelimit-headers-11).
 pub const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 /// How large the buckets are.

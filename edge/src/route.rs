@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use http::Method;
+use sluice_shared::verdict::{Code, Rejection};
 
 /// Where a path leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,6 +135,11 @@ fn private(path: &str, prefix: &str) -> bool {
     path.len() >= prefix.len()
         && path[..prefix.len()].eq_ignore_ascii_case(prefix)
         && path.get(prefix.len()).is_none_or(|next| *next == b'/')
+}
+
+/// What is said where there is nothing, or nothing that this buyer may see.
+pub fn nothing_here() -> Rejection {
+    Rejection::new(Code::NotFound, "there is nothing at this address, or it is not yours")
 }
 
 #[cfg(test)]

@@ -21,11 +21,12 @@ use crate::engine::Engine;
 use crate::express::Express;
 use crate::filter::address::Networks;
 use crate::front::Front;
-use crate::gate::{Gate, Proxied};
+use crate::gate::Gate;
 use crate::handover::{self, TakeOver};
 use crate::listeners::{Door, Listeners};
 use crate::metrics::{self, Metrics};
 use crate::phase::{Phase, Stage, phase};
+use crate::session::Proxied;
 use crate::signals::Signals;
 use crate::status::Status;
 

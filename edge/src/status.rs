@@ -17,9 +17,9 @@ use sluice_shared::verdict::{Code, Rejection};
 use crate::books::Books;
 use crate::engine::{Engine, ReadyState};
 use crate::exchange::Context;
+use crate::fields::REQUEST_ID;
 use crate::keys::Keyring;
 use crate::phase::{Phase, Stage};
-use crate::respond::REQUEST_ID;
 
 /// The private listener's application.
 #[derive(Debug)]

@@ -18,8 +18,8 @@ use tokio::time::timeout;
 
 use crate::config::{Api, Upstream};
 use crate::exchange::{Context, Target};
+use crate::fields::REQUEST_ID;
 use crate::filter::address::Networks;
-use crate::respond::REQUEST_ID;
 
 /// The verified user, for the shop and for the workers.
 pub const USER: HeaderName = HeaderName::from_static("x-sluice-user");

@@ -2,6 +2,7 @@
 //! take up, the copies that it keeps, and when it sends.
 
 pub mod departure;
+pub mod dues;
 pub mod held;
 mod lane;
 pub mod pace;

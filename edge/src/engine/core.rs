@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use sluice_protocol::edge::dues::Dues;
 use sluice_protocol::edge::held;
 use sluice_protocol::edge::room::Room;
 use sluice_protocol::edge::spares::Spares;
@@ -13,7 +14,6 @@ use tokio::sync::{Notify, oneshot};
 
 use super::EngineConfig;
 use super::bell::Rung;
-use super::erase::Dues;
 use super::metrics::Metrics;
 
 /// Tells a buyer that the broker has his order.

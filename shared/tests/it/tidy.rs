@@ -45,7 +45,7 @@ fn each_library_is_named_where_it_belongs_and_nowhere_else() {
             &[
                 "edge/src/server.rs",
                 "edge/src/signals.rs",
-                "edge/src/gate.rs",
+                "edge/src/session.rs",
                 "edge/src/exchange.rs",
                 "edge/src/respond.rs",
                 "edge/src/upstream.rs",
