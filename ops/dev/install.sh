@@ -29,7 +29,27 @@ PEER_NEEDS=(
 
 # What tests make disks fail with, a proxy that reads the same bytes as the edge and stands before two of them, and
 # what keeps a Python program's parts apart.
-TEST_NEEDS=(strace:strace iproute2:ip haproxy:haproxy "python3-venv:/usr/lib/python3*/ensurepip")
+TEST_NEEDS=(
+  strace:strace
+  iproute2:ip
+  haproxy:haproxy
+  "python3-venv:/usr/lib/python3*/ensurepip"
+  shellcheck:shellcheck
+)
+
+# Judges licences, bans and sources of dependencies. Pinned: a new version may read deny.toml in another way.
+CARGO_DENY=0.20.2
+
+# Prints the program, which is built once, and without optimisation: it is soon done either way.
+need_cargo_deny() {
+  local home=$TARGET/cargo-deny-$CARGO_DENY
+  if [ ! -x "$home/bin/cargo-deny" ]; then
+    CARGO_TARGET_DIR=$home/build CARGO_PROFILE_DEV_DEBUG=0 cargo install --quiet --locked --debug --root "$home" \
+      "cargo-deny@$CARGO_DENY" >&2 || return 1
+    rm -rf "$home/build"
+  fi
+  printf '%s\n' "$home/bin/cargo-deny"
+}
 
 # Schemathesis asks every call of an OpenAPI document for what it promises. Pinned: a new version has new checks.
 SCHEMATHESIS=(schemathesis==4.32.5 hypothesis==6.170.17)

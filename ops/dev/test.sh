@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2034,SC2154
+# shellcheck shell=bash disable=SC2030,SC2031,SC2034,SC2154
 # Every check and test, against private servers that live only as long as the run.
 
 PASSED=0 FAILED=0 FAILED_STEPS=()
@@ -25,6 +25,12 @@ need_cargo_parts() {
     step 'installing rustfmt and clippy'
     rustup component add rustfmt clippy || warn 'rustup could not install them'
   fi
+}
+
+judge_dependencies() {
+  local program
+  program=$(need_cargo_deny) || return 1
+  "$program" check licenses bans sources
 }
 
 run_tests() {
@@ -177,11 +183,9 @@ command_test() {
   check 'cargo fmt --check' cargo fmt --all --check
   check 'cargo clippy' \
     cargo clippy --release --workspace --all-targets -- -D warnings
-  if cargo deny --version >/dev/null 2>&1; then
-    check 'cargo deny' cargo deny check licenses bans sources
-  else
-    say '    cargo-deny is not installed: licences, bans and sources are not judged'
-  fi
+  check 'cargo doc' env RUSTDOCFLAGS='-D warnings' cargo doc --release --workspace --no-deps
+  check 'cargo deny' judge_dependencies
+  check 'shellcheck' shellcheck --external-sources dev ops/dev/*.sh ops/redis/*.sh ops/postgres/*.sh
   check 'cargo build' cargo build --release --workspace --bins
   run_tests
   check 'every listener by its document' contract_system

@@ -37,7 +37,7 @@ user edge "$REDIS_EDGE_PASSWORD" "$session +subscribe +unsubscribe &sluice:sales
 user worker "$REDIS_WORKER_PASSWORD" "$session +publish &sluice:sales &sluice:sale:*" \
   '~sluice:* +get +set +incr +del +unlink +exists +type +rename +expire +pexpire +persist +pttl' \
   '+hget +hgetall +hkeys +hlen +hmget +hscan +hvals +hset +hsetnx +hdel +xadd +xdel +xlen +xrange +xrevrange' \
-  '+zadd +zrem +zscore +zrangebyscore +evalsha +script|load +script|exists +config|get +info'
+  '+multi +exec +zadd +zrem +zscore +zrangebyscore +evalsha +script|load +script|exists +config|get +info'
 
 # People and audits: they read, and change nothing.
 user operator "$REDIS_OPERATOR_PASSWORD" "$session &* +@read -@dangerous %R~* +keys" \

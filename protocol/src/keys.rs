@@ -5,9 +5,10 @@ use crate::ids::SaleId;
 
 /// Hash: sale → [`crate::sale::SaleView`] as JSON. Written by the warden.
 pub const SALES: &str = "sluice:sales";
-/// Counter: raised with each change of [`SALES`].
+/// Counter: raised with each change of [`SALES`], in the same transaction. Written by the warden.
 pub const GENERATION: &str = "sluice:generation";
-/// Channel: the new generation after each change of [`SALES`].
+/// Channel: after each change of [`SALES`] the new generation, and the sales that have changed where that
+/// is known: `GENERATION SALE…`.
 pub const SALES_CHANNEL: &str = "sluice:sales";
 /// Hash: instance → [`crate::sale::Heartbeat`] as JSON. Written by edges.
 pub const EDGES: &str = "sluice:edges";

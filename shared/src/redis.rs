@@ -138,7 +138,26 @@ impl Redis {
         doing: &'static str,
         commands: impl IntoIterator<Item = Cmd>,
     ) -> Result<T, Fault> {
+        self.send(doing, redis::pipe(), commands).await
+    }
+
+    /// The same as one transaction: nobody sees one of the commands done and another not.
+    pub async fn run_at_once<T: FromRedisValue>(
+        &self,
+        doing: &'static str,
+        commands: impl IntoIterator<Item = Cmd>,
+    ) -> Result<T, Fault> {
         let mut pipeline = redis::pipe();
+        pipeline.atomic();
+        self.send(doing, pipeline, commands).await
+    }
+
+    async fn send<T: FromRedisValue>(
+        &self,
+        doing: &'static str,
+        mut pipeline: redis::Pipeline,
+        commands: impl IntoIterator<Item = Cmd>,
+    ) -> Result<T, Fault> {
         for command in commands {
             pipeline.add_command(command);
         }

@@ -1,6 +1,6 @@
 //! The gate's answers: every refusal with its code and status, and how it is written down.
 //!
-//! One table decides code, HTTP status and metric label; [`Problem`] is RFC 9457 on the wire.
+//! One table decides code, HTTP status and metric label; [`Rejection`] is written as RFC 9457 says.
 
 use std::borrow::Cow;
 

@@ -6,7 +6,7 @@
 //! - [`leases`] renews the leadership and the right to sell of every open segment. It needs Redis
 //!   only, so that neither PostgreSQL nor RabbitMQ can stop a sale, and it lives through a change of
 //!   leaders.
-//! - [`shelves`] brings sales from PostgreSQL into Redis, and notices when Redis is not the one that
+//! - [`segments`] brings sales from PostgreSQL into Redis, and notices when Redis is not the one that
 //!   was opened: then [`reopen`] goes the whole way of [`reopening`], to be sure that nothing accepted
 //!   is lost and nothing is sold twice; what Redis has lost, [`restore`](mod@restore) puts back.
 //! - [`roll`] keeps the [`register`] of edges; `striking` takes silent ones out of it.

@@ -2,10 +2,11 @@
 
 use nix::sys::signal::Signal;
 use sluice_bench::client::outcome::{ACCEPTED, UNAVAILABLE};
+use sluice_bench::drill::wait_for;
 use sluice_bench::fleet::{Kind, Store};
 use sluice_testkit::proxy::rules::{Flow, Way};
 
-use crate::world::{WARDEN, WORKER, World, token};
+use crate::world::{RECOVERY, WARDEN, WORKER, World, token};
 
 #[test]
 fn what_was_sold_before_and_after_a_kill_of_each_member_is_in_the_books() {
@@ -77,4 +78,24 @@ fn a_sale_goes_on_by_itself_after_a_crash_of_redis() {
     }
     assert!(world.fleet.start("edge").unwrap_err().to_string().contains("runs already"));
     assert!(world.fleet.link("edge", Store::Database).is_err());
+}
+
+#[test]
+fn a_step_of_one_sale_among_many_makes_an_edge_read_its_view_alone() {
+    let world = World::small();
+    let scenes: Vec<_> = (0..6).map(|_| world.sale(10, 1)).collect();
+    let (edge, one) = (world.fleet.public("edge").unwrap(), &scenes[2]);
+    let whole = || world.fleet.metric("edge", "sluice_sales_whole_lists_total").unwrap();
+    let (before, admin) = (whole(), &one.admin);
+    for (step, state) in [("pause", "paused"), ("resume", "open"), ("pause", "paused"), ("close", "ended")] {
+        admin.step(&one.sale, step).unwrap();
+        wait_for("the edge to know", RECOVERY, || {
+            let told = admin.look(edge, &one.sale)?.0;
+            anyhow::ensure!(told == state, "it is {told}");
+            Ok(())
+        })
+        .unwrap();
+    }
+    // An edge that is told late, on a busy machine, may have asked by itself.
+    assert!(whole() - before < 2.0, "{before} whole lists, then {}", whole());
 }

@@ -247,7 +247,8 @@ fn serve(
         log.lock().unwrap().push(asked);
         let body = match path.as_str() {
             "/slow" => {
-                std::thread::sleep(Duration::from_secs(30));
+                // Until the client gives up.
+                while request(&mut connection).is_some() {}
                 return;
             }
             "/garbage" => {

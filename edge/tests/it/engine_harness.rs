@@ -283,6 +283,16 @@ impl World {
         beats.find(|beat| beat.name == name)
     }
 
+    /// Waits until an edge has given two further signs of life: it has heard of all that was there before.
+    pub(crate) async fn two_beats(&self, name: &str) {
+        let mut last = self.heartbeat(name).await.map(|beat| beat.at);
+        for _ in 0..2 {
+            let at = async || self.heartbeat(name).await.map(|beat| beat.at);
+            eventually("a sign of life", SOON, async || at().await.is_some_and(|at| Some(at) != last)).await;
+            last = at().await;
+        }
+    }
+
     /// An edge that runs and is admitted to a segment of epoch `epoch`.
     pub(crate) async fn edge(&self, name: &str, segment: &Segment, epoch: u64) -> Edge {
         let edge = Edge::start(self, name, |_| {});

@@ -1,6 +1,7 @@
 //! From the desk to the queue, with the real servers.
 
 use std::collections::HashSet;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -10,6 +11,7 @@ use sluice_shared::lines::Lines;
 use sluice_shared::record::OrderState;
 use sluice_shared::sale::AcceptAfter;
 use sluice_testkit::eventually;
+use tokio::net::TcpListener;
 
 use crate::engine_harness::{Edge, Offer, SOON, World, accepted};
 
@@ -167,9 +169,13 @@ async fn an_edge_that_stops_while_redis_is_away_takes_its_leave_when_it_is_back(
     let edge = world.edge("edge", &segment, 1).await;
     world.redis.crash();
     let stopping = tokio::spawn(edge.stop());
-    // As long as several attempts take.
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    let nobody = TcpListener::bind((Ipv4Addr::LOCALHOST, world.redis.port())).await.unwrap();
+    for _ in 0..5 {
+        let attempt = tokio::time::timeout(SOON, nobody.accept()).await;
+        drop(attempt.expect("one more attempt").unwrap());
+    }
     assert!(!stopping.is_finished());
+    drop(nobody);
     world.redis.crash_and_restart();
     world.shop = world.redis.connect();
     stopping.await.unwrap();

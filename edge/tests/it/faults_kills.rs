@@ -94,7 +94,7 @@ async fn f10_an_edge_that_stands_still_at_every_place_tells_the_truth_when_it_go
         assert!(Instant::now() < end, "stopped {stops} times");
         if gate.is_stopped() {
             stops += 1;
-            tokio::time::sleep(Duration::from_millis(400)).await;
+            tokio::time::sleep(Duration::from_millis(200)).await;
             gate.resume();
         }
         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -65,7 +65,7 @@ fn every_limit_of_the_head_has_its_code() {
 
 #[test]
 fn a_head_in_drips_is_cut_off_in_time() {
-    let edge = Edge::selling(&[("limits.head_timeout_ms", "500")]);
+    let edge = Edge::selling(&[("limits.head_timeout_ms", "150")]);
     let (mut connection, began) = (edge.connect(), Instant::now());
     connection.send("GET /v1/sales/demo HTTP/1.1\r\nHost: gate\r\n");
     let end = Instant::now() + Duration::from_secs(2);
@@ -77,10 +77,10 @@ fn a_head_in_drips_is_cut_off_in_time() {
     assert!(connection.is_closed() && began.elapsed() < Duration::from_secs(5));
     // A connection that has said nothing yet, or nothing new, may wait longer.
     let mut quiet = edge.connect();
-    std::thread::sleep(Duration::from_millis(700));
+    std::thread::sleep(Duration::from_millis(200));
     for _ in 0..2 {
         assert_eq!(quiet.call("GET", "/v1/sales/demo", &[], "").status, 200);
-        std::thread::sleep(Duration::from_millis(700));
+        std::thread::sleep(Duration::from_millis(200));
     }
 }
 

@@ -180,7 +180,7 @@ fn the_workers_are_asked_for_what_redis_does_not_know() {
 #[test]
 fn a_body_that_comes_slowly_has_its_own_time() {
     let api = Echo::start();
-    let settings = [("api.read_timeout_ms", "300"), ("limits.body_timeout_ms", "1500")];
+    let settings = [("api.read_timeout_ms", "150"), ("limits.body_timeout_ms", "1500")];
     let edge = Edge::start(&[&[("api.address", quoted(api.address).as_str())][..], &settings].concat());
     let head = "POST /v1/payments/callback HTTP/1.1\r\nHost: gate\r\nX-Payment-Signature: t=1,v1=ab\r\n";
     for (head, rest) in [
@@ -189,7 +189,7 @@ fn a_body_that_comes_slowly_has_its_own_time() {
     ] {
         let mut connection = edge.connect();
         connection.send(&head);
-        std::thread::sleep(std::time::Duration::from_millis(900));
+        std::thread::sleep(std::time::Duration::from_millis(200));
         connection.send(rest);
         assert_eq!(connection.answer().unwrap().status, 200, "{head}");
         assert_eq!(api.last().body, "{\"a\":10}");

@@ -97,9 +97,9 @@ fn a_websocket_is_its_users_own_until_both_are_silent() {
         "more",
     ]);
     let edge = shop.edge(&[
-        ("limits.body_timeout_ms", "300"),
+        ("limits.body_timeout_ms", "100"),
         ("limits.upstream_body_bytes", "1000"),
-        ("upstream.read_timeout_ms", "300"),
+        ("upstream.read_timeout_ms", "100"),
         ("upstream.tunnel_idle_timeout_ms", "1500"),
     ]);
     let mut stream = open(&edge, "early");
@@ -113,10 +113,10 @@ fn a_websocket_is_its_users_own_until_both_are_silent() {
     assert!(["hello", "more", "early"].iter().all(|part| first.contains(part)), "{first}");
     // Far more than a body may have, and slower than a body may come.
     let frame = "x".repeat(5000);
-    for _ in 0..4 {
+    for _ in 0..10 {
         stream.write_all(frame.as_bytes()).unwrap();
         expect(&mut stream, &frame);
-        std::thread::sleep(Duration::from_millis(700));
+        std::thread::sleep(Duration::from_millis(200));
     }
     let began = Instant::now();
     assert_eq!(rest(stream), "", "bytes of ours");

@@ -157,6 +157,43 @@ fn nothing_is_left_undone_or_switched_off() {
     }
 }
 
+/// The longest sleep of a test, in milliseconds. What takes longer is waited for: `eventually`, a count of
+/// rounds or of signs of life, a paused clock.
+const LONGEST_SLEEP: u64 = 200;
+
+/// How long a line sleeps, in milliseconds, where it says so.
+fn sleep_of(line: &str) -> Option<u64> {
+    let (_, span) = line.split_once("sleep(")?;
+    let (unit, rest) = span.split_once("Duration::from_")?.1.split_once('(')?;
+    let factor = match unit {
+        "micros" => return Some(0),
+        "millis" => 1,
+        "secs" => 1_000,
+        _ => 60_000,
+    };
+    let digits: String = rest.chars().filter(|c| *c != '_').take_while(char::is_ascii_digit).collect();
+    Some(digits.parse::<u64>().ok()? * factor)
+}
+
+#[test]
+fn no_test_sleeps_for_long() {
+    assert_eq!(sleep_of("tokio::time::sleep(Duration::from_millis(2_500)).await;"), Some(2_500));
+    assert_eq!(sleep_of("sleep(Duration::from_secs(4).saturating_sub(began));"), Some(4_000));
+    let mut long = Vec::new();
+    for (name, text) in rust() {
+        let is_test = name.contains("/tests/") || name.ends_with("tests.rs");
+        let mut marked = false;
+        for (at, line) in (1..).zip(text.lines()) {
+            marked |= line.trim() == "#[cfg(test)]";
+            let code = !line.trim_start().starts_with("//") && name != "shared/tests/it/tidy.rs";
+            if (is_test || marked) && code && sleep_of(line).is_some_and(|span| span > LONGEST_SLEEP) {
+                long.push(format!("{name}:{at}: {}", line.trim()));
+            }
+        }
+    }
+    assert!(long.is_empty(), "longer than {LONGEST_SLEEP} ms: {long:#?}");
+}
+
 #[test]
 fn every_script_has_its_header_sections_and_binding() {
     let mut on_disk = BTreeSet::new();

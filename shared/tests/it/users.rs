@@ -216,6 +216,11 @@ async fn a_worker_does_its_work_and_nothing_else() {
         "SORT sluice:sales STORE another",
     ];
     may(&worker, &allowed, &refused).await;
+    let list = [
+        cmd("HSET").arg("sluice:sales").arg("s").arg("v").to_owned(),
+        cmd("INCR").arg("sluice:generation").to_owned(),
+    ];
+    assert_eq!(worker.run_at_once("test", list).await, Ok((1_u64, 1_u64)));
 }
 
 #[tokio::test]

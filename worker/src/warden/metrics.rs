@@ -51,6 +51,8 @@ pub struct Metrics {
     pub released_again: Counter,
     /// Changes of orders that Redis did not know and was told again.
     pub settled_again: Counter,
+    /// Rounds that came to their end, by the task: `sales`, `edges` or `reconcile`.
+    rounds: Family<[(&'static str, &'static str); 1], Counter>,
     /// When the last round of the reconciler ended that looked at every sale that sells, or is closed: Unix
     /// time.
     pub last_round: Family<[(&'static str, &'static str); 1], Gauge<f64, AtomicU64>>,
@@ -90,6 +92,8 @@ impl Metrics {
         warden.register("republished_orders", "Orders published again", metrics.republished.clone());
         warden.register("released_again", "Releases asked for again", metrics.released_again.clone());
         warden.register("settled_again", "Changes of orders told again", metrics.settled_again.clone());
+        let help = "Rounds of the warden's tasks that came to their end: of sales, edges and the reconciler";
+        warden.register("rounds", help, metrics.rounds.clone());
         warden.register(
             "last_round_timestamp_seconds",
             "When the last whole round of the reconciler ended, by the kind of sales",
@@ -97,6 +101,11 @@ impl Metrics {
         );
         warden.register("drift", "By how much an equation of the books is off", metrics.drift.clone());
         metrics
+    }
+
+    /// A round of a task has come to its end.
+    pub fn round(&self, task: &'static str) {
+        self.rounds.get_or_create(&[("task", task)]).inc();
     }
 
     /// A sale is gone: nothing more is told of it.

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use sluice_shared::clock::Millis;
 use sluice_shared::ids::{OrderId, SaleId, SkuId};
 use sluice_shared::keys::Segment;
-use sluice_shared::message::Accepted;
 use sluice_shared::sale::{SaleStep, SaleView};
 
 use super::doubts::Doubt;
@@ -19,8 +18,10 @@ use super::{Trouble, Warden, reopen};
 
 mod telling;
 mod turn;
+mod unwritten;
 
 use turn::{SHARE, Spent, Turn};
+use unwritten::Republished;
 
 /// How closely it is looked.
 #[derive(Debug, Clone, Copy)]
@@ -116,6 +117,8 @@ struct Reconciler {
     outlet: Outlet,
     /// Orders of which was told again what the books say, and when.
     told: HashMap<OrderId, Instant>,
+    /// Accepted orders without a row that were published again.
+    republished: Republished,
     /// Which order of a sale was compared last.
     compared: HashMap<SaleId, OrderId>,
     /// When the order maps of a sale were read last.
@@ -139,6 +142,7 @@ impl Reconciler {
         Self {
             outlet: Outlet::new(&warden, "reconcile"),
             told: HashMap::new(),
+            republished: Republished::default(),
             compared: HashMap::new(),
             read: HashMap::new(),
             rest: BTreeSet::new(),
@@ -174,6 +178,7 @@ impl Reconciler {
     async fn round(&mut self, look: Look, about: About<'_>) -> Result<Undone, Trouble> {
         let (began, mut undone) = (Instant::now(), Undone::default());
         self.told.retain(|_, at| at.elapsed() < ROUTINE.untold * 2);
+        self.republished.forget(began);
         let serving = self.warden.floor(|floor| floor.serving.clone());
         if matches!(about, About::Closed) && self.rest.is_empty() {
             // Again from the first after the last.
@@ -211,6 +216,7 @@ impl Reconciler {
         }
         store.bounded(store.forget_old_barriers()).await?;
         self.warden.metrics().unread_segments.set(i64::try_from(self.unread.len()).unwrap_or(i64::MAX));
+        self.warden.metrics().round("reconcile");
         Ok(undone)
     }
 
@@ -316,31 +322,6 @@ impl Reconciler {
             let left = image.head.stock.get(sku).copied().flatten().unwrap_or(0);
             let held = held_then.get(sku).copied().unwrap_or(0);
             tally.off_shelf += (left + held - signed(*init)).abs();
-        }
-        Ok(())
-    }
-
-    /// Publishes again those that are old enough.
-    async fn publish(
-        &mut self,
-        segment: &Segment,
-        epoch: u64,
-        now: Millis,
-        look: Look,
-        unwritten: &[Accepted],
-    ) -> Result<(), Trouble> {
-        // One from the future was accepted before Redis' clock went back.
-        let old = |order: &&Accepted| (now.0 - order.at.0).abs() >= look.unwritten_ms;
-        let (due, lost): (Vec<_>, Vec<_>) =
-            unwritten.iter().filter(old).cloned().partition(|order| order.epoch == epoch);
-        if !due.is_empty() {
-            tracing::warn!(segment = segment.name(), orders = due.len(), "published again: no rows");
-            self.outlet.orders(&due).await?;
-            self.warden.metrics().republished.inc_by(due.len() as u64);
-        }
-        for order in lost.iter().take(10) {
-            let order = &order.order;
-            tracing::error!(%order, "accepted in an epoch that has ended, and not in the books");
         }
         Ok(())
     }

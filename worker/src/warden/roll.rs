@@ -28,6 +28,9 @@ pub async fn run(warden: Arc<Warden>) {
             tracing::warn!(%trouble, "the register of edges waits");
         }
         held_up = round.is_err();
+        if !held_up {
+            warden.metrics().round("edges");
+        }
         tokio::time::sleep(TICK).await;
     }
 }

@@ -221,6 +221,7 @@ impl Segments {
             self.unrung = false;
         }
         self.count();
+        self.warden.metrics().round("sales");
         self.news.clear();
         Ok(())
     }

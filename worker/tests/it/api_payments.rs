@@ -164,7 +164,7 @@ async fn a_notice_before_the_row_waits_a_little_and_is_asked_again() {
     assert!(matches!(reply.headers["retry-after"].as_str(), "1" | "2"));
     let (notice, _) = (a_notice(&late.order, "p1"), ());
     let (reply, _) = tokio::join!(world.notice(&notice), async {
-        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
         world.store.write_orders(std::slice::from_ref(&late)).await.unwrap()
     });
     assert_eq!(reply.expect(200)["order"]["state"], "paid");

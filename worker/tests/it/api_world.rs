@@ -194,7 +194,8 @@ impl World {
         };
         let mut set = cmd("HSET");
         set.arg(keys::SALES).arg(sale).arg(serde_json::to_string(&view).unwrap());
-        let _: i64 = self.redis.run("test", &set).await.unwrap();
+        let count = cmd("INCR").arg(keys::GENERATION).to_owned();
+        let _: (i64, u64) = self.redis.run_at_once("test", [set, count]).await.unwrap();
     }
 
     /// An edge's sign of life.

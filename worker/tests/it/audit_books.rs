@@ -146,6 +146,7 @@ async fn a_replica_tells_the_audit_as_much_as_its_primary() {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "a table: what is corrupted, and the equations that name it")]
 async fn every_corruption_of_redis_is_named_by_its_equation() {
     let cases = 16;
     for case in 0..cases {
@@ -256,6 +257,7 @@ async fn every_corruption_of_redis_is_named_by_its_equation() {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "a table: what is corrupted, and the equations that name it")]
 async fn every_corruption_of_the_books_is_named_by_its_equation() {
     let order = |id: &OrderId| format!("'{id}'");
     type Mutant = (&'static str, fn(&Books, &str) -> String);

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use sluice_shared::config::Settings;
 use sluice_shared::message::Accepted;
+use sluice_shared::redis::cmd;
 use sluice_testkit::proxy::Proxy;
 use sluice_testkit::proxy::frames::Protocol;
 use sluice_testkit::proxy::rules::Trap;
@@ -228,8 +229,14 @@ async fn f78_when_the_clock_of_the_books_jumps_orders_expire_early_or_late_and_o
     let role = world.run_in(late.clone(), Role::Timeout);
     let behind = late.store.now().await.unwrap().0 - world.redis.time().await.unwrap().0;
     assert!((-3_610_000..-3_590_000).contains(&behind), "{behind}");
-    // As long as a sweep and a look into the delay queue take, twice.
-    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    // Ten looks into the delay queue in a second, and one sweep beside them.
+    let looks = async || {
+        let stats: String = world.redis.run("test", cmd("INFO").arg("commandstats")).await.unwrap();
+        let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls=")).unwrap();
+        line.split(',').next().unwrap().parse::<u64>().unwrap()
+    };
+    let before = looks().await;
+    eventually("25 looks", PATIENCE, async || looks().await >= before + 25).await;
     assert_eq!(world.db.count(expired).await, 0);
     clock.set(0);
     eventually("the overdue expire", PATIENCE, async || world.db.count(expired).await == 10).await;

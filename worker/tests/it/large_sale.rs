@@ -61,6 +61,73 @@ impl Chain {
     }
 }
 
+/// Orders and their payments, in columns.
+struct Rows {
+    ids: Vec<String>,
+    users: Vec<String>,
+    states: Vec<&'static str>,
+    seqs: Vec<i64>,
+    payments: Vec<String>,
+}
+
+impl Rows {
+    /// Writes them with their lines of the ledger, whose end is that of the chain.
+    async fn write(self, place: &Place, epoch: u64, chain: &Chain, lines: Ledger) {
+        let (written, at) = (self.ids.len(), chain.at);
+        let mut writing = place.db.pool.begin().await.unwrap();
+        let moment = "to_timestamp($1::float8 / 1000)";
+        let orders = format!(
+            "INSERT INTO orders (id, sale, user_id, state, live, amount, currency, lines, epoch, seq,
+                                 accepted_at, created_at, updated_at, pay_before)
+             SELECT id, 'demo', who, state, true, 1500, 'EUR', 'phone=1', $2, seq,
+                    {moment}, {moment}, {moment}, {moment} + interval '1 day'
+             FROM unnest($3::text[], $4::text[], $5::text[], $6::bigint[]) AS row (id, who, state, seq)"
+        );
+        #[allow(clippy::cast_precision_loss)]
+        let at = at.0 as f64;
+        sqlx::query(sqlx::AssertSqlSafe(orders))
+            .bind(at)
+            .bind(i64::try_from(epoch).unwrap())
+            .bind(self.ids)
+            .bind(self.users)
+            .bind(self.states)
+            .bind(self.seqs)
+            .execute(&mut *writing)
+            .await
+            .unwrap();
+        let ledger = format!(
+            "INSERT INTO ledger (sale, sku, line, kind, order_id, quantity, at, hash)
+             SELECT 'demo', 'phone', line, kind, id, 1, {moment}, hash
+             FROM unnest($2::bigint[], $3::text[], $4::text[], $5::bytea[]) AS row (line, kind, id, hash)"
+        );
+        sqlx::query(sqlx::AssertSqlSafe(ledger))
+            .bind(at)
+            .bind(lines.line)
+            .bind(lines.kind)
+            .bind(lines.order)
+            .bind(lines.hash)
+            .execute(&mut *writing)
+            .await
+            .unwrap();
+        sqlx::query(
+            "INSERT INTO payments (payment_id, order_id, amount, currency, state)
+             SELECT 'p-' || id, id, 1500, 'EUR', 'captured' FROM unnest($1::text[]) AS row (id)",
+        )
+        .bind(self.payments)
+        .execute(&mut *writing)
+        .await
+        .unwrap();
+        sqlx::query("UPDATE offers SET taken = taken + $1, ledger_line = $2, ledger_hash = $3")
+            .bind(i64::try_from(written).unwrap())
+            .bind(chain.line)
+            .bind(&chain.hash)
+            .execute(&mut *writing)
+            .await
+            .unwrap();
+        writing.commit().await.unwrap();
+    }
+}
+
 /// So many orders more, each of another buyer, the half of them paid: in both stores, as if they had been
 /// bought some minutes ago.
 async fn fill(place: &Place, count: usize) {
@@ -102,58 +169,9 @@ async fn fill(place: &Place, count: usize) {
             states.push(state.as_str());
             seqs.push(i64::try_from(seq).unwrap());
         }
-        let written = ids.len();
-        let mut writing = place.db.pool.begin().await.unwrap();
-        let moment = "to_timestamp($1::float8 / 1000)";
-        let orders = format!(
-            "INSERT INTO orders (id, sale, user_id, state, live, amount, currency, lines, epoch, seq,
-                                 accepted_at, created_at, updated_at, pay_before)
-             SELECT id, 'demo', who, state, true, 1500, 'EUR', 'phone=1', $2, seq,
-                    {moment}, {moment}, {moment}, {moment} + interval '1 day'
-             FROM unnest($3::text[], $4::text[], $5::text[], $6::bigint[]) AS row (id, who, state, seq)"
-        );
-        #[allow(clippy::cast_precision_loss)]
-        let at = at.0 as f64;
-        sqlx::query(sqlx::AssertSqlSafe(orders))
-            .bind(at)
-            .bind(i64::try_from(epoch).unwrap())
-            .bind(ids)
-            .bind(users)
-            .bind(states)
-            .bind(seqs)
-            .execute(&mut *writing)
-            .await
-            .unwrap();
-        let ledger = format!(
-            "INSERT INTO ledger (sale, sku, line, kind, order_id, quantity, at, hash)
-             SELECT 'demo', 'phone', line, kind, id, 1, {moment}, hash
-             FROM unnest($2::bigint[], $3::text[], $4::text[], $5::bytea[]) AS row (line, kind, id, hash)"
-        );
-        sqlx::query(sqlx::AssertSqlSafe(ledger))
-            .bind(at)
-            .bind(lines.line)
-            .bind(lines.kind)
-            .bind(lines.order)
-            .bind(lines.hash)
-            .execute(&mut *writing)
-            .await
-            .unwrap();
-        sqlx::query(
-            "INSERT INTO payments (payment_id, order_id, amount, currency, state)
-             SELECT 'p-' || id, id, 1500, 'EUR', 'captured' FROM unnest($1::text[]) AS row (id)",
-        )
-        .bind(payments)
-        .execute(&mut *writing)
-        .await
-        .unwrap();
-        sqlx::query("UPDATE offers SET taken = taken + $1, ledger_line = $2, ledger_hash = $3")
-            .bind(i64::try_from(written).unwrap())
-            .bind(chain.line)
-            .bind(&chain.hash)
-            .execute(&mut *writing)
-            .await
-            .unwrap();
-        writing.commit().await.unwrap();
+        let rows = Rows { ids, users, states, seqs, payments };
+        rows.write(place, epoch, &chain, lines).await;
+        let written = count.min(from + PAGE) - from;
         place.redis.run::<u64>("test", &set).await.unwrap();
         let (stock, taken) = (place.segment.stock(), written.to_string());
         place.run(&["HINCRBY", &stock, "phone", &format!("-{taken}")]).await;
@@ -217,7 +235,8 @@ async fn a_round_of_the_reconciler_holds_no_sale() {
     let patience = PATIENCE + Duration::from_micros(orders() as u64 * 2_000);
     eventually("a whole round", patience, async || rounds(&warden).await.is_some()).await;
     let of_redis = spent(&place).await - before;
-    println!("the first round: {:?} after the start, {of_redis:?} of redis' time", began.elapsed());
+    let took = began.elapsed();
+    println!("the first round: {took:?} after the start, {of_redis:?} of redis' time");
     let first = rounds(&warden).await;
     eventually("a second round", patience, async || rounds(&warden).await != first).await;
     let age = rounds(&warden).await.unwrap() - first.unwrap();
@@ -225,7 +244,8 @@ async fn a_round_of_the_reconciler_holds_no_sale() {
         "the second one {age:.1} s after the first, {:?} of redis' time",
         spent(&place).await - before - of_redis
     );
-    assert!(age <= 15.0, "{age}");
+    // Every ten seconds, however busy the machine is with a round.
+    assert!(age <= 12.0 + 2.0 * took.as_secs_f64(), "{age}");
     peak.end("a warden");
     eventually("its row", PATIENCE, || place.written(&order)).await;
 }

@@ -1,10 +1,13 @@
 //! What the books decide about a sale reaches Redis.
 
+use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use sluice_shared::keys::GENERATION;
-use sluice_shared::redis::cmd;
+use futures_util::StreamExt;
+use sluice_shared::ids::SaleId;
+use sluice_shared::keys::{GENERATION, REOPENING, SALES, SALES_CHANNEL};
+use sluice_shared::redis::{Redis, cmd};
 use sluice_shared::sale::SaleStep;
 use sluice_testkit::eventually;
 
@@ -44,6 +47,30 @@ async fn a_sale_is_shown_from_its_preload_on_and_every_step_follows() {
     assert_eq!(place.meta("limit:phone").await.as_deref(), Some("2"));
     let generation: u64 = place.redis.run("test", cmd("GET").arg(GENERATION)).await.unwrap();
     assert!(generation >= 6, "{generation}");
+}
+
+#[tokio::test]
+async fn a_change_of_one_sale_among_many_is_told_by_its_name_and_counted_once() {
+    let (place, warden, _orders, _edge) = Place::open(10).await;
+    for n in 0..20 {
+        let sale = format!("other-{n}");
+        place.make(&sale, 10).await;
+        place.step_of(&SaleId::parse(&sale).unwrap(), SaleStep::Preloaded).await;
+    }
+    eventually("all are listed", PATIENCE, async || {
+        place.redis.run::<u64>("test", cmd("HLEN").arg(SALES)).await == Ok(21)
+    })
+    .await;
+    warden.rounds("sales", 1).await;
+    let generation = async || place.redis.run::<u64>("test", cmd("GET").arg(GENERATION)).await.unwrap();
+    let before = generation().await;
+    let mut bell = pin!(Redis::subscribe(&place.url, &[SALES_CHANNEL.to_owned()]).await.unwrap());
+    place.step(SaleStep::Paused).await;
+    let told = tokio::time::timeout(PATIENCE, bell.next()).await.unwrap().unwrap();
+    assert_eq!(told, (SALES_CHANNEL.to_owned(), format!("{} demo", before + 1)));
+    assert_eq!(place.view().await.unwrap().step, SaleStep::Paused);
+    warden.rounds("sales", 2).await;
+    assert_eq!(generation().await, before + 1);
 }
 
 #[tokio::test]
@@ -111,12 +138,18 @@ async fn a_sale_that_is_long_over_leaves_redis_even_when_its_withdrawal_was_cut_
 
 #[tokio::test]
 async fn a_sale_is_not_taken_out_of_redis_while_it_is_being_reopened() {
-    let (mut place, _warden, _orders, edge) = Place::open(10).await;
+    let (mut place, warden, _orders, edge) = Place::open(10).await;
+    place.make("other", 10).await;
+    place.step_of(&SaleId::parse("other").unwrap(), SaleStep::Preloaded).await;
+    let listed = cmd("HEXISTS").arg(SALES).arg("other").to_owned();
+    let listed = async || place.redis.run::<bool>("test", &listed).await == Ok(true);
+    eventually("another one is listed", PATIENCE, listed).await;
     place.bought(&edge.instance, "bob").await;
     place.step(SaleStep::Closed).await;
     edge.answers.store(false, Ordering::Relaxed);
     place.server.crash_and_restart();
-    let asked = async || place.redis.run::<u64>("test", cmd("HLEN").arg("sluice:reopening")).await == Ok(1);
+    let asked = cmd("HEXISTS").arg(REOPENING).arg(place.segment.name()).to_owned();
+    let asked = async || place.redis.run::<bool>("test", &asked).await == Ok(true);
     eventually("the edges are asked", PATIENCE, asked).await;
     place
         .db
@@ -125,8 +158,10 @@ async fn a_sale_is_not_taken_out_of_redis_while_it_is_being_reopened() {
                  ends_at = now() - interval '2 days', updated_at = now() - interval '2 days'",
         )
         .await;
-    // Longer than it takes until sales that are over are looked for.
-    tokio::time::sleep(Duration::from_secs(12)).await;
+    // Where a sale is missing from the list, all are looked at: also for those that are over.
+    place.run(&["HDEL", SALES, "other"]).await;
+    eventually("it is listed again", PATIENCE, listed).await;
+    warden.rounds("sales", 2).await;
     assert!(asked().await && place.view().await.is_some(), "it is still there");
     edge.answers.store(true, Ordering::Relaxed);
     eventually("nothing of it is in redis", PATIENCE, async || {

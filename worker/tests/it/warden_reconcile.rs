@@ -60,6 +60,28 @@ async fn an_accepted_order_without_a_row_is_published_again() {
 }
 
 #[tokio::test]
+async fn an_order_that_the_books_refuse_is_not_published_again_in_each_round() {
+    let (place, warden, _orders, edge) = Place::open(10).await;
+    warden.stop().await;
+    let refuse = "ALTER TABLE orders ADD CONSTRAINT no_bob CHECK (user_id <> 'bob')";
+    place.db.run(refuse).await;
+    let order = place.ask(&edge.instance, "bob").await.unwrap();
+    place.run(&["XTRIM", &place.segment.journal(), "MAXLEN", "0"]).await;
+    let record = place.record(&order.order).await.unwrap();
+    age(&place, record, &order.order.field()).await;
+    let warden = place.warden(OFTEN);
+    let parked = async || place.db.count("SELECT count(*) FROM parked").await;
+    eventually("it is parked", PATIENCE, async || parked().await == 1).await;
+    warden.rounds("reconcile", 4).await;
+    let published = "sluice_warden_republished_orders_total";
+    assert_eq!((parked().await, warden.counted(published)), (1, 1.0));
+    // What is lost with the broker is published at once, whatever was published before.
+    place.db.run("ALTER TABLE orders DROP CONSTRAINT no_bob").await;
+    place.broker.wipe();
+    eventually("its row", PATIENCE, || place.written(&order.order)).await;
+}
+
+#[tokio::test]
 async fn a_release_that_got_lost_is_asked_for_again_once() {
     let (place, warden, _orders, edge) = Place::open(10).await;
     warden.stop().await;
@@ -81,7 +103,7 @@ async fn a_release_that_got_lost_is_asked_for_again_once() {
         metrics.contains("sluice_warden_drift{sale=\"demo\",equation=\"X2\"} 1")
     })
     .await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    warden.rounds("reconcile", 3).await;
     assert_eq!(place.db.count(unsent).await, 1);
 }
 
@@ -100,7 +122,7 @@ async fn a_change_that_got_lost_is_told_again_once() {
     .unwrap();
     let warden = place.warden(OFTEN);
     eventually("a change", PATIENCE, async || place.db.count(UNSENT_CHANGES).await == 1).await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    warden.rounds("reconcile", 3).await;
     assert_eq!(place.db.count(UNSENT_CHANGES).await, 1);
     let metrics = warden.metrics();
     assert!(metrics.contains("sluice_warden_settled_again_total"), "{metrics}");

@@ -2,7 +2,6 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use sluice_shared::ids::{InstanceId, SaleId};
 use sluice_shared::keys::{EDGES, REGISTER, Segment};
@@ -16,7 +15,7 @@ use sluice_testkit::proxy::rules::Trap;
 
 use sluice_worker::edges_command::{list, strike};
 
-use crate::warden_world::{Edge, PATIENCE, Place, Process, actor};
+use crate::warden_world::{PATIENCE, Place, Process, actor};
 
 async fn in_hash(place: &Place, hash: &str, edge: &str) -> bool {
     let mut there = cmd("HEXISTS");
@@ -100,13 +99,9 @@ async fn a_good_bye_that_no_warden_heard_is_read_by_the_next_one() {
     .await;
 }
 
-async fn is_kept(place: &Place, edge: Edge) {
-    let name = edge.instance.to_string();
-    tokio::time::sleep(Duration::from_millis(700)).await;
-    edge.vanish().await;
-    tokio::time::sleep(Duration::from_millis(2500)).await;
-    assert_eq!(struck(place, &name).await, None);
-    assert!(place.meta(&format!("edge:{name}")).await.is_some());
+async fn is_kept(place: &Place, edge: &str) {
+    assert_eq!(struck(place, edge).await, None);
+    assert!(place.meta(&format!("edge:{edge}")).await.is_some());
 }
 
 #[tokio::test]
@@ -116,9 +111,23 @@ async fn an_edge_that_is_only_silent_or_holds_orders_stays_in_the_register() {
     place.until_sells(&holding).await;
     holding.draining.store(true, Ordering::Relaxed);
     holding.held.store(3, Ordering::Relaxed);
-    tokio::join!(is_kept(&place, silent), is_kept(&place, holding));
-    let metrics = warden.metrics();
-    assert!(metrics.contains("sluice_warden_silent_edges 2"), "{metrics}");
+    eventually("it says so", PATIENCE, async || {
+        let read = cmd("HGET").arg(EDGES).arg(holding.instance.as_str()).to_owned();
+        let beat: String = place.redis.run("test", &read).await.unwrap();
+        beat.contains("\"draining\":true") && beat.contains("\"held\":3")
+    })
+    .await;
+    warden.rounds("edges", 1).await;
+    let names = [&silent, &holding].map(|edge| edge.instance.to_string());
+    silent.vanish().await;
+    holding.vanish().await;
+    let are_silent = async || warden.counted("sluice_warden_silent_edges") == 2.0;
+    eventually("both are silent", PATIENCE, are_silent).await;
+    warden.rounds("edges", 4).await;
+    for name in &names {
+        is_kept(&place, name).await;
+    }
+    assert!(are_silent().await);
 }
 
 #[tokio::test]
@@ -217,8 +226,7 @@ async fn refused() -> (Place, Process, Process, InstanceId, Accepted) {
 #[tokio::test]
 async fn a_silent_edge_leaves_the_register_once_no_journal_holds_an_order_of_its() {
     let (mut place, warden, _orders, instance, order) = refused().await;
-    // The register is looked at four times a second.
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    warden.rounds("edges", 4).await;
     assert_eq!(struck(&place, instance.as_str()).await, None, "its order is in the journal");
     place.broker.publish_orders(std::slice::from_ref(&order)).await;
     place.run(&["XDEL", &place.segment.journal(), &format!("{}-{}", order.epoch, order.seq)]).await;
@@ -259,8 +267,8 @@ async fn a_silent_edge_is_waited_for_while_a_segment_is_not_served() {
         warden.metrics().contains("sluice_warden_silent_edges 1")
     })
     .await;
-    // Three times as long as it takes where all is served.
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    // Four looks a second: three times as long as it takes where all is served.
+    warden.rounds("edges", 16).await;
     assert_eq!(struck(&place, instance.as_str()).await, None, "it may hold what redis has lost");
     assert_eq!(place.view().await.map(|view| view.epochs), Some(vec![0]));
 }

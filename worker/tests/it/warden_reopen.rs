@@ -12,7 +12,7 @@ use sluice_worker::store::payments::{NoticeStatus, PaymentNotice};
 use sluice_worker::store::stock_changes::{Begun, StockChange};
 
 use crate::harness::accepted_of;
-use crate::warden_world::{Edge, PATIENCE, Place, actor, sku};
+use crate::warden_world::{Edge, PATIENCE, Place, Process, actor, sku};
 
 async fn frozen(place: &Place) -> bool {
     place.view().await.is_some_and(|view| view.epochs == [0])
@@ -34,12 +34,12 @@ async fn until_epoch(place: &Place, epoch: u64) {
 }
 
 /// Waits for the comparison: it comes right after the barrier.
-async fn until_compared(place: &Place) {
+async fn until_compared(place: &Place, warden: &Process) {
     eventually("the barrier is through", PATIENCE, || async {
         place.db.count("SELECT count(*) FROM barriers").await >= 2
     })
     .await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    warden.rounds("sales", 2).await;
     eventually("it is frozen", PATIENCE, || frozen(place)).await;
 }
 
@@ -78,7 +78,7 @@ async fn an_edge_that_has_not_answered_is_waited_for() {
     edge.answers.store(false, Ordering::Relaxed);
     place.server.crash_and_restart();
     until_asked(&place).await;
-    tokio::time::sleep(Duration::from_millis(2500)).await;
+    warden.rounds("sales", 4).await;
     assert!(frozen(&place).await);
     assert_eq!(place.epoch().await, 1);
     eventually("the metrics tell", PATIENCE, || async {
@@ -94,11 +94,11 @@ async fn an_edge_that_has_not_answered_is_waited_for() {
 
 #[tokio::test]
 async fn a_dead_edge_is_waited_for_until_its_successor_proves_it_dead() {
-    let (mut place, _warden, _orders, edge) = Place::open(10).await;
+    let (mut place, warden, _orders, edge) = Place::open(10).await;
     edge.kill().await;
     place.server.crash_and_restart();
     until_asked(&place).await;
-    tokio::time::sleep(Duration::from_millis(1500)).await;
+    warden.rounds("sales", 3).await;
     assert_eq!(place.epoch().await, 1);
     let successor = place.edge("b", "lock", 2);
     until_epoch(&place, 2).await;
@@ -122,12 +122,12 @@ async fn accepted_orders_without_a_row_are_written_first() {
 
 #[tokio::test]
 async fn without_a_writer_the_sale_stays_frozen_until_there_is_one() {
-    let (mut place, _warden, orders, edge) = Place::open(10).await;
+    let (mut place, warden, orders, edge) = Place::open(10).await;
     let order = place.ask(&edge.instance, "bob").await.unwrap();
     orders.kill().await;
     place.server.crash_and_restart();
     until_asked(&place).await;
-    tokio::time::sleep(Duration::from_millis(2000)).await;
+    warden.rounds("sales", 4).await;
     assert_eq!(place.epoch().await, 1);
     let _orders = place.orders();
     until_epoch(&place, 2).await;
@@ -315,10 +315,10 @@ pub async fn unknown_to_the_books(place: &Place, edge: &Edge) -> Accepted {
 
 #[tokio::test]
 async fn books_that_know_less_than_redis_keep_the_sale_frozen() {
-    let (mut place, _warden, _orders, edge) = Place::open(10).await;
+    let (mut place, warden, _orders, edge) = Place::open(10).await;
     let order = unknown_to_the_books(&place, &edge).await;
     place.server.crash_and_restart();
-    until_compared(&place).await;
+    until_compared(&place, &warden).await;
     assert_eq!(place.epoch().await, 1);
     assert!(place.record(&order.order).await.is_some());
 }

@@ -63,6 +63,21 @@ impl Process {
     pub fn metrics(&self) -> String {
         self.context.metrics.render(&self.context.store)
     }
+
+    /// A number that it counts; 0 where it has counted nothing yet.
+    pub fn counted(&self, metric: &str) -> f64 {
+        let text = self.metrics();
+        let line = text.lines().find_map(|line| line.strip_prefix(metric)?.strip_prefix(' '));
+        line.map_or(0.0, |number| number.trim().parse().unwrap())
+    }
+
+    /// Waits until a task of a warden, `sales`, `edges` or `reconcile`, has made so many whole rounds from now on.
+    pub async fn rounds(&self, task: &str, count: u32) {
+        let metric = format!("sluice_warden_rounds_total{{task=\"{task}\"}}");
+        // The round that is under way began before now.
+        let until = self.counted(&metric) + f64::from(count + 1);
+        eventually(&metric, PATIENCE, async || self.counted(&metric) >= until).await;
+    }
 }
 
 impl Drop for Process {

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use sluice_shared::ids::SaleId;
 use sluice_shared::keys::{GENERATION, SALES, SALES_CHANNEL};
 use sluice_shared::redis::cmd;
 use sluice_shared::sale::SaleView;
@@ -33,7 +34,7 @@ impl Segments {
         }
     }
 
-    /// Writes what was noted.
+    /// Writes what was noted, and tells edges which sales have changed.
     pub(super) async fn write_views(&mut self) -> Result<(), Trouble> {
         let views = std::mem::take(&mut self.unwritten);
         for page in views.chunks(PAGE) {
@@ -43,20 +44,35 @@ impl Segments {
                 let text = serde_json::to_string(view).map_err(|error| Trouble::Odd(error.to_string()))?;
                 write.arg(view.sale.as_str()).arg(text);
             }
-            self.warden.redis().run::<u64>("writing sales", &write).await?;
+            // If one of the next steps fails, edges are told to read the whole list.
+            let unrung = std::mem::replace(&mut self.unrung, true);
+            // In one transaction: the API sees a view and knows that its generation is counted.
+            let count = cmd("INCR").arg(GENERATION).to_owned();
+            let (_, generation): (u64, u64) =
+                self.warden.redis().run_at_once("writing sales", [write, count]).await?;
             self.published.extend(page.iter().map(|view| (view.sale.clone(), view.clone())));
-            self.unrung = true;
+            self.tell(generation, page.iter().map(|view| &view.sale)).await?;
+            self.unrung = unrung;
         }
         Ok(())
     }
 
-    /// Tells the edges that sales have changed.
+    /// Tells the edges that sales have changed, but not which: they read the whole list.
     pub(super) async fn ring(&self) -> Result<(), Trouble> {
-        let redis = self.warden.redis();
-        let generation: u64 = redis.run("counting up", cmd("INCR").arg(GENERATION)).await?;
+        let generation: u64 = self.warden.redis().run("counting up", cmd("INCR").arg(GENERATION)).await?;
+        self.tell(generation, []).await
+    }
+
+    /// Tells the edges that these sales have changed with this generation of the list.
+    async fn tell(&self, generation: u64, changed: impl IntoIterator<Item = &SaleId>) -> Result<(), Trouble> {
+        let mut bell = generation.to_string();
+        for sale in changed {
+            bell.push(' ');
+            bell.push_str(sale.as_str());
+        }
         let mut tell = cmd("PUBLISH");
-        tell.arg(SALES_CHANNEL).arg(generation);
-        redis.run::<u64>("telling the edges", &tell).await?;
+        tell.arg(SALES_CHANNEL).arg(bell);
+        self.warden.redis().run::<u64>("telling the edges", &tell).await?;
         Ok(())
     }
 }
