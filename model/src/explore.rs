@@ -8,8 +8,9 @@ use std::hash::{BuildHasherDefault, Hasher};
 use ahash::RandomState;
 
 use crate::bounds::EPOCHS;
+use crate::faults::Faults;
 use crate::judge::Violation;
-use crate::rules::{Faults, Rules, Shape};
+use crate::rules::{Rules, Shape};
 use crate::state::State;
 use crate::step::{Step, World};
 

@@ -10,6 +10,7 @@
 
 pub mod bounds;
 pub mod explore;
+pub mod faults;
 pub mod judge;
 pub mod memory;
 pub mod rules;

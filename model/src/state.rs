@@ -1,7 +1,7 @@
 //! One moment of the whole system, small enough for millions of them.
 
 use crate::bounds::{CALLS, EDGES, EPOCHS, ORDERS, WARDENS};
-use crate::rules::Faults;
+use crate::faults::{Faults, pack};
 
 /// An order in Redis' order map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -269,17 +269,6 @@ impl State {
     pub fn is_queued(&self, order: usize) -> bool {
         (1..=EPOCHS).any(|epoch| self.queue & Self::queued(order, epoch) != 0)
     }
-}
-
-/// Small numbers side by side after others, so many bits each.
-///
-/// # Panics
-/// When one does not fit: two moments would look like one.
-#[inline]
-pub(crate) fn pack<const N: usize>(others: u64, bits: u32, parts: [u8; N]) -> u64 {
-    let too_large = parts.iter().fold(0, |all, part| all | u64::from(*part) >> bits);
-    assert!(too_large == 0, "one of {parts:?} does not fit into {bits} bits");
-    parts.iter().fold(others, |all, part| all << bits | u64::from(*part))
 }
 
 impl Redis {

@@ -6,8 +6,9 @@ mod selling;
 mod writing;
 
 use crate::bounds::{CALLS, EDGES, ORDERS, WARDENS};
+use crate::faults::Faults;
 use crate::memory::Holder;
-use crate::rules::{Faults, Rules, Shape};
+use crate::rules::{Rules, Shape};
 use crate::state::{Books, Call, Data, Edge, Redis, Row, State, Warden};
 use crate::warden::{Happened, Reopenings};
 
@@ -152,7 +153,7 @@ impl World {
             *call = if attempt.is_some() { Call::New } else { Call::Done };
         }
         let books = Books { epoch: 1, rows: [Row::Nothing; ORDERS], due: 0, register: everybody, seq: 0 };
-        let replica = if faults.need_a_replica(&self.rules) { data } else { Data::default() };
+        let replica = if faults.need_a_replica(self.rules.always) { data } else { Data::default() };
         State {
             redis: Redis { data, script: 1 },
             deposed: None,

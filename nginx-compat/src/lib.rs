@@ -13,6 +13,7 @@ mod lua;
 mod parser;
 mod problem;
 mod rows;
+mod rule;
 pub mod table;
 pub mod tree;
 pub mod value;

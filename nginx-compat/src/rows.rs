@@ -12,7 +12,7 @@
 //! | verdict | `exact changed ignored lost later`; `planned` before it: not built |
 //! | reason | `-`: that of the module |
 
-use crate::table::{Context, Contexts, Count, Inherits, Module, Repeat, Rule, Value, Verdict};
+use crate::rule::{Context, Contexts, Count, Inherits, Module, Repeat, Rule, Value, Verdict};
 
 const FILES: [&str; 9] = [
     include_str!("../directives/sluice.tsv"),

@@ -8,6 +8,7 @@ mod control;
 pub mod frames;
 mod pump;
 pub mod rules;
+pub mod way;
 
 use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::Arc;
@@ -24,7 +25,8 @@ use tokio::time::timeout;
 pub use control::serve;
 use frames::Protocol;
 use pump::{End, Ground, Pump};
-use rules::{Armed, Flow, Rules, Trap, Way};
+use rules::{Armed, Flow, Rules, Trap};
+use way::Way;
 
 /// Connections that are open at the most; further ones are reset.
 const CONNECTIONS: u64 = 2048;

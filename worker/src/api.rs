@@ -36,10 +36,6 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{MethodRouter, on};
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::registry::Registry;
 use sluice_shared::clock::Millis;
 use sluice_shared::config::Secret;
 use sluice_shared::redis::Redis;
@@ -54,6 +50,7 @@ use self::lanes::{Cancels, LookUps, Notices};
 use self::locate::Locator;
 use self::reply::Answer;
 use self::route::{ROUTES, Route};
+use crate::metrics::api::{Answered, Metrics};
 use crate::store::Store;
 
 const REQUEST_ID: &str = "x-request-id";
@@ -115,37 +112,6 @@ impl Api {
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
             auditor,
             metrics,
-        }
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Answered {
-    path: &'static str,
-    method: &'static str,
-    status: u16,
-}
-
-/// What the api counts.
-#[derive(Debug, Clone)]
-pub struct Metrics {
-    answers: Family<Answered, Counter>,
-    notices: desk::Metrics,
-    cancels: desk::Metrics,
-    look_ups: desk::Metrics,
-}
-
-impl Metrics {
-    /// Registers everything.
-    pub fn new(registry: &mut Registry) -> Self {
-        let answers = Family::default();
-        let help = "Answers of the back office by route and status";
-        registry.register("api_answers", help, answers.clone());
-        Self {
-            answers,
-            notices: desk::Metrics::new(registry, "payment_notices"),
-            cancels: desk::Metrics::new(registry, "cancels"),
-            look_ups: desk::Metrics::new(registry, "look_ups"),
         }
     }
 }

@@ -27,7 +27,7 @@ use sluice_shared::clock::Millis;
 use sluice_shared::ids::SaleId;
 use sluice_shared::redis::{Fault, Redis};
 
-use crate::command::Sources;
+use crate::sources::Sources;
 use crate::store::{Store, StoreError};
 
 use broker::Depths;

@@ -1,15 +1,19 @@
 //! The command line: `sluice-worker ROLE…` and the one-shot commands.
 
+pub mod edges;
+pub mod topology;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use sluice_shared::config::{EXIT_USAGE, Problems, Secret, Settings};
+use sluice_shared::config::{EXIT_USAGE, Problems};
 
-use crate::config::{self, Config, DatabaseConfig};
-use crate::role::{self, Role};
+use crate::config::{Config, Role};
+use crate::role;
+use crate::sources::Sources;
 use crate::store::Store;
-use crate::{audit, edges_command, explain, topology_command};
+use crate::{audit, explain};
 
 const ROLES: &str = "\
 Roles:
@@ -64,67 +68,11 @@ enum Once {
     /// Tell one order's time-line through every stage
     Explain(explain::Args),
     /// List the edges that may hold accepted orders, or say that one is dead
-    Edges(edges_command::Args),
+    Edges(edges::Args),
     /// Compare RabbitMQ with the topology, or bring it there
-    Topology(topology_command::Args),
+    Topology(topology::Args),
     /// Check a configuration file; every problem at once
     CheckConfig,
-}
-
-/// Where a one-shot command finds the servers: from a configuration file or the environment. RabbitMQ's
-/// addresses are empty where nobody gives them, the others are the defaults then.
-#[derive(Debug, Clone)]
-pub struct Sources {
-    /// Redis.
-    pub redis_url: Secret,
-    /// PostgreSQL, with the default pool and timeouts when it comes from the environment.
-    pub database: DatabaseConfig,
-    /// RabbitMQ.
-    pub amqp_url: Secret,
-    /// RabbitMQ's management plugin.
-    pub management_url: Secret,
-    /// Write queues.
-    pub shards: u16,
-}
-
-impl Sources {
-    fn of(config: Config) -> Self {
-        Self {
-            redis_url: config.redis.url,
-            database: config.database,
-            amqp_url: config.amqp.url,
-            management_url: config.amqp.management_url,
-            shards: config.orders.shards,
-        }
-    }
-
-    fn read(common: &Common) -> Result<Self, Problems> {
-        if common.config.is_some() {
-            return Config::load(common.config.as_deref(), &[]).map(Self::of);
-        }
-        let mut sources = Config::read(Settings::load(config::DEFAULTS, None), &[]).map(Self::of)?;
-        let said = |name: &str| std::env::var(name).ok().filter(|url| !url.is_empty());
-        // What is in no environment is not known: RabbitMQ is not guessed at.
-        for (url, long) in [
-            (&mut sources.amqp_url, "SLUICE__AMQP__URL"),
-            (&mut sources.management_url, "SLUICE__AMQP__MANAGEMENT_URL"),
-        ] {
-            if said(long).is_none() {
-                *url = Secret::default();
-            }
-        }
-        for (url, short) in [
-            (&mut sources.redis_url, "SLUICE_REDIS_URL"),
-            (&mut sources.database.url, "SLUICE_DATABASE_URL"),
-            (&mut sources.amqp_url, "SLUICE_AMQP_URL"),
-            (&mut sources.management_url, "SLUICE_AMQP_MANAGEMENT_URL"),
-        ] {
-            if let Some(said) = said(short) {
-                *url = Secret::new(said);
-            }
-        }
-        Ok(sources)
-    }
 }
 
 /// Reads the command line; a wrong one is told, and help is given.
@@ -148,7 +96,7 @@ pub async fn run(cli: Cli) -> ExitCode {
             println!("the configuration can be used");
             0
         }),
-        Some(once) => match Sources::read(&cli.common) {
+        Some(once) => match Sources::read(cli.common.config.as_deref()) {
             Ok(sources) => Ok(one_shot(once, &sources).await),
             Err(problems) => Err(problems),
         },
@@ -167,8 +115,8 @@ async fn one_shot(once: Once, sources: &Sources) -> u8 {
         Once::Migrate => migrate(sources).await,
         Once::Audit(args) => audit::run(sources, &args).await,
         Once::Explain(args) => explain::run(sources, &args).await,
-        Once::Edges(args) => edges_command::run(sources, &args).await,
-        Once::Topology(args) => topology_command::run(sources, &args).await,
+        Once::Edges(args) => edges::run(sources, &args).await,
+        Once::Topology(args) => topology::run(sources, &args).await,
         Once::CheckConfig => 0,
     }
 }

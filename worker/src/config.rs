@@ -7,10 +7,60 @@ use std::time::Duration;
 use sluice_shared::config::{Problems, Secret, Settings};
 use sluice_shared::redis::Redis;
 
-use crate::role::Role;
+use crate::store::DatabaseConfig;
 
 /// The commented reference; also the defaults.
 pub const DEFAULTS: &str = include_str!("../worker.default.toml");
+
+/// One role.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Role {
+    /// Accepted orders → the books.
+    Orders,
+    /// The books' events → RabbitMQ.
+    Outbox,
+    /// The purchase, step by step, and its undo.
+    Saga,
+    /// Unpaid orders expire.
+    Timeout,
+    /// The back office and payment notices.
+    Api,
+    /// The warden.
+    Reconcile,
+}
+
+impl Role {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Orders, Self::Outbox, Self::Saga, Self::Timeout, Self::Api, Self::Reconcile];
+
+    /// The word on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Orders => "orders",
+            Self::Outbox => "outbox",
+            Self::Saga => "saga",
+            Self::Timeout => "timeout",
+            Self::Api => "api",
+            Self::Reconcile => "reconcile",
+        }
+    }
+
+    /// Reads roles as given on the command line, each once, and what is wrong with them.
+    pub fn read(words: &[String]) -> (Vec<Self>, Vec<String>) {
+        let (mut roles, mut problems) = (Vec::new(), Vec::new());
+        for word in words {
+            match Self::ALL.into_iter().find(|role| role.as_str() == word) {
+                Some(role) => roles.push(role),
+                None if word == "all" => roles.extend(Self::ALL),
+                None => problems.push(format!("{word}: no such role or command; see --help")),
+            }
+        }
+        roles.sort_unstable();
+        roles.dedup();
+        (roles, problems)
+    }
+}
 
 /// One process' settings.
 #[derive(Debug, Clone)]
@@ -57,25 +107,6 @@ pub struct AmqpConfig {
     pub url: Secret,
     /// The management plugin.
     pub management_url: Secret,
-}
-
-/// `[database]`
-#[derive(Debug, Clone)]
-pub struct DatabaseConfig {
-    /// Where.
-    pub url: Secret,
-    /// Connections at the most.
-    pub max_connections: u32,
-    /// Connections kept open.
-    pub min_connections: u32,
-    /// How long waiting for a connection may take.
-    pub connect_timeout: Duration,
-    /// How long a statement may take.
-    pub statement_timeout: Duration,
-    /// How long waiting for a lock may take.
-    pub lock_timeout: Duration,
-    /// How long a transaction may do nothing.
-    pub idle_in_transaction: Duration,
 }
 
 /// `[orders]`

@@ -17,7 +17,7 @@ use futures_util::FutureExt;
 use sluice_shared::amqp::{AmqpError, Consumer, Delivery, Link, Outgoing, Sender};
 use sluice_shared::topology::{DEAD, LADDER, RETRY, WAITING};
 
-use crate::role::{Context, Stop};
+use crate::process::{Context, Stop};
 use crate::store::StoreError;
 use room::Room;
 

@@ -11,7 +11,7 @@ use sluice_shared::keys::Segment;
 use sluice_shared::record::Record;
 use sluice_shared::redis::{Fault, Redis, cmd};
 
-use crate::command::Sources;
+use crate::sources::Sources;
 use crate::store::{Store, StoreError};
 
 /// How long one answer of Redis may take.

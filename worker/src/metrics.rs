@@ -10,7 +10,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-use crate::store::Store;
+pub mod api;
+pub mod warden;
 
 /// A kind of work and what came of it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -52,9 +53,9 @@ pub struct Metrics {
     pool_usage: Gauge,
     pool_size: Gauge,
     /// The back office's.
-    pub api: crate::api::Metrics,
+    pub api: api::Metrics,
     /// The warden's.
-    pub warden: crate::warden::Metrics,
+    pub warden: warden::Metrics,
 }
 
 fn histogram() -> Histogram {
@@ -93,8 +94,8 @@ impl Metrics {
             "Connections to PostgreSQL that are open",
             pool_size.clone(),
         );
-        let api = crate::api::Metrics::new(&mut registry);
-        let warden = crate::warden::Metrics::new(&mut registry);
+        let api = api::Metrics::new(&mut registry);
+        let warden = warden::Metrics::new(&mut registry);
         Arc::new(Self {
             registry,
             orders,
@@ -153,9 +154,8 @@ impl Metrics {
         self.restarts.get_or_create(&JobName { job }).inc();
     }
 
-    /// OpenMetrics text.
-    pub fn render(&self, store: &Store) -> String {
-        let (used, open) = store.connections();
+    /// OpenMetrics text, with the connections to PostgreSQL that are in use, and that are open.
+    pub fn render(&self, (used, open): (u32, u32)) -> String {
         self.pool_usage.set(i64::from(used));
         self.pool_size.set(i64::from(open));
         sluice_shared::metrics::render(&self.registry)

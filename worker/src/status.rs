@@ -9,7 +9,7 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 
-use crate::role::{Context, Stop};
+use crate::process::{Context, Stop};
 
 /// How long PostgreSQL and Redis may take to answer before the process is called not ready.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -37,7 +37,7 @@ async fn metrics(State(context): State<Context>) -> impl IntoResponse {
     if let Ok((waiting, _)) = context.store.outbox_depth().await {
         context.metrics.waiting("outbox", waiting);
     }
-    let text = context.metrics.render(&context.store);
+    let text = context.metrics.render(context.store.connections());
     ([(header::CONTENT_TYPE, sluice_shared::metrics::CONTENT_TYPE)], text)
 }
 

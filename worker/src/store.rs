@@ -28,7 +28,26 @@ use time::OffsetDateTime;
 
 use sluice_shared::clock::Millis;
 
-use crate::config::DatabaseConfig;
+use sluice_shared::config::Secret;
+
+/// `[database]`: where PostgreSQL is, and how long anything there may take.
+#[derive(Debug, Clone)]
+pub struct DatabaseConfig {
+    /// Where.
+    pub url: Secret,
+    /// Connections at the most.
+    pub max_connections: u32,
+    /// Connections kept open.
+    pub min_connections: u32,
+    /// How long waiting for a connection may take.
+    pub connect_timeout: Duration,
+    /// How long a statement may take.
+    pub statement_timeout: Duration,
+    /// How long waiting for a lock may take.
+    pub lock_timeout: Duration,
+    /// How long a transaction may do nothing.
+    pub idle_in_transaction: Duration,
+}
 
 /// Why the books could not be read or written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -197,4 +216,16 @@ pub(crate) fn millis(at: OffsetDateTime) -> Millis {
 /// A time for a row; `None` when no calendar has it.
 pub(crate) fn moment(at: Millis) -> Option<OffsetDateTime> {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(at.0) * 1_000_000).ok()
+}
+
+fn id<T, E: std::fmt::Display>(parsed: Result<T, E>) -> Result<T, StoreError> {
+    parsed.map_err(|error| StoreError::Broken(error.to_string()))
+}
+
+fn unsigned(n: i64) -> u64 {
+    u64::try_from(n).unwrap_or(0)
+}
+
+fn signed(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
 }

@@ -20,7 +20,6 @@ pub mod doubts;
 pub mod image;
 pub mod leases;
 pub mod mark;
-pub mod metrics;
 pub mod outlet;
 pub mod projection;
 pub mod reconcile;
@@ -44,9 +43,9 @@ use sluice_shared::script::{Leased, WardenScripts};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-pub use metrics::Metrics;
+use crate::metrics::warden::Metrics;
 
-use crate::role::Context;
+use crate::process::Context;
 use doubts::Doubts;
 
 /// Why a round of the warden was cut short; the next one tries again.

@@ -7,6 +7,7 @@
 //! ([`ground`]) in the place of the processes of `./dev up`, which come back at the end.
 
 mod deeds;
+mod doer;
 mod ground;
 mod interrupt;
 mod journal;
@@ -29,7 +30,7 @@ use crate::crowd::{self, Crowd};
 use crate::oracle::{Rules, accepted};
 use crate::report::Verdicts;
 use crate::schedule::Profile;
-use deeds::Doer;
+use doer::Doer;
 use ground::Ground;
 use interrupt::Interrupt;
 use journal::Journal;
@@ -273,7 +274,7 @@ impl Run<'_> {
         let mut random = StdRng::seed_from_u64(seed);
         let doer = Doer { ground: self.ground, journal: self.journal, sale };
         for fault in faults {
-            std::thread::sleep(deeds::millis(&mut random, 100..1_000));
+            std::thread::sleep(doer::millis(&mut random, 100..1_000));
             if self.interrupt.came() {
                 return Ok(());
             }

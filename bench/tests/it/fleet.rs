@@ -4,7 +4,8 @@ use nix::sys::signal::Signal;
 use sluice_bench::client::outcome::{ACCEPTED, UNAVAILABLE};
 use sluice_bench::drill::wait_for;
 use sluice_bench::fleet::{Kind, Store};
-use sluice_testkit::proxy::rules::{Flow, Way};
+use sluice_testkit::proxy::rules::Flow;
+use sluice_testkit::proxy::way::Way;
 
 use crate::world::{RECOVERY, WARDEN, WORKER, World, token};
 

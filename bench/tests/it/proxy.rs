@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use sluice_testkit::proxy::Proxy;
 use sluice_testkit::proxy::frames::Protocol;
-use sluice_testkit::proxy::rules::{Flow, Trap, Way};
+use sluice_testkit::proxy::rules::{Flow, Trap};
+use sluice_testkit::proxy::way::Way;
 
 const ANY: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
 /// Longer than anything here takes.

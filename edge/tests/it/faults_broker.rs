@@ -11,7 +11,8 @@ use sluice_shared::message::Accepted;
 use sluice_testkit::eventually;
 use sluice_testkit::proxy::Proxy;
 use sluice_testkit::proxy::frames::Protocol;
-use sluice_testkit::proxy::rules::{Flow, Way};
+use sluice_testkit::proxy::rules::Flow;
+use sluice_testkit::proxy::way::Way;
 
 use crate::engine_harness::{Edge, Offer, SOON, World, accepted};
 

@@ -13,7 +13,8 @@ use sluice_shared::redis::cmd;
 use sluice_testkit::eventually;
 use sluice_testkit::proxy::Proxy;
 use sluice_testkit::proxy::frames::Protocol;
-use sluice_testkit::proxy::rules::{Flow, Trap, Way};
+use sluice_testkit::proxy::rules::{Flow, Trap};
+use sluice_testkit::proxy::way::Way;
 
 use crate::engine_harness::{Edge, Offer, SOON, World, accepted};
 

@@ -1,7 +1,7 @@
 //! What breaks, and what comes back by itself.
 
 use crate::bounds::{EDGES, ORDERS};
-use crate::rules::Faults;
+use crate::faults::Faults;
 use crate::state::{Call, Data, Edge, Life, Redis, Row, State, Warden};
 use crate::step::{Next, Step, World};
 use crate::warden::IDLE;
@@ -91,7 +91,7 @@ impl World {
     fn less(&self, state: &State, used: impl Fn(&mut Faults)) -> State {
         let mut then = *state;
         then.faults = then.faults.after(used);
-        if !then.faults.need_a_replica(&self.rules) {
+        if !then.faults.need_a_replica(self.rules.always) {
             then.replica = Data::default();
         }
         then
@@ -141,7 +141,7 @@ impl World {
                 next.push((Step::StepDown(1 - stays), then));
             }
         }
-        if state.faults.need_a_replica(&self.rules) && state.replica != state.redis.data {
+        if state.faults.need_a_replica(self.rules.always) && state.replica != state.redis.data {
             let mut then = *state;
             then.replica = state.redis.data;
             next.push((Step::Replicate, then));

@@ -1,10 +1,9 @@
 //! With one mechanism switched off the model finds what goes wrong: it would find a bug as well.
 
 use sluice_model::explore::Exploration;
+use sluice_model::faults::Faults;
 use sluice_model::judge::Violation::{self, AcceptedLost, AcceptedThenRefused, Leak, Ledger, Phantom, Stuck};
-use sluice_model::rules::{
-    AcceptAfter, Faults, ONE_BUYER, ONE_ORDER, REPLAY, Raises, Rules, Shape, TWO_BUYERS,
-};
+use sluice_model::rules::{AcceptAfter, ONE_BUYER, ONE_ORDER, REPLAY, Raises, Rules, Shape, TWO_BUYERS};
 
 use crate::explore;
 

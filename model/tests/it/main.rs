@@ -5,7 +5,7 @@ mod knocked_out;
 mod whole;
 
 use sluice_model::explore::{Exploration, Found};
-use sluice_model::rules::Faults;
+use sluice_model::faults::Faults;
 
 /// Millions of moments in one table: this one asks the system for large pages, and the table is read all
 /// over the place.

@@ -1,8 +1,9 @@
 //! With every mechanism at work nothing goes wrong, and the sale always comes to rest.
 
 use sluice_model::explore::Exploration;
+use sluice_model::faults::Faults;
 use sluice_model::rules::{
-    AcceptAfter, Faults, GREEDY, ONE_BUYER, ONE_EDGE, ONE_ORDER, REPLAY, Rules, Shape, TWO_BUYERS,
+    AcceptAfter, GREEDY, ONE_BUYER, ONE_EDGE, ONE_ORDER, REPLAY, Rules, Shape, TWO_BUYERS,
 };
 
 use crate::{any_fault, explore};

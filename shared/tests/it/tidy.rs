@@ -30,8 +30,12 @@ fn files(folders: &[&str], ending: &str) -> Vec<(String, String)> {
     found
 }
 
+/// The crates of the workspace.
+pub(crate) const CRATES: [&str; 8] =
+    ["protocol", "shared", "testkit", "edge", "worker", "nginx-compat", "bench", "model"];
+
 pub(crate) fn rust() -> Vec<(String, String)> {
-    files(&["protocol", "shared", "testkit", "edge", "worker", "nginx-compat", "bench", "model"], ".rs")
+    files(&CRATES, ".rs")
 }
 
 #[test]
@@ -82,15 +86,49 @@ fn each_library_is_named_where_it_belongs_and_nowhere_else() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// The names under `[dependencies]` and the like of a manifest.
+fn named_under(manifest: &str, section: &str) -> Vec<String> {
+    let lines = manifest.lines().skip_while(|line| *line != section).skip(1);
+    let lines = lines.take_while(|line| !line.starts_with('['));
+    let name = |line: &str| Some(line.split(['.', ' ', '=']).next()?.to_owned());
+    lines.filter(|line| line.starts_with(|c: char| c.is_ascii_lowercase())).filter_map(name).collect()
+}
+
+#[test]
+fn every_dependency_is_used() {
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
+    let mut wrong = Vec::new();
+    let mut used = BTreeSet::new();
+    for krate in CRATES {
+        let manifest = read(&format!("{krate}/Cargo.toml"));
+        for (section, folder) in [("[dependencies]", "src"), ("[dev-dependencies]", "")] {
+            let sources = files(&[&format!("{krate}/{folder}")], ".rs");
+            for name in named_under(&manifest, section) {
+                let path = name.replace('-', "_");
+                let named = |text: &str| {
+                    let found = |end: &str| text.contains(&format!("{path}{end}"));
+                    found("::") || found("!") || found(";") || found(" as ")
+                };
+                if !sources.iter().any(|(_, text)| named(text)) {
+                    wrong.push(format!("{krate}: {name} of {section} is not used in {krate}/{folder}"));
+                }
+                used.insert(name);
+            }
+        }
+    }
+    let workspace = named_under(&read("Cargo.toml"), "[workspace.dependencies]");
+    wrong.extend(
+        workspace.into_iter().filter(|name| !used.contains(name)).map(|name| format!("no crate uses {name}")),
+    );
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
 /// What is explored exhaustively, and may one day run in a simulation, does no I/O.
 #[test]
 fn the_protocol_does_no_io() {
     let manifest = std::fs::read_to_string(root().join("protocol/Cargo.toml")).unwrap();
-    let named = manifest.split("[dependencies]").nth(1).unwrap().split("\n[").next().unwrap();
     let known = ["ahash", "hex", "serde", "serde_json", "thiserror", "time", "uuid"];
-    let named: Vec<&str> = named.lines().filter_map(|line| line.split('.').next()).collect();
-    let named: Vec<&str> = named.into_iter().filter(|name| !name.is_empty()).collect();
-    assert_eq!(named, known, "protocol's dependencies");
+    assert_eq!(named_under(&manifest, "[dependencies]"), known, "protocol's dependencies");
     for (name, text) in files(&["protocol/src"], ".rs") {
         let code = text.split("#[cfg(test)]").next().unwrap();
         let machine = name.starts_with("protocol/src/edge") || name.starts_with("protocol/src/warden");

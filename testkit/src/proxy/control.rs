@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::Proxy;
-use super::rules::Way;
+use super::way::Way;
 
 /// What can be said.
 const WORDS: &str = "\

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use anyhow::bail;
 use bytes::{Bytes, BytesMut};
 
-use super::rules::Way;
+use super::way::Way;
 
 /// A frame longer than this is carried on as it comes.
 const LONGEST: usize = 4 * 1024 * 1024;

@@ -15,7 +15,8 @@ use tokio::time::{Instant, sleep_until};
 
 use super::Counts;
 use super::frames::{Framer, Piece, Protocol};
-use super::rules::{Armed, Deed, Flow, Moment, Rules, Trap, Way};
+use super::rules::{Armed, Deed, Flow, Moment, Rules, Trap};
+use super::way::Way;
 
 /// Bytes that a direction keeps at the most; more wait at the sender.
 const KEPT: usize = 1024 * 1024;

@@ -9,27 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::frames::Frame;
-
-/// Which way bytes go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
-    /// From the client to the server.
-    Up,
-    /// Back.
-    Down,
-}
-
-impl Way {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Up, Self::Down];
-
-    pub(super) fn at(self) -> usize {
-        match self {
-            Self::Up => 0,
-            Self::Down => 1,
-        }
-    }
-}
+use super::way::Way;
 
 /// What becomes of the bytes of one direction, until something else is said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

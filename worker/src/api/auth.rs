@@ -11,7 +11,18 @@ use sluice_shared::jwt::Verifier;
 use sluice_shared::verdict::{Code, Rejection};
 use subtle::ConstantTimeEq;
 
-use super::route::Needs;
+/// Who may call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Needs {
+    /// Staff with at least this role.
+    Role(Role),
+    /// An edge.
+    Edge,
+    /// An edge, for a buyer that it names, or for the holder of an order's ticket, whom it does not.
+    Watcher,
+    /// An edge, for a buyer that it names.
+    Buyer,
+}
 
 /// Who a JWT for the back office must be meant for.
 const AUDIENCE: &str = "sluice-admin";

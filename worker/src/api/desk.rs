@@ -6,11 +6,10 @@
 
 use std::sync::Arc;
 
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::Registry;
 use sluice_shared::verdict::{Code, Rejection};
 use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use crate::metrics::api as metrics;
 
 /// Requests of one group: others come between two of them.
 const GROUP_MAX: usize = 256;
@@ -50,29 +49,6 @@ struct Queued<W: Work> {
     reply: oneshot::Sender<Result<W::Outcome, Rejection>>,
 }
 
-/// What a desk counts.
-#[derive(Debug, Clone)]
-pub struct Metrics {
-    waiting: Gauge,
-    aside: Gauge,
-    group: Histogram,
-}
-
-impl Metrics {
-    /// Registers everything under the name of what is asked for: `payment_notices`.
-    pub fn new(registry: &mut Registry, name: &'static str) -> Self {
-        // 1 to 256.
-        let group = Histogram::new(exponential_buckets(1.0, 2.0, 9));
-        let (waiting, aside) = (Gauge::default(), Gauge::default());
-        let words = name.replace('_', " ");
-        registry.register(format!("api_{name}_waiting"), format!("How many {words} wait"), waiting.clone());
-        let help = format!("How many {words} wait for what somebody else has locked");
-        registry.register(format!("api_{name}_aside"), help, aside.clone());
-        registry.register(format!("api_{name}_group"), format!("Sizes of groups of {words}"), group.clone());
-        Self { waiting, aside, group }
-    }
-}
-
 fn busy() -> Rejection {
     Rejection::new(Code::Overloaded, "too many requests of this kind wait; send it again")
 }
@@ -85,7 +61,7 @@ pub struct Desk<W: Work> {
 
 impl<W: Work> Desk<W> {
     /// A desk whose clerk works in the runtime that calls.
-    pub fn open(work: W, metrics: Metrics) -> Self {
+    pub fn open(work: W, metrics: metrics::Desk) -> Self {
         let (inbox, queue) = mpsc::channel(QUEUE_MAX);
         tokio::spawn(serve(Arc::new(work), metrics, queue));
         Self { inbox }
@@ -99,7 +75,7 @@ impl<W: Work> Desk<W> {
     }
 }
 
-async fn serve<W: Work>(work: Arc<W>, metrics: Metrics, mut queue: mpsc::Receiver<Queued<W>>) {
+async fn serve<W: Work>(work: Arc<W>, metrics: metrics::Desk, mut queue: mpsc::Receiver<Queued<W>>) {
     let aside =
         Aside { room: Arc::new(Semaphore::new(ASIDE_MAX)), turns: Arc::new(Semaphore::new(ASIDE_AT_ONCE)) };
     let mut group = Vec::with_capacity(GROUP_MAX);
@@ -131,7 +107,7 @@ struct Aside {
 }
 
 impl Aside {
-    fn take<W: Work>(&self, work: &Arc<W>, metrics: &Metrics, queued: Queued<W>) {
+    fn take<W: Work>(&self, work: &Arc<W>, metrics: &metrics::Desk, queued: Queued<W>) {
         let Queued { request, reply } = queued;
         let Ok(place) = self.room.clone().try_acquire_owned() else {
             let _ = reply.send(Err(busy()));

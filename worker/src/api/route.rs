@@ -7,24 +7,11 @@ use std::sync::Arc;
 
 use axum::routing::MethodFilter;
 
-use super::auth::Role;
+use super::auth::{Needs, Role};
 use super::call::Call;
 use super::reply::Answer;
 use super::{Api, buyer, claims, events, orders, payments, ready, sales, steps, stock};
 use crate::api::steps::Step;
-
-/// Who may call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Needs {
-    /// Staff with at least this role.
-    Role(Role),
-    /// An edge.
-    Edge,
-    /// An edge, for a buyer that it names, or for the holder of an order's ticket, whom it does not.
-    Watcher,
-    /// An edge, for a buyer that it names.
-    Buyer,
-}
 
 /// What a call will come to.
 pub type Running = Pin<Box<dyn Future<Output = Answer> + Send>>;

@@ -1,7 +1,7 @@
 //! How much may still be in the broker: a bound, because a queue cannot be listed by sale.
 
-use crate::command::Sources;
-use crate::topology_command::management::Management;
+use crate::command::topology::management::Management;
+use crate::sources::Sources;
 
 /// Messages that are waiting or being worked on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

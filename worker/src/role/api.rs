@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 use crate::api::auditor::Auditor;
 use crate::api::auth::Keys;
 use crate::api::{Api, router};
-use crate::role::{Context, Stop};
+use crate::process::{Context, Stop};
 
 /// Runs until told to stop; what is under way is answered first.
 pub async fn run(context: Context, mut stop: Stop) -> anyhow::Result<()> {

@@ -19,7 +19,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::role::{Context, Stop, keep};
+use crate::process::{Context, Stop, keep};
 use crate::store::StoreError;
 use batch::{Batch, Poison};
 

@@ -10,7 +10,7 @@ use sluice_shared::amqp::{AmqpError, Link, Outgoing, Publisher};
 use sluice_shared::failpoint;
 use sluice_shared::topology::EVENTS;
 
-use crate::role::{Context, Stop};
+use crate::process::{Context, Stop};
 use crate::store::outbox::OutboxRow;
 
 /// How long the broker may take to confirm a batch: less than a transaction may be idle.

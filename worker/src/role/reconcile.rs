@@ -3,7 +3,7 @@
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::role::{Context, Stop};
+use crate::process::{Context, Stop};
 use crate::warden::{Warden, leases};
 
 /// Runs until told to stop.

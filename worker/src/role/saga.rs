@@ -7,7 +7,7 @@ use sluice_shared::topology::{RELEASE, SAGA};
 use std::sync::Arc;
 
 use crate::consumer::{self, Handler, Outcome};
-use crate::role::{Context, Stop, keep};
+use crate::process::{Context, Stop, keep};
 use crate::saga::purchase::{Purchase, StepError};
 use crate::store::outbox::EVENTS_MAX;
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use sluice_shared::failpoint;
 
-use crate::role::{Context, Stop, keep};
+use crate::process::{Context, Stop, keep};
 use crate::saga::deadlines::Deadlines;
 
 /// How often the queue is asked while nothing is due.

@@ -12,9 +12,9 @@ use sluice_shared::record::{OrderState, Refund};
 use sluice_shared::sale::SaleStep;
 
 use super::orders::Standing;
-use super::segments::{id, unsigned};
 use super::stamp::Stamp;
 use super::{Store, StoreError};
+use crate::store::{id, unsigned};
 
 mod lost;
 mod moves;
@@ -246,7 +246,7 @@ impl Books {
         )
         .bind(self.sale.as_str())
         .bind(sku.as_str())
-        .bind(super::segments::signed(after))
+        .bind(crate::store::signed(after))
         .bind(PAGE)
         .fetch(&mut *self.snapshot);
         Ok(rows.map_ok(line).try_collect().await?)

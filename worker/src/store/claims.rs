@@ -10,8 +10,8 @@ use sluice_shared::lines::Lines;
 
 use super::audit_log::{Actor, Deed, note};
 use super::ledger::id;
-use super::segments::{signed, unsigned};
 use super::{Store, StoreError, millis, moment};
+use crate::store::{signed, unsigned};
 
 /// A claim as an edge tells it, which has verified the receipt.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,8 +7,8 @@ use sluice_shared::keys::Segment;
 
 use super::ledger::id;
 use super::orders::{OrderRow, RawOrder, columns};
-use super::segments::unsigned;
 use super::{Store, StoreError};
+use crate::store::unsigned;
 
 /// How a segment stands in the books.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,8 +8,8 @@ use sluice_shared::sale::Heartbeat;
 use time::OffsetDateTime;
 
 use super::audit_log::{Actor, Deed, note};
-use super::segments::{id, signed, unsigned};
 use super::{Store, StoreError, millis};
+use crate::store::{id, signed, unsigned};
 
 type EdgeLine = (String, String, String, i64, OffsetDateTime);
 

@@ -13,7 +13,7 @@ use sluice_shared::lines::LinesPool;
 use sluice_shared::sale::{AcceptAfter, Item, SaleStep};
 
 use super::books::{self, OrderFact};
-use super::{Store, StoreError};
+use super::{Store, StoreError, id, signed, unsigned};
 
 /// A sale as PostgreSQL has it: what Redis and the edges are brought to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -359,18 +359,6 @@ fn projection(
 }
 
 /// An identifier that a row holds; one that is none means that somebody wrote the table by hand.
-pub(super) fn id<T, E: std::fmt::Display>(parsed: Result<T, E>) -> Result<T, StoreError> {
-    parsed.map_err(|error| StoreError::Broken(error.to_string()))
-}
-
-pub(super) fn unsigned(n: i64) -> u64 {
-    u64::try_from(n).unwrap_or(0)
-}
-
-pub(super) fn signed(n: u64) -> i64 {
-    i64::try_from(n).unwrap_or(i64::MAX)
-}
-
 fn segment_number(segment: &Segment) -> i16 {
     i16::try_from(segment.index).unwrap_or(i16::MAX)
 }

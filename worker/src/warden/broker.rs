@@ -12,8 +12,8 @@ use sluice_shared::topology::Topology;
 use tokio::time::{sleep, timeout};
 
 use super::Warden;
-use crate::topology_command::management::Management;
-use crate::topology_command::put_policies;
+use crate::command::topology::management::Management;
+use crate::command::topology::put_policies;
 
 /// How often everything is looked for.
 const LOOK: Duration = Duration::from_secs(1);

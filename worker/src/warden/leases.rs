@@ -11,7 +11,7 @@ use sluice_shared::script::Leased;
 use tokio::sync::watch;
 
 use super::Warden;
-use crate::role::Stop;
+use crate::process::Stop;
 
 /// How soon Redis is asked again when it did not answer.
 const AGAIN: Duration = Duration::from_millis(100);

@@ -211,7 +211,7 @@ impl Reconciler {
             self.rest.retain(|segment| undone.late.contains(segment));
         }
         let (store, redis) = (&self.warden.context.store, self.warden.redis());
-        if let Err(trouble) = store.bounded(crate::api::stock::complete_pending(store, redis)).await {
+        if let Err(trouble) = store.bounded(crate::stock::complete_pending(store, redis)).await {
             tracing::warn!(%trouble, "stock changes wait");
         }
         store.bounded(store.forget_old_barriers()).await?;

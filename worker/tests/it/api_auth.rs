@@ -3,8 +3,9 @@
 use serde_json::{Value, json};
 use sluice_shared::clock::Millis;
 use sluice_shared::jwt::sign_hs256;
+use sluice_worker::api::auth::Needs;
 use sluice_worker::api::auth::Role;
-use sluice_worker::api::route::{Needs, ROUTES, Route};
+use sluice_worker::api::route::{ROUTES, Route};
 
 use super::api_world::{ADMIN_JWT_SECRET, ADMIN_TOKEN, EDGE_SECRET, World, staff};
 

@@ -8,7 +8,7 @@ use sluice_shared::keys::Segment;
 use sluice_shared::redis::cmd;
 use sluice_shared::sale::SaleStep;
 use sluice_testkit::eventually;
-use sluice_worker::api::stock::complete_pending;
+use sluice_worker::stock::complete_pending;
 use sluice_worker::store::audit_log::Actor;
 use sluice_worker::store::stock_changes::{Begun, StockChange};
 

@@ -21,8 +21,9 @@ use sluice_shared::redis::{Fault, Redis, cmd};
 use sluice_shared::sale::{AcceptAfter, Heartbeat, SaleStep, SaleView};
 use sluice_shared::script::{Preload, SegmentScripts, WardenScripts};
 use sluice_testkit::{PrivateRedis, eventually, free_port};
-use sluice_worker::config::{Config, DEFAULTS};
-use sluice_worker::role::{self, Context};
+use sluice_worker::config::{Config, DEFAULTS, Role};
+use sluice_worker::process::Context;
+use sluice_worker::role;
 use sluice_worker::store::Store;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -58,7 +59,7 @@ fn config(address: SocketAddr, database: &str, redis: &str) -> Config {
          edge_secret = \"{EDGE_SECRET}\"\naudit_program = \"{}\"\n",
         env!("CARGO_BIN_EXE_sluice-worker")
     );
-    Config::read(Settings::merge(DEFAULTS, Some(&file), []), &[role::Role::Api]).expect("a configuration")
+    Config::read(Settings::merge(DEFAULTS, Some(&file), []), &[Role::Api]).expect("a configuration")
 }
 
 impl World {

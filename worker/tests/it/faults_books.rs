@@ -10,8 +10,9 @@ use sluice_testkit::proxy::Proxy;
 use sluice_testkit::proxy::frames::Protocol;
 use sluice_testkit::proxy::rules::Trap;
 use sluice_testkit::{ClockStep, eventually};
+use sluice_worker::config::Role;
 use sluice_worker::config::{Config, DEFAULTS};
-use sluice_worker::role::{Context, Role};
+use sluice_worker::process::Context;
 
 use crate::harness::broker::SHARDS;
 use crate::harness::world::verify_ledger;
@@ -46,7 +47,7 @@ fn through_proxy(url: &str, protocol: Protocol) -> (Proxy, String) {
 
 /// How often the writer has tried again.
 fn retries(context: &Context) -> u64 {
-    let text = context.metrics.render(&context.store);
+    let text = context.metrics.render(context.store.connections());
     let count = |(_, rest): (&str, &str)| rest.lines().next()?.parse().ok();
     text.split_once("job_retry_count_total{job=\"orders\"} ").and_then(count).unwrap_or(0)
 }

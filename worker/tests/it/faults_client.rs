@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sluice_shared::amqp::{AmqpError, Link};
 use sluice_testkit::eventually;
-use sluice_worker::role::Role;
+use sluice_worker::config::Role;
 
 use crate::harness::World;
 
@@ -35,7 +35,7 @@ async fn consumers_whose_client_has_broken_down_begin_anew() {
     for job in ["orders", "saga", "release"] {
         let restarted = format!("sluice_role_restarts_total{{job=\"{job}\"}}");
         eventually(&restarted, PATIENCE, async || {
-            context.metrics.render(&context.store).contains(&restarted)
+            context.metrics.render(context.store.connections()).contains(&restarted)
         })
         .await;
     }

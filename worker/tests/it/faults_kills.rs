@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sluice_shared::failpoint;
 use sluice_testkit::eventually;
-use sluice_worker::role::Role;
+use sluice_worker::config::Role;
 
 use crate::harness::process::Worker;
 use crate::harness::world::verify_ledger;

@@ -12,9 +12,10 @@ use sluice_shared::redis::cmd;
 use sluice_shared::sale::SaleStep;
 use sluice_shared::verdict::{Code, Rejection};
 use sluice_testkit::{PrivateRedis, eventually};
-use sluice_worker::api::desk::{Desk, Metrics};
+use sluice_worker::api::desk::Desk;
 use sluice_worker::api::lanes::Cancels;
 use sluice_worker::api::locate::{Located, Locator};
+use sluice_worker::metrics::api as metrics;
 use sluice_worker::store::orders::{Cancelled, Wish};
 use tokio::task::JoinSet;
 
@@ -35,7 +36,7 @@ async fn written(db: &TestDatabase, n: usize) -> Vec<OrderId> {
 
 fn desk(db: &TestDatabase, redis: &PrivateRedis) -> Arc<Desk<Cancels>> {
     let locator = Arc::new(Locator::new(db.store.clone(), redis.connect()));
-    let metrics = Metrics::new(&mut Registry::default(), "cancels");
+    let metrics = metrics::Desk::new(&mut Registry::default(), "cancels");
     Arc::new(Desk::open(Cancels::new(db.store.clone(), locator), metrics))
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use sluice_shared::message::OrderMessage;
 use sluice_shared::topology::{ORDERS, PARKED, write_key, write_queue};
 use sluice_testkit::eventually;
-use sluice_worker::role::Role;
+use sluice_worker::config::Role;
 
 use crate::harness::{World, accepted};
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use sluice_shared::message::OrderMessage;
 use sluice_shared::topology::{ORDERS, write_key, write_queue};
 use sluice_testkit::eventually;
-use sluice_worker::role::Role;
+use sluice_worker::config::Role;
 
 use crate::harness::world::verify_ledger;
 use crate::harness::{World, accepted};
@@ -92,7 +92,11 @@ async fn orders_wait_while_the_books_are_away() {
     world.broker.publish_orders(&orders).await;
     let role = world.run(Role::Orders);
     let tried = async || {
-        world.context.metrics.render(&world.db.store).contains("job_retry_count_total{job=\"orders\"}")
+        world
+            .context
+            .metrics
+            .render(world.db.store.connections())
+            .contains("job_retry_count_total{job=\"orders\"}")
     };
     eventually("the writer tries again", PATIENCE, tried).await;
     assert_eq!(world.db.count(ROWS).await, 0);

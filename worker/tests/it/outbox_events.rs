@@ -5,7 +5,7 @@ use std::time::Duration;
 use sluice_shared::message::OrderEvents;
 use sluice_shared::topology::{RELEASE, SAGA};
 use sluice_testkit::eventually;
-use sluice_worker::role::Role;
+use sluice_worker::config::Role;
 use tokio::time::timeout;
 
 use crate::harness::{World, accepted};

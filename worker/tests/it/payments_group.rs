@@ -10,8 +10,9 @@ use sluice_shared::ids::OrderId;
 use sluice_shared::record::OrderState;
 use sluice_shared::verdict::Code;
 use sluice_testkit::eventually;
-use sluice_worker::api::desk::{Desk, Metrics};
+use sluice_worker::api::desk::Desk;
 use sluice_worker::api::lanes::Notices;
+use sluice_worker::metrics::api as metrics;
 use sluice_worker::store::StoreError;
 use sluice_worker::store::payments::{NoticeOutcome, NoticeStatus, PaymentNotice};
 use tokio::task::JoinSet;
@@ -171,7 +172,7 @@ async fn waits(db: &TestDatabase) -> bool {
 }
 
 fn desk(db: &TestDatabase) -> Arc<Desk<Notices>> {
-    let metrics = Metrics::new(&mut Registry::default(), "payment_notices");
+    let metrics = metrics::Desk::new(&mut Registry::default(), "payment_notices");
     Arc::new(Desk::open(Notices::new(db.store.clone()), metrics))
 }
 

@@ -119,7 +119,7 @@ async fn messages_that_only_wait_come_back_within_seconds_however_many_they_are(
     let patient = Patient::default();
     let (stop, stopped) = watch::channel(false);
     let waited = async || {
-        let text = world.context.metrics.render(&world.db.store);
+        let text = world.context.metrics.render(world.db.store.connections());
         let later = text.lines().find_map(|line| line.strip_prefix(LATER)).unwrap_or("0");
         later.trim().parse::<f64>().unwrap() >= f64::from(ALL)
     };

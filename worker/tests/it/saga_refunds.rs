@@ -5,7 +5,7 @@ use std::time::Duration;
 use sluice_shared::message::Accepted;
 use sluice_shared::record::OrderState;
 use sluice_testkit::eventually;
-use sluice_worker::role::Role;
+use sluice_worker::config::Role;
 use sluice_worker::store::payments::{NoticeStatus, PaymentNotice};
 
 use crate::harness::world::refund;

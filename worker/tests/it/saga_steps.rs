@@ -12,7 +12,7 @@ use sluice_shared::redis::{Redis, cmd};
 use sluice_shared::script::{Raised, SegmentScripts, WardenScripts};
 use sluice_shared::topology::EVENTS;
 use sluice_testkit::eventually;
-use sluice_worker::role::Role;
+use sluice_worker::config::Role;
 use sluice_worker::store::orders::Cancelled;
 use sluice_worker::store::payments::{NoticeStatus, PaymentNotice};
 
@@ -162,7 +162,7 @@ async fn a_frozen_sale_keeps_its_messages_waiting_and_loses_none() {
     let _: String = world.redis.run("test", &flush).await.unwrap();
     world.db.store.cancel(&order.order, &order.user).await.unwrap();
     let waits = async || {
-        let text = world.context.metrics.render(&world.db.store);
+        let text = world.context.metrics.render(world.db.store.connections());
         text.contains("sluice_jobs_total{job=\"release\",outcome=\"later\"}")
     };
     eventually("the message waits", PATIENCE, waits).await;
@@ -260,7 +260,7 @@ async fn an_order_whose_record_is_torn_is_tried_again_and_the_others_of_its_mess
     world.db.store.write_orders(&[torn, good.clone()]).await.unwrap();
     becomes(&world, &good, OrderState::PendingPayment, false, Refund::None).await;
     let retried = async || {
-        let text = world.context.metrics.render(&world.db.store);
+        let text = world.context.metrics.render(world.db.store.connections());
         text.contains("sluice_jobs_total{job=\"saga\",outcome=\"retry\"} 1")
     };
     eventually("it is on the ladder", PATIENCE, retried).await;
@@ -315,7 +315,7 @@ async fn an_order_that_cannot_be_read_holds_up_no_message_but_its_own() {
     let saga = world.run(Role::Saga);
     becomes(&world, &orders[1], OrderState::PendingPayment, false, Refund::None).await;
     let count = |outcome: &str| {
-        let text = world.context.metrics.render(&world.db.store);
+        let text = world.context.metrics.render(world.db.store.connections());
         text.contains(&format!("sluice_jobs_total{{job=\"saga\",outcome=\"{outcome}\"}} 1"))
     };
     eventually("one is told, one fails", PATIENCE, async || count("done") && count("retry")).await;

@@ -7,7 +7,7 @@ use sluice_shared::ids::OrderId;
 use sluice_shared::keys;
 use sluice_shared::redis::cmd;
 use sluice_testkit::eventually;
-use sluice_worker::role::Role;
+use sluice_worker::config::Role;
 use sluice_worker::saga::deadlines::Deadlines;
 use sluice_worker::store::orders::Deadline;
 

@@ -3,8 +3,8 @@
 use sluice_shared::amqp::{AmqpError, Outgoing};
 use sluice_shared::topology::{DEAD, PARKED, Topology};
 use sluice_testkit::required;
-use sluice_worker::topology_command::management::Management;
-use sluice_worker::topology_command::{Difference, apply, differences, put_policies};
+use sluice_worker::command::topology::management::Management;
+use sluice_worker::command::topology::{Difference, apply, differences, put_policies};
 
 use crate::harness::Vhost;
 use crate::harness::broker::SHARDS;

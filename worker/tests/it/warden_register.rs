@@ -13,7 +13,7 @@ use sluice_testkit::proxy::Proxy;
 use sluice_testkit::proxy::frames::Protocol;
 use sluice_testkit::proxy::rules::Trap;
 
-use sluice_worker::edges_command::{list, strike};
+use sluice_worker::command::edges::{list, strike};
 
 use crate::warden_world::{PATIENCE, Place, Process, actor};
 

@@ -16,8 +16,10 @@ use sluice_shared::redis::{Redis, cmd};
 use sluice_shared::sale::{AcceptAfter, Heartbeat, Question, SaleStep, SaleView};
 use sluice_shared::script::{Answer, Ask, Reserved, SegmentScripts};
 use sluice_testkit::{PrivateRedis, eventually};
+use sluice_worker::config::Role;
 use sluice_worker::config::{Config, DEFAULTS};
-use sluice_worker::role::{self, Context, Role};
+use sluice_worker::process::Context;
+use sluice_worker::role;
 use sluice_worker::store::audit_log::Actor;
 use sluice_worker::store::sales::{OfferRow, SaleRow};
 use tokio::sync::watch;
@@ -61,7 +63,7 @@ impl Process {
 
     /// What it counts, as Prometheus reads it.
     pub fn metrics(&self) -> String {
-        self.context.metrics.render(&self.context.store)
+        self.context.metrics.render(self.context.store.connections())
     }
 
     /// A number that it counts; 0 where it has counted nothing yet.

@@ -10,10 +10,9 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use sluice_shared::ids::SaleId;
 
-use super::ground::{Ground, hold};
-use super::journal::Journal;
+use super::doer::{Doer, millis};
+use super::ground::hold;
 use super::network;
 use super::plan::{Deed, Fault};
 use crate::admin::Admin;
@@ -28,16 +27,6 @@ const RECOVERY: Duration = Duration::from_secs(60);
 const SURE: Duration = Duration::from_secs(2);
 /// Bytes that the end of a file may lose, at the most.
 const TAIL: u64 = 64 * 1024;
-
-/// Carries faults out, one after another: a lane has one of its own.
-pub(super) struct Doer<'a> {
-    /// What is broken.
-    pub(super) ground: &'a Ground,
-    /// Where it is told.
-    pub(super) journal: &'a Journal,
-    /// What is sold meanwhile.
-    pub(super) sale: &'a SaleId,
-}
 
 impl Doer<'_> {
     /// One fault from its beginning until what it hit works again.
@@ -299,9 +288,4 @@ impl Doer<'_> {
         self.wait_for_broker("rabbitmq")?;
         self.sells_again(number, fault)
     }
-}
-
-/// A time between these, in milliseconds.
-pub(super) fn millis(random: &mut StdRng, range: std::ops::Range<u64>) -> Duration {
-    Duration::from_millis(random.random_range(range))
 }

@@ -7,11 +7,12 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 
-use super::deeds::{Doer, millis};
+use super::doer::{Doer, millis};
 use super::plan::Fault;
 use crate::drill::wait_for;
 use crate::fleet::{Link, Store};
-use sluice_testkit::proxy::rules::{Flow, Trap, Way};
+use sluice_testkit::proxy::rules::{Flow, Trap};
+use sluice_testkit::proxy::way::Way;
 
 /// How long a trap waits for what springs it.
 const SPRING: Duration = Duration::from_secs(2);

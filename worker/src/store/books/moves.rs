@@ -4,9 +4,9 @@
 use futures_util::TryStreamExt;
 use sluice_shared::ids::{OrderId, SkuId};
 
-use super::super::segments::{id, unsigned};
 use super::{Books, PaymentFact, currency, order, sale_part};
 use crate::store::StoreError;
+use crate::store::{id, unsigned};
 
 /// Orders without a row that are named, at the most.
 const NAMED: i64 = 1_000;

@@ -2,9 +2,9 @@
 
 use sluice_shared::ids::SkuId;
 
-use super::super::segments::{id, unsigned};
 use super::{Books, Currency, currency};
 use crate::store::StoreError;
+use crate::store::{id, unsigned};
 
 /// An offer's row.
 #[derive(Debug, Clone)]

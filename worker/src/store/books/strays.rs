@@ -7,8 +7,8 @@ use sluice_shared::message::OrderEvent;
 
 use super::order;
 use crate::store::orders::{OrderRow, RawOrder, columns};
-use crate::store::segments::{id, unsigned};
 use crate::store::{Store, StoreError, outbox};
+use crate::store::{id, unsigned};
 
 impl Store {
     /// Which of these orders have a row.

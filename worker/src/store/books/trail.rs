@@ -4,7 +4,7 @@ use sluice_shared::clock::Millis;
 use sluice_shared::currency;
 use sluice_shared::ids::{OrderId, SaleId};
 
-use crate::store::segments::id;
+use crate::store::id;
 use crate::store::{Store, StoreError};
 
 /// Something that a table says happened.

@@ -6,7 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use ring::digest::{SHA256, digest};
 use serde_json::{Value, json};
 
-const TEMPLATE: &str = include_str!("../../../ops/rabbitmq/users.json");
+const TEMPLATE: &str = include_str!("../../../../ops/rabbitmq/users.json");
 /// Bytes of a salt, as RabbitMQ has it.
 const SALT: usize = 4;
 

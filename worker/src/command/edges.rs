@@ -9,7 +9,7 @@ use sluice_shared::redis::{Redis, cmd};
 use sluice_shared::sale::Heartbeat;
 use tokio::time::{Instant, sleep};
 
-use crate::command::Sources;
+use crate::sources::Sources;
 use crate::store::Store;
 use crate::store::audit_log::Actor;
 

@@ -14,7 +14,7 @@ use sluice_shared::amqp::Link;
 use sluice_shared::config::EXIT_USAGE;
 use sluice_shared::topology::{Policy, Queue, Topology};
 
-use crate::command::Sources;
+use crate::sources::Sources;
 use management::{Management, ManagementError};
 
 /// Names with this prefix are ours: one that the topology does not have is told.
@@ -343,7 +343,7 @@ mod tests {
 
     #[test]
     fn the_file_for_importing_is_the_description() {
-        let file = include_str!("../../ops/rabbitmq/definitions.json");
+        let file = include_str!("../../../ops/rabbitmq/definitions.json");
         let file: Value = serde_json::from_str(file).unwrap();
         let should = Topology::new(4).definitions();
         assert_eq!(file, should, "write it by: sluice-worker topology definitions");
