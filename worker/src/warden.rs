@@ -1,15 +1,15 @@
 //! The warden: keeps what sells in agreement with what is true.
 //!
-//! Two processes of the `reconcile` role run; one leads ([`lead`]). Only the leader works, in tasks
+//! Two processes of the `reconcile` role run; one leads ([`lead`](sluice_protocol::warden::lead)). Only the leader works, in tasks
 //! that do not wait for each other:
 //!
 //! - [`leases`] renews the leadership and the right to sell of every open segment. It needs Redis
 //!   only, so that neither PostgreSQL nor RabbitMQ can stop a sale, and it lives through a change of
 //!   leaders.
 //! - [`segments`] brings sales from PostgreSQL into Redis, and notices when Redis is not the one that
-//!   was opened: then [`reopen`] goes the whole way of [`reopening`], to be sure that nothing accepted
+//!   was opened: then [`reopen`] goes the whole way of [`reopening`](sluice_protocol::warden::reopening), to be sure that nothing accepted
 //!   is lost and nothing is sold twice; what Redis has lost, [`restore`](mod@restore) puts back.
-//! - [`roll`] keeps the [`register`] of edges; `striking` takes silent ones out of it.
+//! - [`roll`] keeps the [`register`](sluice_protocol::warden::register) of edges; `striking` takes silent ones out of it.
 //! - [`broker`] declares again what RabbitMQ has lost.
 //! - [`reconcile`] publishes what has no row, releases what is dead, tells again what Redis does not know
 //!   ([`behind`](mod@behind)), and measures drift.

@@ -1,4 +1,4 @@
-//! Carries out what [`reopening`](super::reopening) decides, for one segment, to its end.
+//! Carries out what [`reopening`](sluice_protocol::warden::reopening) decides, for one segment, to its end.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

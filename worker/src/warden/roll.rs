@@ -1,4 +1,4 @@
-//! Carries out what the [`register`](super::register) decides.
+//! Carries out what the [`register`](sluice_protocol::warden::register) decides.
 
 use std::sync::Arc;
 use std::time::Duration;
