@@ -76,7 +76,7 @@ impl BackgroundService for Books {
             self.seen.store(self.look().await, Ordering::Relaxed);
             tokio::select! {
                 () = tokio::time::sleep(EVERY) => {}
-                // Whoever could stop us has gone: that is a stop as well.
+                // An error means that the sender was dropped: treat it as a stop.
                 _ = shutdown.wait_for(|stopping| *stopping) => return,
             }
         }

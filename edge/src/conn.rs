@@ -102,7 +102,7 @@ impl Conn {
         self.turn(Mode::Taken);
     }
 
-    /// An answer is awaited, and then perhaps a tunnel: so long nothing may go either way.
+    /// An answer is awaited, and then perhaps a tunnel: for this long no byte may go either way.
     pub fn watch(&self, silence: Duration) {
         self.silence.store(u64::try_from(silence.as_millis()).unwrap_or(u64::MAX).max(1), Ordering::Relaxed);
     }

@@ -200,7 +200,7 @@ impl Engine {
         tasks.spawn(relay::run(Arc::clone(core), connection_name()));
         tasks.spawn(follow::list(Arc::clone(core)));
         tasks.spawn(follow::orders(Arc::clone(core), Arc::clone(book), Arc::clone(&self.topics)));
-        // Whoever could stop us has gone: that is a stop as well.
+        // An error means that the sender was dropped: treat it as a stop.
         let _ = stop.wait_for(|stopped| *stopped).await;
         core.draining.store(true, Ordering::Relaxed);
         core.beat.notify_one();
@@ -214,7 +214,7 @@ impl Engine {
         if held > 0 {
             return tracing::warn!(held, "stopped with orders unconfirmed; the journal has them");
         }
-        // A re-opening would wait for whoever does not say it.
+        // Until this edge says that it is gone, a re-opening waits for it.
         let leave = beat::leave(core, book, &self.seat, &cold);
         if tokio::time::timeout(FAREWELL, leave).await.is_err() {
             tracing::warn!("could not take leave; the wardens will find this edge silent");

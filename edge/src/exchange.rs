@@ -101,7 +101,7 @@ impl Context {
         let nobody = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         Self {
             started: Instant::now(),
-            kind: Kind::Proxied,
+            kind: Kind::PROXIED,
             target: Target::Here,
             client: nobody,
             peer: nobody,

@@ -13,28 +13,25 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
-use http::Method;
 use http::header::ORIGIN;
 use pingora::protocols::Stream;
 use pingora::time::timeout;
-use sluice_shared::lines::Lines;
-use sluice_shared::verdict::Rejection;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::sleep;
 
-use crate::chain::{self, Buyer};
+use crate::calls::{self, Asked, Hit, Judged, Route, Short, route};
 use crate::conn::Conn;
 use crate::connections::Place;
 use crate::exchange::{Busy, Context};
 use crate::fields::Fields;
-use crate::filter::{body, guard};
+use crate::filter::guard;
 use crate::framing::Framing;
 use crate::gate::{Gate, WRITE_TIMEOUT};
 use crate::head;
 use crate::metrics::Kind;
 use crate::phase::Stage;
 use crate::respond::{self, Reply};
-use crate::route::{Call, Route, normalise, nothing_here, route};
+use crate::route::normalise;
 
 /// A head with more fields than this goes the long way.
 const FIELDS: usize = 48;
@@ -65,15 +62,10 @@ pub struct Express {
 
 /// A request in one piece.
 struct Whole<'b, 'f> {
-    call: Call<'b>,
+    hit: Hit<'b>,
+    judge: Short,
     fields: &'f [httparse::Header<'b>],
     body: &'b [u8],
-}
-
-/// A request, judged as far as it can be without waiting.
-enum Judged {
-    Answer(Result<Reply, Rejection>),
-    Take(Buyer, Lines),
 }
 
 impl Express {
@@ -134,7 +126,7 @@ impl Express {
             bytes.advance(length);
             let answer = match judged {
                 Judged::Answer(answer) => answer,
-                Judged::Take(buyer, lines) => chain::take(&self.gate, buyer, lines).await,
+                Judged::Take(buyer, lines) => calls::take(&self.gate, buyer, lines).await,
             };
             let reply = answer.unwrap_or_else(|rejection| Reply::refusal(&mut context, &rejection));
             out.clear();
@@ -164,7 +156,7 @@ impl Express {
     /// Counts what a session was not given: its head was refused.
     pub fn refused(&self, conn: &Conn) {
         if let Some(code) = conn.refused() {
-            self.gate.metrics.answered(Kind::Other, Some(code), Duration::ZERO);
+            self.gate.metrics.answered(Kind::OTHER, Some(code), Duration::ZERO);
         }
     }
 
@@ -177,7 +169,7 @@ impl Express {
         let Ok(httparse::Status::Complete(length)) = parsed else { return None };
         let (whole, length) = self.whole(&request, bytes, length)?;
         context.identify(whole.fields);
-        context.kind = chain::kind(whole.call);
+        context.kind = whole.hit.kind;
         context.origin = self.gate.origin(whole.fields.field(ORIGIN.as_str()));
         Some((self.filters(&whole, context), length))
     }
@@ -208,34 +200,17 @@ impl Express {
         let (std::borrow::Cow::Borrowed(path), false) = (normalise(path), path.contains(['?', '#'])) else {
             return None;
         };
-        let Route::Ours(call) = route(path) else { return None };
-        let method = match call {
-            Call::Buy(_) | Call::Token(_) => Method::POST,
-            Call::Sale(_) => Method::GET,
-            _ => return None,
-        };
-        (request.method == Some(method.as_str())).then_some((Whole { call, fields, body }, length))
+        let Route::Ours(hit) = route(path) else { return None };
+        let judge = hit.call.short(request.method?)?;
+        Some((Whole { hit, judge, fields, body }, length))
     }
 
-    /// The same filters in the same order as on the long way; see [`chain`].
+    /// The same filters in the same order as on the long way; see [`calls`].
     fn filters(&self, request: &Whole<'_, '_>, context: &mut Context) -> Judged {
-        let gate = &*self.gate;
-        let Whole { call, fields, body } = *request;
-        let judged = guard::ours(fields, !body.is_empty()).and_then(|()| match call {
-            Call::Buy(id) => {
-                let buyer = chain::buyer(gate, fields, context, id)?;
-                Ok(Judged::Take(buyer, body::lines(body)?))
-            }
-            Call::Token(id) => {
-                let (sale, user) = chain::visitor(gate, fields, context, id)?;
-                body::nothing(body)?;
-                Ok(Judged::Answer(chain::issue(gate, &sale, &user)))
-            }
-            Call::Sale(id) => Ok(Judged::Answer(chain::show(gate, fields, context, id))),
-            Call::Order(_) | Call::Events(_) | Call::Claim | Call::Keys | Call::Callback | Call::Nothing => {
-                Ok(Judged::Answer(Err(nothing_here())))
-            }
-        });
+        let Whole { hit, judge, fields, body } = *request;
+        let asked = Asked { id: hit.id, query: None };
+        let judged = guard::ours(fields, !body.is_empty());
+        let judged = judged.and_then(|()| judge(&self.gate, fields, context, asked, body));
         judged.unwrap_or_else(|rejection| Judged::Answer(Err(rejection)))
     }
 }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::HeaderValue;
 use sluice_shared::ids::OrderId;
 use sluice_shared::receipt::ReceiptKeys;
@@ -18,12 +17,10 @@ use crate::keys::Keyring;
 use crate::lookups::Lookups;
 use crate::metrics::{Gauges, Metrics};
 use crate::phase::Phase;
-use crate::respond::Reply;
-use crate::route::Call;
 use crate::streams::Streams;
 use crate::upstream::Peers;
 
-/// A client that reads nothing for so long is given up.
+/// How long a client may read nothing until it is given up.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Everything that requests are judged with.
@@ -113,16 +110,6 @@ impl Gate {
         let origin = origin.filter(|_| !self.cors.is_empty())?;
         let allowed = self.cors.iter().any(|allowed| allowed == origin || allowed == "*");
         allowed.then(|| HeaderValue::from_bytes(origin).ok()).flatten()
-    }
-
-    /// The answer to a browser that asks whether its page may call.
-    pub fn preflight(&self, call: Call<'_>) -> Reply {
-        let headers = "Authorization, Content-Type, Last-Event-ID, X-Sale-Token, X-Request-Id";
-        Reply::json(204, Bytes::new())
-            .with("Access-Control-Allow-Methods", HeaderValue::from_static(call.allow()))
-            .with("Access-Control-Allow-Headers", HeaderValue::from_static(headers))
-            .with("Access-Control-Max-Age", HeaderValue::from_static("600"))
-            .with("Vary", HeaderValue::from_static("Origin, Access-Control-Request-Method"))
     }
 
     /// A ticket for an order's event stream.

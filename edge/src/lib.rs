@@ -1,14 +1,15 @@
 //! The gate at the edge.
 //!
 //! A request comes in by [`front`] (deadlines, keep-alive). A plain one for a sale goes the short way,
-//! [`express`], every other one the long way, [`session`]; both judge it by [`chain`] with its [`filter`]s.
+//! [`express`], every other one the long way, [`session`]; both by the
+//! table of [`calls`], whose requests pass the [`chain`] of [`filter`]s.
 //! The answer leaves by [`respond`], or the request goes on to a server behind us by [`upstream`].
 //! What is accepted belongs to the [`engine`], on threads of its own.
 
 pub mod books;
 pub mod buckets;
+pub mod calls;
 pub mod chain;
-pub mod claim;
 pub mod command;
 pub mod config;
 pub mod conn;

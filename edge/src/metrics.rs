@@ -12,58 +12,19 @@ use sluice_shared::verdict::Code;
 
 use crate::connections::Tally;
 
-/// What a request asks for.
+/// What a request is counted under: one of the calls, or one of these two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Something of the upstream's.
-    Proxied,
-    /// A sale.
-    Sale,
-    /// A token.
-    Token,
-    /// An order to be taken.
-    Buy,
-    /// An order that exists.
-    Order,
-    /// Its changes.
-    Events,
-    /// An order that was lost, by its receipt.
-    Claim,
-    /// The keys of receipts.
-    Keys,
-    /// A payment notice.
-    Callback,
-    /// Nothing that there is.
-    Other,
-}
+pub struct Kind(usize);
 
 impl Kind {
-    const ALL: [Self; 10] = [
-        Self::Proxied,
-        Self::Sale,
-        Self::Token,
-        Self::Buy,
-        Self::Order,
-        Self::Events,
-        Self::Claim,
-        Self::Keys,
-        Self::Callback,
-        Self::Other,
-    ];
+    /// Something of the upstream's.
+    pub const PROXIED: Self = Self(0);
+    /// Nothing that there is.
+    pub const OTHER: Self = Self(1);
 
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Proxied => "proxied",
-            Self::Sale => "sale",
-            Self::Token => "token",
-            Self::Buy => "buy",
-            Self::Order => "order",
-            Self::Events => "events",
-            Self::Claim => "claim",
-            Self::Keys => "keys",
-            Self::Callback => "callback",
-            Self::Other => "other",
-        }
+    /// The call in this row of the table.
+    pub fn call(row: usize) -> Self {
+        Self(row + 2)
     }
 }
 
@@ -93,7 +54,8 @@ pub struct Metrics {
     refused: Vec<AtomicU64>,
     /// Orders answered as accepted: new ones, replays, and those taken again by their receipts.
     accepted: [AtomicU64; 3],
-    latency: [Latency; Kind::ALL.len()],
+    /// By kind: its label, and how long its requests took.
+    latency: Vec<(&'static str, Latency)>,
     /// Connections to the public listeners.
     pub connections: Arc<Tally>,
     /// Requests being served.
@@ -102,26 +64,28 @@ pub struct Metrics {
     pub streams: AtomicUsize,
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
+impl Metrics {
+    /// Nothing is counted yet; calls have these labels.
+    pub fn new(calls: impl IntoIterator<Item = &'static str>) -> Self {
+        let labels = ["proxied", "other"].into_iter().chain(calls);
         Self {
             refused: Code::ALL.iter().map(|_| AtomicU64::new(0)).collect(),
             accepted: Default::default(),
-            latency: Default::default(),
+            latency: labels.map(|label| (label, Latency::default())).collect(),
             connections: Arc::default(),
             busy: Arc::default(),
             streams: AtomicUsize::new(0),
         }
     }
-}
 
-impl Metrics {
     /// Counts a request that was answered.
     pub fn answered(&self, kind: Kind, verdict: Option<Code>, took: Duration) {
         if let Some(count) = verdict.and_then(|code| self.refused.get(code as usize)) {
             count.fetch_add(1, Ordering::Relaxed);
         }
-        self.latency[kind as usize].observe(took);
+        if let Some((_, latency)) = self.latency.get(kind.0) {
+            latency.observe(took);
+        }
     }
 
     /// Counts an order answered as accepted.
@@ -168,17 +132,17 @@ impl EncodeMetric for Counts<'_> {
     }
 }
 
-struct Latencies<'a>(&'a [Latency]);
+struct Latencies<'a>(&'a [(&'static str, Latency)]);
 
 impl EncodeMetric for Latencies<'_> {
     fn encode(&self, mut encoder: MetricEncoder) -> Result<(), std::fmt::Error> {
-        for (kind, latency) in Kind::ALL.iter().zip(self.0) {
+        for (label, latency) in self.0 {
             let counts: Vec<u64> = latency.buckets.iter().map(|n| n.load(Ordering::Relaxed)).collect();
             let seconds = |micros: u64| Duration::from_micros(micros).as_secs_f64();
             let bounds = BOUNDS.iter().map(|bound| seconds(*bound)).chain([f64::MAX]);
             let buckets: Vec<(f64, u64)> = bounds.zip(counts.iter().copied()).collect();
             let sum = seconds(latency.micros.load(Ordering::Relaxed));
-            let labels = [("call", kind.as_str())];
+            let labels = [("call", *label)];
             let mut family = encoder.encode_family(&labels)?;
             family.encode_histogram::<NoLabelSet>(sum, counts.iter().sum(), &buckets, None)?;
         }

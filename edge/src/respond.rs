@@ -2,18 +2,13 @@
 
 use bytes::Bytes;
 use http::header::{ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, CACHE_CONTROL, VARY};
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderValue, StatusCode};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::date::get_cached_date;
 use sluice_shared::verdict::{Code, Rejection};
 
 use crate::exchange::{Context, Exchange};
 use crate::fields::REQUEST_ID;
-
-/// What is left in a bucket (draft-ietf-httpapi-ratelimit-headers-11).
-pub const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
-/// How large the buckets are.
-pub const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");

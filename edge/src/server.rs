@@ -14,6 +14,7 @@ use tokio::runtime::Builder;
 use tokio::sync::watch;
 
 use crate::books::Books;
+use crate::calls::CALLS;
 use crate::config::{Config, Limits};
 use crate::connections::{Bounds, Connections};
 use crate::descriptors;
@@ -61,7 +62,7 @@ pub fn run(config: Config, former: Option<&str>) -> anyhow::Result<()> {
         (Arc::new(teller), watch::channel(false), mpsc::channel());
     let conf = conf(listen.threads, config.upstream_keepalive, grace);
     let books = Arc::new(Books::new(config.api.clone()));
-    let counts = Arc::new(Metrics::default());
+    let counts = Arc::new(Metrics::new(CALLS.iter().map(|call| call.label)));
     let (state_dir, name) = (config.engine.state_dir.clone(), config.engine.name.clone());
     let gate = Gate::new(config, engine.clone(), counts.clone(), phase.clone());
     metrics::register(&mut registry, counts.clone(), gate.gauges());

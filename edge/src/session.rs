@@ -15,7 +15,8 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType};
 use sluice_shared::verdict::{Code, Rejection};
 
-use crate::chain::{self, Next};
+use crate::calls;
+use crate::chain::Next;
 use crate::conn::Conn;
 use crate::exchange::{Context, Exchange, Stop, Target};
 use crate::gate::{Gate, WRITE_TIMEOUT};
@@ -132,7 +133,7 @@ impl ProxyHttp for Proxied {
         }
         self.begin(session, context);
         let mut exchange = Exchange { session, context };
-        match chain::judge(&self.0, &mut exchange).await {
+        match calls::judge(&self.0, &mut exchange).await {
             Ok(Next::Reply(reply)) => {
                 exchange.settle();
                 respond::reply(&mut exchange, reply).await?;

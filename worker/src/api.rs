@@ -10,7 +10,6 @@ pub mod buyer;
 pub mod call;
 pub mod claims;
 pub mod desk;
-pub mod events;
 pub mod json;
 pub mod lanes;
 pub mod locate;
@@ -40,7 +39,6 @@ use sluice_shared::clock::Millis;
 use sluice_shared::config::Secret;
 use sluice_shared::redis::Redis;
 use sluice_shared::verdict::{Code, Rejection};
-use tokio::sync::Semaphore;
 
 use self::auditor::Auditor;
 use self::auth::Keys;
@@ -54,8 +52,6 @@ use crate::metrics::api::{Answered, Metrics};
 use crate::store::Store;
 
 const REQUEST_ID: &str = "x-request-id";
-/// Event streams that may be open at once; each of them asks the books every second.
-const STREAMS_MAX: usize = 500;
 
 /// What handlers work with.
 #[derive(Debug)]
@@ -78,8 +74,6 @@ pub struct Api {
     pub edge_wait: Duration,
     /// Where orders are.
     pub locator: Arc<Locator>,
-    /// Room for event streams.
-    pub streams: Arc<Semaphore>,
     /// Makes audits.
     pub auditor: Auditor,
     /// What is counted.
@@ -109,7 +103,6 @@ impl Api {
             payment_secret,
             edge_wait,
             locator,
-            streams: Arc::new(Semaphore::new(STREAMS_MAX)),
             auditor,
             metrics,
         }

@@ -14,9 +14,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use futures_util::FutureExt;
-use sluice_shared::amqp::{AmqpError, Consumer, Delivery, Link, Outgoing, Sender};
-use sluice_shared::topology::{DEAD, LADDER, RETRY, WAITING};
+use sluice_shared::amqp::{Consumer, Delivery, Link, Outgoing, Sender};
+use sluice_shared::topology::{LADDER, RETRY, WAITING};
 
+use crate::parking::park;
 use crate::process::{Context, Stop};
 use crate::store::StoreError;
 use room::Room;
@@ -221,24 +222,12 @@ impl<H: Handler> Reader<'_, H> {
     }
 
     async fn park(&mut self, delivery: Delivery, why: &str) -> anyhow::Result<()> {
-        tracing::error!(queue = H::QUEUE, id = delivery.id, why, "a message is parked");
-        let message = Outgoing {
-            reason: Some(why),
-            queue: Some(H::QUEUE),
-            ..Outgoing::again(&delivery, DEAD, "parked")
-        };
-        match self.sender.send(message).await {
-            Err(error @ AmqpError::Broken(_)) => return Err(error.into()),
-            Err(error) => tracing::warn!(%error, "a parked message is in the books only"),
-            Ok(()) => {}
-        }
-        let store = &self.context.store;
-        store.bounded(store.park(H::QUEUE, why, &delivery.body)).await?;
+        park(&mut self.sender, &self.context.store, H::QUEUE, &delivery, why).await?;
         self.end(delivery.tag).await
     }
 }
 
-/// The retry queue in which a message waits so long, or longer by one step at the most.
+/// The retry queue whose wait is the shortest that is long enough.
 fn waiting_step(pause: Duration) -> &'static str {
     let fits = |(_, delay): &&(&str, u32)| Duration::from_millis(u64::from(*delay)) >= pause;
     let longest = LADDER[LADDER.len() - 1];

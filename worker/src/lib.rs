@@ -14,6 +14,7 @@ pub mod config;
 pub mod consumer;
 pub mod explain;
 pub mod metrics;
+pub mod parking;
 pub mod process;
 pub mod role;
 pub mod saga;

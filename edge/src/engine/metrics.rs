@@ -77,11 +77,23 @@ impl Metrics {
     fn register(&self, to: &mut Registry) {
         let relay = to.sub_registry_with_prefix("relay");
         relay.register("held", "Accepted orders that the broker has not confirmed", self.held.clone());
-        relay.register("spare_copies", "Copies of confirmed orders", self.spares.clone());
-        relay.register("recalled", "Copies published again: redis had lost the order", self.recalled.clone());
-        relay.register("lag_seconds", "Age of the oldest of them", self.lag.clone());
+        relay.register(
+            "spare_copies",
+            "Copies kept of orders that the broker has confirmed",
+            self.spares.clone(),
+        );
+        relay.register(
+            "recalled",
+            "Copies published again, because Redis had lost their orders",
+            self.recalled.clone(),
+        );
+        relay.register(
+            "lag_seconds",
+            "Age in seconds of the oldest accepted order that the broker has not confirmed",
+            self.lag.clone(),
+        );
         relay.register("unconfirmed", "Messages sent that wait for their confirm", self.unconfirmed.clone());
-        relay.register("published", "Messages by what the broker said", self.published.clone());
+        relay.register("published", "Order messages by what the broker said", self.published.clone());
         relay.register("swept", "Journal entries taken over from an edge that left them", self.swept.clone());
         relay.register("erased", "Journal entries deleted after the confirm", self.erased.clone());
         relay.register("journal", "Journal entries of all sales, as last swept", self.journal.clone());
@@ -89,14 +101,30 @@ impl Metrics {
         amqp.register("connected", "Whether the broker is connected", self.connected.clone());
         amqp.register("blocked", "Whether the broker blocks publishers", self.blocked.clone());
         let reserve = to.sub_registry_with_prefix("reserve");
-        reserve.register("batches", "Calls of the script", self.batches.clone());
-        reserve.register("batch_size", "Orders in one call", self.batch_size.clone());
-        reserve.register("call_seconds", "How long a call took", self.call.clone());
-        reserve.register("faults", "Calls without a good answer, by outcome", self.faults.clone());
+        reserve.register(
+            "batches",
+            "Calls of the script that takes units, each for a batch of orders",
+            self.batches.clone(),
+        );
+        reserve.register(
+            "batch_size",
+            "Orders in one call of the script that takes units",
+            self.batch_size.clone(),
+        );
+        reserve.register(
+            "call_seconds",
+            "Seconds that a call of the script that takes units took",
+            self.call.clone(),
+        );
+        reserve.register(
+            "faults",
+            "Calls of the script that takes units without a good answer, by outcome",
+            self.faults.clone(),
+        );
         let what = "How far this machine's clock is ahead of Redis', which sales go by";
         to.sub_registry_with_prefix("clock").register("skew_seconds", what, self.skew.clone());
         let sales = to.sub_registry_with_prefix("sales");
-        sales.register("live", "Sales of this gate", self.sales.clone());
+        sales.register("live", "Sales that this edge knows", self.sales.clone());
         let what = "Times that the list was read as a whole, not only what has changed";
         sales.register("whole_lists", what, self.whole_lists.clone());
         sales.register("frozen_segments", "Segments that sell nothing for now", self.frozen.clone());

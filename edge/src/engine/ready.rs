@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Engine, Readiness, ReadyState};
 
-/// A Redis that was silent for so long counts as gone.
+/// How long Redis may be silent until it counts as gone.
 const SILENT: Duration = Duration::from_secs(2);
 /// How long a start may wait for its admission: the shop's traffic does not need one.
 const ADMISSION: Duration = Duration::from_secs(10);

@@ -24,7 +24,7 @@ const BULK: usize = 256;
 const REFILL: usize = 128;
 /// How often a quiet connection is looked at.
 const LOOK: Duration = Duration::from_millis(100);
-/// A connection that confirms nothing for so long, although it is not blocked, is given up.
+/// How long a connection that is not blocked may confirm nothing until it is given up.
 const STALL: Duration = Duration::from_secs(15);
 /// Between two attempts to connect: from, to.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));

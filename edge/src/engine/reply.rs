@@ -378,7 +378,8 @@ mod tests {
         let mut confirm = reply.confirm.unwrap();
         let (ticket, _, _) = held.take(1, Instant::now()).remove(0);
         assert!(confirm.try_recv().is_err());
-        held.confirmed(&[ticket]);
+        let (_, waiters) = held.confirmed(&[ticket]);
+        waiters.into_iter().for_each(|waiter| waiter.send(()).unwrap());
         assert!(confirm.try_recv().is_ok());
     }
 

@@ -20,7 +20,7 @@ use super::sales::{Book, LiveSale};
 const EVERY: Duration = Duration::from_millis(500);
 /// Journals of sales that are not on are looked at every so many times.
 const SELDOM: u64 = 20;
-/// A sale counts as on until so long after its end.
+/// How long after its end a sale is still swept.
 const AFTERMATH: Duration = Duration::from_mins(1);
 /// Entries looked at in one go, a segment.
 const PAGE: usize = 1000;

@@ -51,7 +51,7 @@ fn every_role_runs_and_two_edges_and_two_wardens() {
     }
     assert_eq!(running(&["sluice-edge"]), 2);
     assert_eq!(running(&["sluice-worker", "reconcile"]), 2);
-    let roles = read("worker/src/role.rs");
+    let roles = read("worker/src/config.rs");
     for service in services.values().map(command).filter(|words| words.first() == Some(&"sluice-worker")) {
         let known =
             ["migrate", "topology"].contains(&service[1]) || roles.contains(&format!("\"{}\"", service[1]));

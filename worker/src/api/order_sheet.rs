@@ -28,8 +28,6 @@ pub struct OrderSheet {
     refund: Option<&'static str>,
     message: Option<String>,
     updated_at: String,
-    #[serde(skip)]
-    updated: Millis,
 }
 
 /// What is shown of lines.
@@ -51,7 +49,6 @@ impl OrderSheet {
             refund: row.refund.for_buyer(),
             message: row.message.clone(),
             updated_at: row.updated_at.to_text(),
-            updated: row.updated_at,
         }
     }
 
@@ -68,18 +65,7 @@ impl OrderSheet {
             refund: record.refund.for_buyer(),
             message: None,
             updated_at: record.updated.to_text(),
-            updated: record.updated,
         }
-    }
-
-    /// Whether nothing is awaited any more.
-    pub fn is_final(&self) -> bool {
-        self.state.is_final()
-    }
-
-    /// Grows with each change: an event's id.
-    pub fn version(&self) -> i64 {
-        self.updated.0
     }
 }
 

@@ -10,7 +10,7 @@ use axum::routing::MethodFilter;
 use super::auth::{Needs, Role};
 use super::call::Call;
 use super::reply::Answer;
-use super::{Api, buyer, claims, events, orders, payments, ready, sales, steps, stock};
+use super::{Api, buyer, claims, orders, payments, ready, sales, steps, stock};
 use crate::api::steps::Step;
 
 /// What a call will come to.
@@ -83,7 +83,6 @@ routes! {
     GET "/internal/v1/orders/{order}" Needs::Watcher => buyer::get,
     DELETE "/internal/v1/orders/{order}" Needs::Buyer => buyer::cancel,
     POST "/internal/v1/orders/{order}/claim" Needs::Buyer => claims::note,
-    GET "/internal/v1/orders/{order}/events" Needs::Watcher => events::stream,
     POST "/internal/v1/payments/callback" Needs::Edge => payments::callback,
     GET "/internal/v1/ready" Needs::Edge => ready::get,
 }

@@ -12,13 +12,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use sluice_shared::amqp::{AmqpError, Consumer, Link, Outgoing, Sender};
+use sluice_shared::amqp::{Consumer, Link, Sender};
 use sluice_shared::failpoint;
-use sluice_shared::topology::{DEAD, write_queue};
+use sluice_shared::topology::write_queue;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
+use crate::parking::park;
 use crate::process::{Context, Stop, keep};
 use crate::store::StoreError;
 use batch::{Batch, Poison};
@@ -163,23 +164,9 @@ impl Writer<'_> {
         }
     }
 
-    /// Puts a message where operators look for it; the reservation itself is published anew by the
-    /// warden. The books keep it even when the broker has no room for it.
+    /// The reservation itself is published anew by the warden.
     async fn park(&mut self, poison: &Poison) -> anyhow::Result<()> {
-        let Poison { delivery, reason } = poison;
-        tracing::error!(queue = self.queue, id = delivery.id, reason, "a message is parked");
-        let message = Outgoing {
-            reason: Some(reason),
-            queue: Some(&self.queue),
-            ..Outgoing::again(delivery, DEAD, "parked")
-        };
-        match self.sender.send(message).await {
-            Err(error @ AmqpError::Broken(_)) => return Err(error.into()),
-            Err(error) => tracing::warn!(%error, "a parked message is in the books only"),
-            Ok(()) => {}
-        }
-        let store = &self.context.store;
-        store.bounded(store.park(&self.queue, reason, &delivery.body)).await?;
+        park(&mut self.sender, &self.context.store, &self.queue, &poison.delivery, &poison.reason).await?;
         self.context.metrics.orders("parked", 1);
         Ok(())
     }

@@ -305,11 +305,6 @@ impl Raising {
     pub async fn commit(self) -> Result<(), StoreError> {
         Ok(self.writing.commit().await?)
     }
-
-    /// The present epoch goes on.
-    pub async fn give_up(self) -> Result<(), StoreError> {
-        Ok(self.writing.rollback().await?)
-    }
 }
 
 /// Rows by their sale, each in the order that they came in.

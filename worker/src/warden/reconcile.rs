@@ -46,7 +46,7 @@ const AFTER_LOSS: Look = Look { unwritten_ms: 0, ..FIRST };
 
 /// How soon a look after a loss that failed is repeated.
 const AGAIN: Duration = Duration::from_millis(500);
-/// A sale whose units are all accounted for is read all the same when it was not for so long.
+/// After this time a sale is read although all of its units are accounted for.
 const PROVEN: Duration = Duration::from_secs(60);
 
 /// Closed sales have so much of one round: there may be many, and those that sell come first.

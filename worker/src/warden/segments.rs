@@ -35,7 +35,8 @@ const TIDY: Duration = Duration::from_secs(10);
 const SHARE: u32 = 20;
 /// Segments that serve and are looked at in one round.
 const LOOKED: usize = 500;
-/// Segments of closed sales wait so long for those that sell; longer, they would wait for a trouble.
+/// How long segments of closed sales wait for those that sell to be re-opened first: one that cannot be
+/// re-opened must not hold them up for ever.
 const URGENT: Duration = Duration::from_secs(10);
 /// The shortest and the longest pause before a segment is re-opened again whose re-opening was in vain.
 const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(60)];

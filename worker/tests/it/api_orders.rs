@@ -123,7 +123,6 @@ async fn a_buyer_sees_his_order_from_the_books_or_from_the_shelf() {
     for id in ["nonsense".to_owned(), OrderId::mint(1, 0).to_string(), OrderId::mint(99, 0).to_string()] {
         world.edge("GET", &format!("/orders/{id}"), "alice").await.problem(404, "not_found");
         world.edge("DELETE", &format!("/orders/{id}"), "alice").await.problem(404, "not_found");
-        world.edge("GET", &format!("/orders/{id}/events"), "alice").await.problem(404, "not_found");
     }
     let reply = world.edge("GET", &path, "").await;
     assert_eq!(reply.problem(400, "bad_request").as_deref(), Some("X-Sluice-User"));
@@ -173,28 +172,6 @@ async fn an_unpaid_order_is_cancelled_whether_it_is_written_or_not() {
     assert_eq!(world.store.expire(&[expired]).await.unwrap(), [expired]);
     let shown = world.edge("DELETE", &format!("/orders/{expired}"), "carol").await.expect(202);
     assert_eq!(shown["state"], "expired");
-}
-
-#[tokio::test]
-async fn events_begin_with_the_present_state_and_end_with_a_final_one() {
-    let world = world().await;
-    let paid = world.paid_order("a", "alice", "p1").await;
-    let reply = world.edge("GET", &format!("/orders/{paid}/events"), "alice").await;
-    assert_eq!((reply.status, reply.headers["content-type"].as_str()), (200, "text/event-stream"));
-    let text = String::from_utf8(reply.body).unwrap();
-    assert_eq!(text.matches("event: order\n").count(), 1, "{text}");
-    assert!(text.contains("\"state\":\"paid\"") && text.starts_with("id: "), "{text}");
-    let open = world.order("a", "bob").await;
-    let path = format!("/orders/{open}/events");
-    let (reply, _) = tokio::join!(world.edge("GET", &path, "bob"), async {
-        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-        world.edge("DELETE", &format!("/orders/{open}"), "bob").await.expect(202)
-    });
-    let text = String::from_utf8(reply.body).unwrap();
-    let states: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
-    assert_eq!(states.len(), 2, "{text}");
-    assert!(states[1].contains("\"state\":\"cancelled\""), "{text}");
-    world.edge("GET", &path, "mallory").await.problem(404, "not_found");
 }
 
 #[tokio::test]

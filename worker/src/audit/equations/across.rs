@@ -14,7 +14,7 @@ use crate::audit::rows::{Followed, OfSegment};
 use crate::audit::segment::{Entry, Seen};
 use crate::warden::verify::expected;
 
-/// An accepted order may be without a row so long.
+/// How long an accepted order may have no row.
 const UNWRITTEN_MS: i64 = 5_000;
 /// Orders in one message of the outbox.
 const A_MESSAGE: usize = 100;

@@ -12,7 +12,7 @@ use crate::audit::segment::{Entry, Seen};
 use crate::store::books::OrderFact;
 use crate::warden::behind::{Behind, ahead, behind};
 
-/// Redis may not have followed so long in what the books say of an order.
+/// How long Redis may lag behind the row of an order until the audit calls it lost.
 const UNTOLD_MS: i64 = 10_000;
 /// The clocks of Redis and PostgreSQL may differ by so much.
 pub const SKEW_MS: i64 = 5_000;

@@ -9,8 +9,10 @@ use sluice_shared::lines::Lines;
 use sluice_shared::receipt::Receipt;
 use sluice_shared::verdict::{Code, Rejection};
 
+use super::Asked;
+use crate::chain::{self, Next};
 use crate::engine::Ask;
-use crate::exchange::Context;
+use crate::exchange::{Context, Exchange, Stop};
 use crate::filter::{body, reserve};
 use crate::gate::Gate;
 use crate::respond::Reply;
@@ -27,8 +29,15 @@ struct Claim<'a> {
     reason: &'static str,
 }
 
+/// Judges the claim of a customer.
+pub(super) async fn run(gate: &Gate, exchange: &mut Exchange<'_>, _: Asked<'_>) -> Result<Next, Stop> {
+    let user = chain::customer(gate, exchange)?;
+    let body = exchange.body(gate.limits.body_bytes, gate.limits.body_timeout).await?;
+    Ok(Next::Reply(claim(gate, exchange.context, &user, &body).await?))
+}
+
 /// Judges a customer's claim. Safe to repeat: an order that was lost is taken again once, by its id.
-pub async fn claim(gate: &Gate, context: &Context, user: &UserId, body: &[u8]) -> Result<Reply, Rejection> {
+async fn claim(gate: &Gate, context: &Context, user: &UserId, body: &[u8]) -> Result<Reply, Rejection> {
     let invalid = |why: String| Rejection::new(Code::ReceiptInvalid, why);
     let receipt = gate.receipts.verify(&body::receipt(body)?).map_err(|bad| invalid(bad.to_string()))?;
     if receipt.user != *user {
