@@ -111,7 +111,7 @@ pub fn run(setting: &Setting, ask: &BrokerOutage) -> Result<bool> {
 
 /// Whether the edge says so, while it goes on.
 fn told(edge_admin: SocketAddrV4, reason: &str) -> Result<()> {
-    wait_for("the edge to tell why", Duration::from_secs(10), || {
+    wait_for("the edge to tell why", Duration::from_secs(30), || {
         let request = Bytes::from_static(b"GET /-/ready HTTP/1.1\r\nHost: edge\r\nConnection: close\r\n\r\n");
         let reply = call(edge_admin, &request);
         let answer = reply.answer();

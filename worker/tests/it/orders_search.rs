@@ -44,6 +44,12 @@ async fn large() -> TestDatabase {
     .await
     .unwrap();
     db.run("VACUUM ANALYZE").await;
+    // A session tells what it read some time later, and the filling has read every order.
+    let told = "SELECT seq_tup_read >= $1 FROM pg_stat_user_tables WHERE relname = 'orders'";
+    eventually("the filling has been told", Duration::from_secs(20), || async {
+        sqlx::query_scalar(told).bind(ORDERS).fetch_one(&db.pool).await.unwrap()
+    })
+    .await;
     db
 }
 
